@@ -1,0 +1,171 @@
+//! What the runtime tells a backend. Everything is plain data; unknown fields are ignored and
+//! missing ones have defaults, so that both sides may grow.
+
+use crate::plan::StdioKind;
+use crate::survey::Survey;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What `probe` is asked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProbeRequest {
+    /// Only what is quick, or also a self-test that takes a second.
+    pub thorough: bool,
+}
+
+/// An image, opened: a root directory.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageView {
+    /// What the user typed.
+    pub name: String,
+    /// The root directory on the host. Its content is hostile: resolve paths below it only.
+    pub root: PathBuf,
+}
+
+/// The application's process as the user asked for it, before any wrapping.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProcessView {
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// Its environment at the start.
+    pub env: BTreeMap<String, String>,
+    /// Its working directory inside.
+    pub cwd: PathBuf,
+    /// Its uid inside.
+    pub uid: u32,
+    /// Its gid inside.
+    pub gid: u32,
+}
+
+/// What is looked at by `examine`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "subject")]
+pub enum Subject {
+    /// An image and what would be started in it.
+    Image {
+        /// The image.
+        image: ImageView,
+        /// The process.
+        process: ProcessView,
+    },
+    /// A running instance.
+    Instance {
+        /// The instance.
+        instance: InstanceView,
+    },
+    /// A generation, about to be restarted on this host.
+    Generation {
+        /// The generation.
+        generation: GenerationView,
+        /// The image that it is restarted in.
+        image: ImageView,
+    },
+}
+
+/// What `plan_launch` is asked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LaunchRequest {
+    /// The image.
+    pub image: ImageView,
+    /// The process.
+    pub process: ProcessView,
+    /// The container's host name.
+    pub hostname: String,
+    /// Whether the container has a user namespace.
+    pub rootless: bool,
+    /// What the standard streams will be.
+    pub stdio: Option<StdioKind>,
+}
+
+/// A running container.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InstanceView {
+    /// Its name.
+    pub name: String,
+    /// The pid (inside) of the application's first process.
+    pub application: i32,
+    /// How the application ended, when it has: `exit 3`, `signal 9`.
+    pub ended: Option<String>,
+    /// The staging directory on the host; inside it is [`CAPTURE_DIR`](crate::plan::CAPTURE_DIR).
+    pub staging: PathBuf,
+    /// Free bytes on the staging directory's file system, the user's quota considered where known.
+    pub free_bytes: u64,
+    /// What runs inside. Empty where the runtime did not look (in `ready`, `alive` and `stop`).
+    pub survey: Survey,
+    /// The last lines of the application's stderr since this start.
+    pub stderr_tail: String,
+    /// The hostname inside.
+    pub hostname: String,
+}
+
+/// What `capture` is asked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CaptureRequest {
+    /// The instance. Its survey was taken just now.
+    pub instance: InstanceView,
+    /// The application is ended as soon as the generation is safe; it need not run on.
+    pub stop_after: bool,
+    /// Numbers and sizes of earlier generations of this instance, for engines that build on them.
+    pub previous: Option<u64>,
+}
+
+/// One complete saved state.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GenerationView {
+    /// Its number.
+    pub number: u64,
+    /// The directory on the host; inside it is [`IMAGE_DIR`](crate::plan::IMAGE_DIR). Verified already.
+    pub directory: PathBuf,
+    /// Paths relative to the directory, as committed.
+    pub files: Vec<PathBuf>,
+    /// The version of the engine that made it.
+    pub engine_version: String,
+    /// The processes it holds.
+    pub processes: Vec<i32>,
+    /// What the backend's own capture report carried in `facts`.
+    pub facts: BTreeMap<String, serde_json::Value>,
+}
+
+/// What `plan_restart` is asked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RestartRequest {
+    /// The generation.
+    pub generation: GenerationView,
+    /// The image.
+    pub image: ImageView,
+    /// The process as it was started at first.
+    pub process: ProcessView,
+    /// The container's host name, as recorded.
+    pub hostname: String,
+    /// Whether the container has a user namespace.
+    pub rootless: bool,
+    /// What the standard streams will be.
+    pub stdio: Option<StdioKind>,
+}
+
+/// What `alive` is asked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AliveRequest {
+    /// The instance.
+    pub instance: InstanceView,
+    /// The generation that was brought back.
+    pub generation: GenerationView,
+}
+
+/// What `stop` is asked. The runtime has signalled the application already.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StopRequest {
+    /// The instance.
+    pub instance: InstanceView,
+}

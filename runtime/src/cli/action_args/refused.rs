@@ -1,0 +1,73 @@
+//! Apptainer's flags that this runtime does not have, so that a page of its manual is answered by name.
+
+/// Flag and what is the case instead, as a sentence.
+pub const REFUSED: &[(&str, &str)] = &[
+    ("--add-caps", "The application never has capabilities beyond those of its user."),
+    ("--allow-setuid", "Programs with the set-user-id bit never gain anything inside."),
+    ("--app", "Applications of the SCIF kind inside an image cannot be chosen."),
+    ("--apply-cgroups", "Limits are those of the batch system or of the surrounding cgroup."),
+    ("--authfile", "Images are not pulled."),
+    ("--blkio-weight", "Limits are those of the batch system or of the surrounding cgroup."),
+    ("--blkio-weight-device", "Limits are those of the batch system or of the surrounding cgroup."),
+    ("--boot", "An image's own init system is not started."),
+    ("--compat", "Name the parts instead: --containall --no-home --writable-tmpfs."),
+    ("--config-file", "Configuration is read from plugins.toml."),
+    ("--cpu-shares", "Limits are those of the batch system or of the surrounding cgroup."),
+    ("--cpus", "Limits are those of the batch system or of the surrounding cgroup."),
+    ("--cpuset-cpus", "Limits are those of the batch system or of the surrounding cgroup."),
+    ("--cpuset-mems", "Limits are those of the batch system or of the surrounding cgroup."),
+    ("--device", "Devices are those of the host's /dev, or the small set of --contain."),
+    ("--disable-cache", "There is no image cache to disable."),
+    ("--dns", "Name servers are the host's."),
+    ("--docker-host", "Images are not pulled."),
+    ("--docker-login", "Images are not pulled."),
+    ("--drop-caps", "The application never has capabilities beyond those of its user."),
+    ("--fusemount", "Mount the file system on the host and show it with --bind."),
+    ("--ignore-fakeroot-command", "No fakeroot command is used."),
+    ("--ignore-subuid", "--fakeroot maps one user and uses no subordinate ids."),
+    ("--intel-hpu", "Libraries of devices are not put into the container."),
+    ("--keep-privs", "The application never has capabilities beyond those of its user."),
+    ("--memory", "Limits are those of the batch system or of the surrounding cgroup."),
+    ("--memory-reservation", "Limits are those of the batch system or of the surrounding cgroup."),
+    ("--memory-swap", "Limits are those of the batch system or of the surrounding cgroup."),
+    ("--netns-path", "A network is the host's, or an empty one with --net."),
+    ("--network", "A network is the host's, or an empty one with --net."),
+    ("--network-args", "A network is the host's, or an empty one with --net."),
+    ("--no-env", "Use --cleanenv and name what is wanted with --env."),
+    ("--no-eval", "Values of --env and of --env-file are never evaluated, so there is nothing to turn off."),
+    ("--no-https", "Images are not pulled."),
+    ("--no-init", "A container with its own process ids always has an init."),
+    ("--no-mount", "Leave out the home with --no-home and most of the host with --contain."),
+    (
+        "--no-pid",
+        "Only instances, --pid, --containall and containers that can be saved have their own process ids.",
+    ),
+    ("--no-privs", "The application never has capabilities beyond those of its user."),
+    ("--no-tmp-sandbox", "Images are never unpacked behind your back."),
+    ("--no-umask", "The file mode mask is the caller's."),
+    ("--nv", "Libraries of graphics processors are not put into the container; --bind can show them."),
+    ("--nvccli", "Libraries of graphics processors are not put into the container; --bind can show them."),
+    ("--oci", "There is one way to run a container."),
+    ("--oom-kill-disable", "Limits are those of the batch system or of the surrounding cgroup."),
+    ("--passphrase", "Encrypted images cannot be opened."),
+    ("--pem-path", "Encrypted images cannot be opened."),
+    ("--pid-file", "The pid of an instance is told by `instance list --json`."),
+    ("--pids-limit", "Limits are those of the batch system or of the surrounding cgroup."),
+    ("--rocm", "Libraries of graphics processors are not put into the container; --bind can show them."),
+    ("--runscript-timeout", "End it with timeout(1)."),
+    ("--security", "Security modules are left as they are on the host."),
+    ("--sharens", "Containers share nothing; enter a running instance with instance://NAME."),
+    ("--shell", "The shell is the image's /bin/bash, else its /bin/sh; run another one with exec."),
+    ("--tmp-sandbox", "Images are never unpacked behind your back."),
+    ("--underlay", "How missing mount points are made is decided by the kernel at hand."),
+    ("--unsquash", "Images are directories already."),
+    ("--vm", "There are no virtual machines."),
+];
+
+/// The message for an argument that is a flag of Apptainer's and not of ours, `--flag` or `--flag=value`.
+#[must_use]
+pub fn refused(arg: &str) -> Option<String> {
+    let flag = arg.split_once('=').map_or(arg, |(flag, _)| flag);
+    let (name, sentence) = REFUSED.iter().find(|(name, _)| *name == flag)?;
+    Some(format!("{name} is a flag of Apptainer's that stasis does not have. {sentence}"))
+}

@@ -1,0 +1,352 @@
+//! `exec`, `run`, `shell`, and the start that they share with `instance start`: from what was typed to an
+//! order, and the order carried out.
+
+use crate::cli::action_args::ActionArgs;
+use crate::cli::compat::CompatArgs;
+use crate::cli::engine::{self, Chosen};
+use crate::cli::teller::Terminal;
+use crate::cli::{Session, join, output, report};
+use crate::error::{Error, Result};
+use crate::image::{Image, identity};
+use crate::monitor::begin;
+use crate::monitor::direct;
+use crate::monitor::foreground::Foreground;
+use crate::monitor::order::MonitorOrder;
+use crate::monitor::serve;
+use crate::name::{BackendName, CheckpointName, CheckpointRef, InstanceName};
+use crate::spec::identity::HostFacts;
+use crate::spec::resolve::{self, Action, directories_to_make};
+use crate::spec::{ContainerSpec, SPEC_FORMAT, binds};
+use crate::store::{Generation, ImageIdentity};
+use crate::sys::terminal;
+use crate::worker::Worker;
+use clap::Args;
+use stasis_plugin_api::plan::StdioKind;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// `exec`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    #[command(flatten)]
+    action: ActionArgs,
+    #[command(flatten)]
+    compat: CompatArgs,
+    /// An image directory, instance://NAME, or - for the recorded image of a restart
+    image: String,
+    /// The command and its arguments; none at a restart
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    action: ActionArgs,
+    #[command(flatten)]
+    compat: CompatArgs,
+    /// An image directory, instance://NAME, or - for the recorded image of a restart
+    image: String,
+    /// Arguments of the runscript
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+/// `shell`.
+#[derive(Debug, Args)]
+pub struct ShellArgs {
+    #[command(flatten)]
+    action: ActionArgs,
+    #[command(flatten)]
+    compat: CompatArgs,
+    /// An image directory, instance://NAME, or - for the recorded image of a restart
+    image: String,
+}
+
+/// What is to be started.
+pub struct Wanted {
+    /// What is done with the image.
+    pub action: Action,
+    /// The flags.
+    pub args: ActionArgs,
+    /// Apptainer's own words.
+    pub compat: CompatArgs,
+    /// As typed.
+    pub image: String,
+    /// Of an instance.
+    pub name: Option<InstanceName>,
+}
+
+/// Runs `exec`.
+///
+/// # Errors
+/// Why the command was not started.
+pub fn exec(session: &Session, args: ExecArgs) -> Result<i32> {
+    let action = Action::Exec { argv: args.command };
+    foreground(session, Wanted { action, args: args.action, compat: args.compat, image: args.image, name: None })
+}
+
+/// Runs `run`.
+///
+/// # Errors
+/// Why the command was not started.
+pub fn run(session: &Session, args: RunArgs) -> Result<i32> {
+    let action = Action::Run { args: args.args };
+    foreground(session, Wanted { action, args: args.action, compat: args.compat, image: args.image, name: None })
+}
+
+/// Runs `shell`.
+///
+/// # Errors
+/// Why the command was not started.
+pub fn shell(session: &Session, args: ShellArgs) -> Result<i32> {
+    foreground(session, Wanted { action: Action::Shell, args: args.action, compat: args.compat, image: args.image, name: None })
+}
+
+fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
+    if let Some(name) = wanted.image.strip_prefix("instance://") {
+        return join::join(session, name, &wanted.action, &wanted.args);
+    }
+    let Some(planned) = plan(session, wanted)? else { return Ok(0) };
+    if !planned.order.spec.init {
+        return direct::run(&planned.order);
+    }
+    // Before any thread exists, so that all of them leave these signals to the main one.
+    let signals = serve::signals(true)?;
+    let teller = Arc::new(Terminal::default());
+    if planned.order.engine.is_some() && planned.order.spec.stdio == StdioKind::File && !join::stdin_is_empty() {
+        report::warning("standard input is not passed on: a saved application could not be given it again");
+    }
+    let mut begun = begin::begin(&planned.order, planned.library, &*teller)?;
+    if let Some(from) = &begun.standing.restarted {
+        report::info(restarted_line(from));
+    } else if let Some(engine) = &begun.standing.live.engine {
+        report::info(format!("instance \"{}\" can be saved into checkpoint \"{}\"", begun.standing.live.name, engine.checkpoint.name()));
+    }
+    let mut side = Foreground::new(&mut begun.standing, teller)?;
+    let outcome = serve::serve(begun, &signals, Some(&mut side));
+    side.finish();
+    if let Some(reason) = &outcome.reason
+        && outcome.exit_code.is_none()
+    {
+        report::warning(reason);
+    }
+    Ok(outcome.code())
+}
+
+/// The line that tells what was brought back.
+pub fn restarted_line(from: &crate::monitor::control::RestartedFrom) -> String {
+    format!("generation {} of {} ago, saved of {}", from.generation, output::age(&from.created), from.image)
+}
+
+/// An order, with the plugin's library.
+pub struct Planned {
+    /// The order.
+    pub order: MonitorOrder,
+    /// The library.
+    pub library: Option<OwnedFd>,
+}
+
+/// What a restart goes back to.
+struct Back {
+    generation: Generation,
+    spec: ContainerSpec,
+}
+
+/// Makes the order. `None` when it was only to be shown.
+///
+/// # Errors
+/// Everything that can be said before anything is made.
+pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
+    let facts = HostFacts::from_process();
+    for note in wanted.args.fill_from(&facts.env)? {
+        report::warning(note);
+    }
+    std::mem::take(&mut wanted.compat).translate(&mut wanted.args, &facts.env)?;
+    let engine = wanted.args.wants_engine();
+    check_flags(&wanted)?;
+    let back = back(session, &mut wanted)?;
+    let image = match (&back, wanted.image.as_str()) {
+        (Some(back), "-") => Image::open(&back.spec.root.directory.to_string_lossy())?,
+        (None, "-") => return Err(Error::usage("\"-\" means the image of a saved state, and nothing is brought back")),
+        (_, given) => Image::open(given)?,
+    };
+    let name = wanted.name.as_ref().map_or_else(|| made_name(&wanted), ToString::to_string);
+    let identity = identify(&image, back.as_ref())?;
+    let mut spec = match &back {
+        Some(back) => again(back, &wanted, &image, &facts, &name)?,
+        None => resolve::resolve(&wanted.action, &wanted.args, &image, &facts, &name, engine)?,
+    };
+    for directory in directories_to_make(&spec, &wanted.args, &facts) {
+        std::fs::create_dir_all(&directory)
+            .map_err(|e| Error::new(format!("cannot make the directory {}", directory.display())).because(&e))?;
+    }
+    let mut chosen = None;
+    if engine {
+        let recorded = recorded(session, &wanted)?;
+        chosen = Some(engine::choose(session, recorded.as_ref(), &wanted.args)?);
+    }
+    if wanted.args.dry_run {
+        return show(session, &wanted, spec, chosen, back.as_ref()).map(|()| None);
+    }
+    let size = (spec.stdio == StdioKind::Pty).then(|| terminal::size(std::io::stdin().as_fd())).flatten();
+    let (engine, library) = match chosen {
+        None => (None, None),
+        Some(Chosen { plugin, library }) => {
+            let checkpoint = checkpoint_name(&wanted).unwrap_or_default();
+            let restart = back.as_ref().map(|b| b.generation.number());
+            (Some(engine::order(session, &wanted.args, plugin, checkpoint, restart, identity)?), Some(library))
+        }
+    };
+    spec.name = name;
+    let order = MonitorOrder {
+        spec,
+        data_root: session.context.data_root()?,
+        runtime_dir: session.context.runtime_dir()?,
+        engine,
+        foreground: wanted.name.is_none(),
+        size,
+    };
+    Ok(Some(Planned { order, library }))
+}
+
+fn check_flags(wanted: &Wanted) -> Result<()> {
+    let args = &wanted.args;
+    if args.backend.is_some() && checkpoint_name(wanted).is_none() {
+        return Err(Error::usage("--backend says how to save, and nothing says where to")
+            .help("add --checkpoint NAME to start so that it can be saved, or --restart NAME to bring it back"));
+    }
+    let engine = args.wants_engine();
+    for (given, flag) in [
+        (args.checkpoint_interval.is_some(), "--checkpoint-interval"),
+        (!args.checkpoint_on.is_empty(), "--checkpoint-on"),
+        (args.keep.is_some(), "--keep"),
+        (!args.backend_option.is_empty(), "--backend-option"),
+        (!args.accept_loss.is_empty(), "--accept-loss"),
+    ] {
+        if given && !engine {
+            return Err(Error::usage(format!("{flag} needs --checkpoint NAME, --restart NAME or --resume NAME")));
+        }
+    }
+    if wanted.name.is_some() && !args.checkpoint_on.is_empty() {
+        return Err(Error::usage("--checkpoint-on is for commands in the foreground; an instance is saved with `stasis checkpoint instance`"));
+    }
+    if matches!(&wanted.action, Action::Exec { argv } if argv.is_empty()) && args.restart.is_none() && args.resume.is_none() {
+        return Err(Error::usage("exec needs a command").help("stasis exec IMAGE COMMAND [ARGUMENT...]"));
+    }
+    Ok(())
+}
+
+fn checkpoint_name(wanted: &Wanted) -> Option<String> {
+    let args = &wanted.args;
+    let restart = args.restart.as_ref().map(|r| r.name.to_string());
+    args.checkpoint.as_ref().or(args.resume.as_ref()).map(ToString::to_string).or(restart)
+}
+
+fn made_name(wanted: &Wanted) -> String {
+    checkpoint_name(wanted).unwrap_or_else(|| format!("{}-{}", wanted.action.word(), std::process::id()))
+}
+
+fn recorded(session: &Session, wanted: &Wanted) -> Result<Option<BackendName>> {
+    let Some(name) = checkpoint_name(wanted) else { return Ok(None) };
+    let (store, name) = (session.store()?, CheckpointName::new(&name)?);
+    match store.exists(&name)? {
+        true => Ok(store.checkpoint(&name)?.record()?.backend.map(|b| b.name)),
+        false => Ok(None),
+    }
+}
+
+/// The generation that is brought back, when one is asked for; `--resume` becomes one of the other two.
+fn back(session: &Session, wanted: &mut Wanted) -> Result<Option<Back>> {
+    let args = &mut wanted.args;
+    if let Some(name) = args.resume.take() {
+        let store = session.store()?;
+        let saved = store.exists(&name)? && !store.checkpoint(&name)?.generations()?.is_empty();
+        match saved {
+            true => args.restart = Some(CheckpointRef { name, generation: None }),
+            false => args.checkpoint = Some(name),
+        }
+    }
+    let Some(from) = &args.restart else { return Ok(None) };
+    let checkpoint = session.store()?.checkpoint(&from.name)?;
+    let generation = checkpoint.generation(from.generation)?;
+    let manifest = generation.manifest();
+    let what = format!("generation {} of \"{}\"", generation.number(), from.name);
+    if manifest.host.uid != session.context.euid {
+        return Err(Error::new(format!("{what} belongs to uid {}, you are uid {}", manifest.host.uid, session.context.euid))
+            .help("only the user who saved it can bring it back"));
+    }
+    let spec: ContainerSpec = serde_json::from_value(manifest.spec.clone())
+        .map_err(|e| Error::new(format!("{what} describes a container that this stasis does not understand")).because(&e))?;
+    if spec.format > SPEC_FORMAT {
+        return Err(Error::new(format!("{what} was saved by a newer stasis ({})", manifest.stasis_version)));
+    }
+    Ok(Some(Back { generation, spec }))
+}
+
+/// The image as it is; at a restart it has to be the recorded one.
+fn identify(image: &Image, back: Option<&Back>) -> Result<ImageIdentity> {
+    let mut found = ImageIdentity {
+        kind: "directory".to_owned(),
+        path: image.root.to_string_lossy().into_owned(),
+        fingerprint: identity::fingerprint(image)?,
+        digest: None,
+    };
+    let Some(back) = back else { return Ok(found) };
+    let recorded = &back.generation.manifest().image;
+    if found.same_as(recorded) {
+        found.digest.clone_from(&recorded.digest);
+        return Ok(found);
+    }
+    found.digest = Some(identity::content_digest(image, &AtomicBool::new(false))?.digest);
+    if recorded.digest == found.digest {
+        return Ok(found);
+    }
+    Err(Error::new(format!("generation {} was saved of another image", back.generation.number()))
+        .because(format!("it was saved of {recorded}"))
+        .because(format!("{found} holds other files"))
+        .help("give the image that it was started from, unchanged"))
+}
+
+/// The recorded container again, under its new name.
+fn again(back: &Back, wanted: &Wanted, image: &Image, facts: &HostFacts, name: &str) -> Result<ContainerSpec> {
+    let mut spec = back.spec.clone();
+    let given: &[String] = match &wanted.action {
+        Action::Exec { argv } => argv,
+        Action::Run { args } | Action::Start { args } | Action::InstanceRun { args } => args,
+        Action::Shell => &[],
+    };
+    let same = spec.process.argv == given || spec.process.argv.get(1..).is_some_and(|a| a == given);
+    if !given.is_empty() && !same {
+        return Err(Error::new("the arguments differ from those that the saved application was started with")
+            .because(format!("it was started with: {}", spec.process.argv.join(" ")))
+            .help("give the same arguments, or none"));
+    }
+    if !wanted.args.bind.is_empty() || !wanted.args.mount.is_empty() {
+        return Err(Error::usage("a saved application gets the binds that it was started with")
+            .help("take one from another place with --bind-remap OLD=NEW"));
+    }
+    binds::remap(&mut spec, &wanted.args.bind_remap, facts)?;
+    name.clone_into(&mut spec.name);
+    spec.root.directory.clone_from(&image.root);
+    wanted.image.clone_into(&mut spec.image);
+    let terminal = wanted.name.is_none() && facts.stdin_tty && (facts.stdout_tty || wanted.action == Action::Shell);
+    spec.stdio = if terminal { StdioKind::Pty } else { StdioKind::File };
+    Ok(spec)
+}
+
+/// `--dry-run`.
+fn show(session: &Session, wanted: &Wanted, spec: ContainerSpec, chosen: Option<Chosen>, back: Option<&Back>) -> Result<()> {
+    let Some(chosen) = chosen else { return output::line(resolve::describe(&spec)) };
+    let plugin = engine::plugin(&chosen.plugin, chosen.library)?;
+    let mut worker = Worker::spawn(&plugin, &session.context.runtime_dir()?)?;
+    let descriptor = worker.describe()?;
+    let asked = begin::Asked { engine_name: &descriptor.engine, backend: &descriptor.name, accept_loss: &wanted.args.accept_loss };
+    let mut memory = back.map(|b| b.generation.manifest().engine_state.clone()).unwrap_or_default();
+    let root = session.context.data_root()?;
+    let staging = root.join("checkpoints").join(checkpoint_name(wanted).unwrap_or_default()).join("staging");
+    let spec = begin::ask(&spec, &mut worker, &asked, &mut memory, back.map(|b| &b.generation), &staging, &[root])?;
+    output::line(resolve::describe(&spec))
+}

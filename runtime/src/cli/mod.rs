@@ -1,0 +1,165 @@
+//! The command line: what can be typed, and which file serves it. Only here is anything printed.
+
+pub mod action_args;
+pub mod actions;
+pub mod backend;
+pub mod checkpoint;
+pub mod compat;
+pub mod engine;
+pub mod instance;
+pub mod join;
+pub mod output;
+pub mod report;
+pub mod teller;
+
+use crate::config::{Context, Settings};
+use crate::error::{Error, Result};
+use crate::instance::{Host, Instances};
+use crate::store::Store;
+use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Runs applications in containers, saves their whole running state while they run, and brings them
+/// back later.
+#[derive(Debug, Parser)]
+#[command(name = "stasis", version, disable_help_subcommand = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Globals {
+    /// Take this file instead of the administrator's and your own plugins.toml
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global")]
+    config: Option<PathBuf>,
+    /// Print what happens inside
+    #[arg(short, long, global = true, help_heading = "Global")]
+    debug: bool,
+    /// Only warnings and errors
+    #[arg(short, long, global = true, help_heading = "Global")]
+    quiet: bool,
+    /// Only errors
+    #[arg(short, long, global = true, help_heading = "Global")]
+    silent: bool,
+    /// More than usual
+    #[arg(short, long, global = true, help_heading = "Global")]
+    verbose: bool,
+    /// Without colours
+    #[arg(long, global = true, help_heading = "Global")]
+    nocolor: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command in a container
+    Exec(actions::ExecArgs),
+    /// Run the image's runscript in a container
+    Run(actions::RunArgs),
+    /// Run a shell in a container
+    Shell(actions::ShellArgs),
+    /// Containers in the background
+    #[command(subcommand)]
+    Instance(instance::InstanceCommand),
+    /// Saved states
+    #[command(subcommand)]
+    Checkpoint(checkpoint::CheckpointCommand),
+    /// The engines that save and bring back
+    #[command(subcommand)]
+    Backend(backend::BackendCommand),
+}
+
+/// What every command may need; each part is made when it is first asked for.
+#[derive(Debug)]
+pub struct Session {
+    /// The flags of every command.
+    pub globals: Globals,
+    /// Who and where we are.
+    pub context: Context,
+}
+
+impl Session {
+    /// The configuration.
+    ///
+    /// # Errors
+    /// What is wrong in a file.
+    pub fn settings(&self) -> Result<Settings> {
+        let settings = Settings::load(&self.context, self.globals.config.as_deref())?;
+        for note in &settings.notes {
+            report::verbose(note);
+        }
+        Ok(settings)
+    }
+
+    /// The checkpoints.
+    ///
+    /// # Errors
+    /// Why they cannot be reached.
+    pub fn store(&self) -> Result<Store> {
+        Ok(Store::open(&self.context.data_root()?)?)
+    }
+
+    /// The instances.
+    ///
+    /// # Errors
+    /// Why they cannot be reached.
+    pub fn instances(&self) -> Result<Instances> {
+        Ok(Instances::open(&self.context.data_root()?, Host::from_kernel()?))
+    }
+}
+
+/// The command. Returns its exit code.
+pub fn main(arguments: Vec<OsString>) -> i32 {
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return misunderstood(&error),
+    };
+    let g = &cli.globals;
+    report::configure(report::Verbosity::from_flags(g.quiet, g.silent, g.verbose, g.debug), g.nocolor);
+    if g.debug {
+        let shown = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG);
+        // A second subscriber cannot be there; if it were, it would do.
+        let _ = shown.try_init();
+    }
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => i32::from(report::fatal(&error)),
+    }
+}
+
+fn run(cli: Cli) -> Result<i32> {
+    let session = Session { globals: cli.globals, context: Context::from_process()? };
+    match cli.command {
+        Command::Exec(args) => actions::exec(&session, args),
+        Command::Run(args) => actions::run(&session, args),
+        Command::Shell(args) => actions::shell(&session, args),
+        Command::Instance(command) => instance::run(&session, command),
+        Command::Checkpoint(command) => checkpoint::run(&session, command).map(|()| 0),
+        Command::Backend(command) => backend::run(&session, command),
+    }
+}
+
+/// What clap says, in Apptainer's exit codes; a flag of Apptainer's that we lack is refused by name.
+fn misunderstood(error: &clap::Error) -> i32 {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // Into a closed pipe nothing can be printed, and nothing has to be.
+        let _ = error.print();
+        return 0;
+    }
+    let argument = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => argument.split(['=', ' ']).next(),
+        _ => None,
+    };
+    if error.kind() == ErrorKind::UnknownArgument
+        && let Some(message) = argument.and_then(action_args::refused)
+    {
+        return i32::from(report::fatal(&Error::usage(message)));
+    }
+    let _ = error.print();
+    1
+}

@@ -1,0 +1,92 @@
+//! Why an image cannot be used, in one line each, and what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+/// Why an image could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// An empty argument.
+    #[error("no image was given: the argument is empty")]
+    Empty,
+    /// Nothing is there.
+    #[error("image \"{}\" does not exist", path.display())]
+    Missing { path: PathBuf },
+    /// It is a file.
+    #[error("image \"{}\" is {what}, and only image directories can be opened by this version", path.display())]
+    NotADirectory { path: PathBuf, what: &'static str },
+    /// It is a directory of something else.
+    #[error("directory \"{}\" is not an image: it has none of bin, usr, etc and .singularity.d", path.display())]
+    NotAnImage { path: PathBuf },
+    /// A place in the network or in a cache.
+    #[error("image \"{given}\" is an address ({scheme}), and images are opened from directories only")]
+    Uri { given: String, scheme: String },
+    /// A running instance where an image is needed.
+    #[error("\"{given}\" names a running instance, and an image is needed here")]
+    Instance { given: String },
+    /// Permissions.
+    #[error("image \"{}\" cannot be read: {}", path.display(), io_words(source))]
+    Access { path: PathBuf, source: io::Error },
+    /// Anything else that the kernel said.
+    #[error("image \"{}\" cannot be opened: {}", path.display(), io_words(source))]
+    Open { path: PathBuf, source: io::Error },
+}
+
+impl ImageError {
+    /// What to do about it.
+    #[must_use]
+    pub fn help(&self) -> Option<String> {
+        Some(match self {
+            Self::Empty | Self::NotAnImage { .. } => {
+                "give the directory into which a container image was unpacked".to_owned()
+            }
+            Self::Missing { path } if path.is_relative() => {
+                "check the spelling; a relative path starts at the working directory".to_owned()
+            }
+            Self::Missing { .. } => "check the spelling".to_owned(),
+            Self::NotADirectory { path, .. } => format!(
+                "unpack it first, for example with `apptainer build --sandbox DIRECTORY {}`",
+                path.display()
+            ),
+            Self::Uri { given, .. } => format!(
+                "unpack it first, for example with `apptainer build --sandbox DIRECTORY {given}`, and give the directory"
+            ),
+            Self::Instance { .. } => {
+                "give an image directory, or use exec, run or shell to enter the instance".to_owned()
+            }
+            Self::Access { .. } => {
+                "the image's directory and everything above it need read and search permission for you"
+                    .to_owned()
+            }
+            Self::Open { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EMFILE | Errno::ENFILE) => "raise the limit of open files (ulimit -n)".to_owned(),
+                Some(Errno::ESTALE) => {
+                    "the network file system lost the directory: mount it again".to_owned()
+                }
+                _ => return None,
+            },
+        })
+    }
+}
+
+/// The kernel's answers that need other words than its own.
+pub(crate) fn io_words(error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EACCES | Errno::EPERM) => "permission denied".to_owned(),
+        Some(Errno::ENOENT) => "it does not exist".to_owned(),
+        Some(Errno::ENOTDIR) => "a part of the path is not a directory".to_owned(),
+        Some(Errno::ELOOP) => "too many symbolic links".to_owned(),
+        Some(Errno::ENAMETOOLONG) => "the path is too long".to_owned(),
+        Some(Errno::EMFILE | Errno::ENFILE) => "too many open files".to_owned(),
+        Some(Errno::ESTALE) => "the network file system no longer knows it".to_owned(),
+        Some(errno) => errno.desc().to_lowercase(),
+        None => match error.kind() {
+            io::ErrorKind::NotFound => "it does not exist".to_owned(),
+            io::ErrorKind::InvalidData => "it is not text in UTF-8".to_owned(),
+            io::ErrorKind::FileTooLarge => "it is too large".to_owned(),
+            _ => error.to_string(),
+        },
+    }
+}

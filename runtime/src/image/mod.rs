@@ -1,0 +1,256 @@
+//! A container image on disk: opened once, held by descriptor, looked into without ever leaving it.
+//! An image is hostile: its links, modes and files are nobody's but the author's. Mounting it is not done here.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::unistd::{AccessFlags, faccessat};
+
+mod error;
+pub mod identity;
+mod inside;
+
+pub use error::ImageError;
+pub(crate) use error::io_words;
+
+/// Where an image keeps what is said about it.
+const META: &str = "/.singularity.d";
+/// Labels beyond this size are not an image author's work.
+const MAX_LABELS: u64 = 1 << 20;
+
+/// What something inside an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// A regular file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A device, a socket or a pipe.
+    Special,
+}
+
+/// Something inside an image, links followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileInfo {
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits, `0o7777` at most.
+    pub mode: u32,
+    /// In bytes.
+    pub size: u64,
+}
+
+impl FileInfo {
+    /// A regular file that somebody may execute.
+    #[must_use]
+    pub fn is_executable(&self) -> bool {
+        self.kind == FileKind::Regular && self.mode & 0o111 != 0
+    }
+}
+
+/// An opened image directory.
+#[derive(Debug)]
+pub struct Image {
+    /// What the user typed.
+    pub given: String,
+    /// Absolute, links resolved.
+    pub root: PathBuf,
+    dir: OwnedFd,
+    /// `/bin/sh` is there and may be executed.
+    pub has_sh: bool,
+    /// `/bin/bash` is there and may be executed.
+    pub has_bash: bool,
+    /// `/.singularity.d/env` holds at least one `*.sh`.
+    pub has_env_scripts: bool,
+    /// `/.singularity.d/runscript` may be executed.
+    pub has_runscript: bool,
+    /// `/.singularity.d/startscript` may be executed.
+    pub has_startscript: bool,
+    /// `/.singularity.d/libs` holds something.
+    pub has_libs: bool,
+    /// From `/.singularity.d/labels.json`; empty when there is none or it is broken.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Image {
+    /// Opens the image that a user named.
+    ///
+    /// # Errors
+    /// It is missing, not readable, not a directory, no image, or an address of another kind.
+    pub fn open(arg: &str) -> Result<Self, ImageError> {
+        refuse_addresses(arg)?;
+        let path = PathBuf::from(arg);
+        let root = path.canonicalize().map_err(|source| at(&path, source))?;
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        if !root.is_dir() {
+            return Err(ImageError::NotADirectory { what: kind_of_file(&root), path });
+        }
+        let dir = nix::fcntl::open(&root, flags | OFlag::O_DIRECTORY, Mode::empty())
+            .map_err(|errno| at(&path, errno.into()))?;
+        faccessat(&dir, ".", AccessFlags::R_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)
+            .map_err(|errno| at(&path, errno.into()))?;
+        let mut image = Self {
+            given: arg.to_owned(),
+            root,
+            dir,
+            has_sh: false,
+            has_bash: false,
+            has_env_scripts: false,
+            has_runscript: false,
+            has_startscript: false,
+            has_libs: false,
+            labels: BTreeMap::new(),
+        };
+        // Links count also when they lead nowhere: `bin -> usr/bin` of a half-built image is still one.
+        let entries = image.list("/").map_err(|source| at(&path, source))?;
+        if !["bin", "usr", "etc", ".singularity.d"].iter().any(|name| entries.iter().any(|e| e == name)) {
+            return Err(ImageError::NotAnImage { path });
+        }
+        image.look();
+        Ok(image)
+    }
+
+    fn look(&mut self) {
+        self.has_sh = self.executable("/bin/sh");
+        self.has_bash = self.executable("/bin/bash");
+        self.has_runscript = self.executable("/.singularity.d/runscript");
+        self.has_startscript = self.executable("/.singularity.d/startscript");
+        self.has_env_scripts =
+            self.list("/.singularity.d/env").is_ok_and(|names| names.iter().any(|n| n.ends_with(".sh")));
+        self.has_libs = self.list("/.singularity.d/libs").is_ok_and(|names| !names.is_empty());
+        self.labels = self
+            .read_small(format!("{META}/labels.json"), MAX_LABELS)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+    }
+
+    fn executable(&self, path: &str) -> bool {
+        self.lookup(path).is_some_and(|info| info.is_executable())
+    }
+
+    /// The directory's descriptor, open for reading.
+    #[must_use]
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// What is at `path` inside, links followed inside. `None` when there is nothing or it cannot be reached.
+    #[must_use]
+    pub fn lookup(&self, path: impl AsRef<Path>) -> Option<FileInfo> {
+        let fd = inside::open_in_root(self.dir(), path.as_ref(), OFlag::O_PATH).ok()?;
+        let stat = fstat(&fd).ok()?;
+        let kind = match inside::file_type(&stat) {
+            SFlag::S_IFREG => FileKind::Regular,
+            SFlag::S_IFDIR => FileKind::Directory,
+            _ => FileKind::Special,
+        };
+        Some(FileInfo { kind, mode: stat.st_mode & 0o7777, size: u64::try_from(stat.st_size).unwrap_or(0) })
+    }
+
+    /// The content of a regular file inside, `limit` bytes at most.
+    ///
+    /// # Errors
+    /// What the kernel says; `InvalidInput` for anything but a regular file, `FileTooLarge` above the limit.
+    pub fn read_small(&self, path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
+        let path = path.as_ref();
+        // Looked at first: opening a device or a pipe has effects of its own.
+        let regular = |fd: &OwnedFd| fstat(fd).is_ok_and(|s| inside::file_type(&s) == SFlag::S_IFREG);
+        let seen = inside::open_in_root(self.dir(), path, OFlag::O_PATH)?;
+        if !regular(&seen) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let fd = inside::open_in_root(self.dir(), path, flags)?;
+        if !regular(&fd) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut bytes = Vec::new();
+        File::from(fd).take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > limit {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        Ok(bytes)
+    }
+
+    /// The names in a directory inside, sorted, without `.` and `..`; names that are not UTF-8 are left out.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn list(&self, path: impl AsRef<Path>) -> io::Result<Vec<String>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK;
+        let fd = inside::open_in_root(self.dir(), path.as_ref(), flags)?;
+        let mut names = Vec::new();
+        for entry in Dir::from_fd(fd)?.iter() {
+            let entry = entry?;
+            match entry.file_name().to_str() {
+                Ok("." | "..") | Err(_) => {}
+                Ok(name) => names.push(name.to_owned()),
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+}
+
+fn refuse_addresses(arg: &str) -> Result<(), ImageError> {
+    if arg.is_empty() {
+        return Err(ImageError::Empty);
+    }
+    if arg.starts_with("instance://") {
+        return Err(ImageError::Instance { given: arg.to_owned() });
+    }
+    let plain_schemes = ["docker-archive", "docker-daemon", "oci", "oci-archive"];
+    let scheme = arg.split_once(':').filter(|(scheme, rest)| {
+        let word = scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+        !scheme.is_empty() && word && (rest.starts_with("//") || plain_schemes.contains(scheme))
+    });
+    match scheme {
+        Some((scheme, _)) => Err(ImageError::Uri { given: arg.to_owned(), scheme: scheme.to_owned() }),
+        None => Ok(()),
+    }
+}
+
+fn at(path: &Path, source: io::Error) -> ImageError {
+    let path = path.to_owned();
+    match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT) => ImageError::Missing { path },
+        Some(Errno::EACCES | Errno::EPERM) => ImageError::Access { path, source },
+        _ => ImageError::Open { path, source },
+    }
+}
+
+/// In words, what a thing is that is not a directory. Only regular files are opened.
+fn kind_of_file(path: &Path) -> &'static str {
+    if !path.is_file() {
+        return "not a regular file";
+    }
+    let mut head = Vec::new();
+    let Ok(file) = File::open(path) else { return "a file" };
+    if file.take(2048).read_to_end(&mut head).is_err() {
+        return "a file";
+    }
+    let has = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
+    // A SIF begins with the line that starts its interpreter; its magic comes after that.
+    if has(32, b"SIF_MAGIC") {
+        "a SIF file"
+    } else if has(0, b"hsqs") {
+        "a squashfs file system"
+    } else if has(1080, b"\x53\xef") {
+        "an ext file system"
+    } else if has(0, b"\x1f\x8b") || has(257, b"ustar") {
+        "an archive"
+    } else {
+        "a file"
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,55 @@
+//! Pid 1 of a container: stands between the monitor and everything that runs inside. It reaps, starts
+//! the engine's helpers and the application, runs commands on request, and ends with everything when
+//! the monitor is gone. It never loads a plugin and has one thread.
+
+pub mod app;
+pub mod children;
+pub mod helpers;
+pub mod jobs;
+pub mod serve;
+pub mod survey;
+
+use crate::error::Error;
+use crate::launch::protocol::{FromInit, Order};
+use crate::launch::start::INIT_CHANNEL;
+use crate::launch::root;
+use crate::sys::channel::Channel;
+use crate::sys::{fd, process, signal};
+use nix::sys::signal::Signal;
+use std::io::Read;
+
+/// The role word with which our binary becomes an init.
+pub const ROLE: &str = "__init";
+
+/// Runs the container. Returns an exit code.
+pub fn main() -> i32 {
+    let taken = fd::inherited(INIT_CHANNEL).and_then(|c| Ok((c, fd::inherited(INIT_CHANNEL + 1)?)));
+    let Ok((channel, order)) = taken else {
+        // Started by hand: there is nobody to tell.
+        return 255;
+    };
+    fd::close_from(INIT_CHANNEL + 2);
+    let channel = Channel::from(channel);
+    match run(&channel, order) {
+        Ok(()) => 0,
+        Err(error) => {
+            // A monitor that is gone needs no answer.
+            let _ = channel.send(&FromInit::Failed(error));
+            255
+        }
+    }
+}
+
+fn run(channel: &Channel, order: std::os::fd::OwnedFd) -> crate::error::Result<()> {
+    let mut text = Vec::new();
+    let unclear = |e: &dyn std::error::Error| Error::new("init cannot read its order").because(e);
+    std::fs::File::from(order).read_to_end(&mut text).map_err(|e| unclear(&e))?;
+    let order: Order = serde_json::from_slice(&text).map_err(|e| unclear(&e))?;
+    for ignored in [Signal::SIGPIPE, Signal::SIGTTOU, Signal::SIGTTIN] {
+        signal::ignore(ignored);
+    }
+    let made = root::make(&order)?;
+    // From here on nothing that the application could do reaches into this process.
+    process::set_dumpable(false).map_err(|e| Error::new("init cannot protect itself").because(e.desc()))?;
+    serve::Init::new(channel, order, made)?.run()
+}

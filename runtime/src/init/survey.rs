@@ -1,0 +1,160 @@
+//! A look at everything that runs in the container, by pid 1 in its own `/proc`. Nothing is stopped for it, so
+//! whatever vanishes meanwhile is left out. Reads; changes and judges nothing.
+
+mod net;
+mod parse;
+#[cfg(test)]
+mod tests;
+
+use parse::Stat;
+use stasis_plugin_api::survey::{DescriptorInfo, ProcessInfo, SocketInfo, Survey};
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+/// The most descriptors told of one process: what a hostile application can make us hold.
+const MAX_DESCRIPTORS: usize = 4096;
+/// The most special mappings told of one process.
+const MAX_MAPPINGS: usize = 256;
+/// The longest of the small files that is read.
+const MAX_SMALL: u64 = 64 << 10;
+
+/// Everything that `proc` shows but pid 1 and the processes in `skip`.
+#[must_use]
+pub fn survey(proc: &Path, skip: &[i32]) -> Survey {
+    let mut pids: Vec<i32> = match fs::read_dir(proc) {
+        Ok(entries) => entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect(),
+        Err(_) => Vec::new(),
+    };
+    pids.retain(|pid| *pid > 1 && !skip.contains(pid));
+    pids.sort_unstable();
+    let processes: Vec<ProcessInfo> = pids.into_iter().filter_map(|pid| process(proc, pid)).collect();
+    let sockets = sockets(proc, &processes);
+    Survey { processes, sockets }
+}
+
+/// The ports on which others can reach the container: protocol, address, port, each once. Of UDP, where nothing
+/// listens, the sockets without a peer.
+#[must_use]
+pub fn listening(survey: &Survey) -> Vec<(String, String, u16)> {
+    let open = |socket: &&SocketInfo| match socket.protocol.as_str() {
+        "tcp" | "tcp6" => socket.state == "listen",
+        _ => socket.local_port != 0 && socket.peer_port == 0,
+    };
+    let mut ports: Vec<_> = survey
+        .sockets
+        .iter()
+        .filter(open)
+        .map(|socket| (socket.protocol.clone(), socket.local.clone(), socket.local_port))
+        .collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+/// `None` when it is gone.
+fn process(proc: &Path, pid: i32) -> Option<ProcessInfo> {
+    let dir = proc.join(pid.to_string());
+    let Stat { name, state, parent, threads } = parse::stat(&small(&dir.join("stat"))?)?;
+    let pages = small(&dir.join("statm")).and_then(|text| parse::resident_pages(&text)).unwrap_or(0);
+    Some(ProcessInfo {
+        pid,
+        parent,
+        name,
+        state,
+        exe: link(&dir.join("exe")),
+        threads,
+        resident: pages.saturating_mul(page_size()),
+        descriptors: descriptors(&dir.join("fd"), MAX_DESCRIPTORS),
+        special_mappings: special_mappings(&dir.join("maps")),
+    })
+}
+
+fn page_size() -> u64 {
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    size.and_then(|size| u64::try_from(size).ok()).unwrap_or(4096)
+}
+
+fn descriptors(dir: &Path, most: usize) -> Vec<DescriptorInfo> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let numbers = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    let mut found: Vec<DescriptorInfo> = numbers
+        .take(most)
+        .filter_map(|number| {
+            let path = dir.join(number.to_string());
+            let target = fs::read_link(&path).ok()?.to_string_lossy().into_owned();
+            // Sockets, pipes and the like are no paths and no devices.
+            let device = if target.starts_with('/') { device(&path) } else { String::new() };
+            Some(DescriptorInfo { number, target, device })
+        })
+        .collect();
+    found.sort_unstable_by_key(|descriptor| descriptor.number);
+    found
+}
+
+/// Through the link, so that it is the open file also where another one has its name now.
+fn device(path: &Path) -> String {
+    let Ok(data) = fs::metadata(path) else { return String::new() };
+    let kind = match data.file_type() {
+        kind if kind.is_char_device() => "char",
+        kind if kind.is_block_device() => "block",
+        _ => return String::new(),
+    };
+    let number = data.rdev();
+    format!("{kind}:{}:{}", libc::major(number), libc::minor(number))
+}
+
+fn special_mappings(maps: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let Ok(file) = File::open(maps) else { return found };
+    for line in BufReader::new(file).split(b'\n') {
+        let Ok(line) = line else { break };
+        let line = String::from_utf8_lossy(&line);
+        if let Some(object) = parse::special_mapping(&line)
+            && !found.iter().any(|known| known == object)
+        {
+            found.push(object.to_owned());
+            if found.len() == MAX_MAPPINGS {
+                break;
+            }
+        }
+    }
+    found
+}
+
+fn sockets(proc: &Path, processes: &[ProcessInfo]) -> Vec<SocketInfo> {
+    // A socket that several share belongs to the first: the parent, as a rule.
+    let mut holders: HashMap<u64, i32> = HashMap::new();
+    for process in processes {
+        for inode in process.descriptors.iter().filter_map(|d| parse::socket_inode(&d.target)) {
+            holders.entry(inode).or_insert(process.pid);
+        }
+    }
+    if holders.is_empty() {
+        // With the host's network these files can be long.
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for protocol in ["tcp", "tcp6", "udp", "udp6"] {
+        let Ok(file) = File::open(proc.join("net").join(protocol)) else { continue };
+        let lines = BufReader::new(file).lines().map_while(Result::ok);
+        let held = lines.filter_map(|line| {
+            let socket = net::socket(&line)?;
+            Some((socket, *holders.get(&socket.inode)?))
+        });
+        found.extend(held.map(|(socket, pid)| (protocol, socket, pid)));
+    }
+    net::join(&found)
+}
+
+fn link(path: &Path) -> String {
+    fs::read_link(path).map(|target| target.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn small(path: &Path) -> Option<String> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(MAX_SMALL).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}

@@ -1,0 +1,9 @@
+//! Makes containers out of specs: namespaces, root file system, mounts, and the words that monitor and
+//! init exchange. Decides nothing that the spec has decided.
+
+pub mod inject;
+pub mod protocol;
+pub mod root;
+pub mod skeleton;
+pub mod start;
+pub mod userns;

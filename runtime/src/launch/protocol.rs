@@ -1,0 +1,172 @@
+//! What monitor and init say to each other.
+
+use crate::error::Error;
+use crate::spec::{ContainerSpec, RootMode};
+use crate::sys::terminal::Size;
+use serde::{Deserialize, Serialize};
+use stasis_plugin_api::host::{RunInside, RunOutput};
+use stasis_plugin_api::survey::Survey;
+use std::path::PathBuf;
+
+/// Everything that a container's first process needs to know.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Order {
+    /// The container.
+    pub spec: ContainerSpec,
+    /// An empty directory of ours on the host; the root is put together there.
+    pub mount_point: PathBuf,
+    /// The directory for the log files on the host, shown as `/.stasis/log`; `None`: no log files.
+    pub logs: Option<PathBuf>,
+    /// The terminal's first size when the streams are a terminal.
+    pub size: Option<Size>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ending {
+    /// It exited with this code.
+    Exit(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+impl Ending {
+    /// From `wait`'s raw status.
+    pub fn from_raw(status: i32) -> Self {
+        if libc::WIFSIGNALED(status) {
+            Self::Signal(libc::WTERMSIG(status))
+        } else {
+            Self::Exit(libc::WEXITSTATUS(status))
+        }
+    }
+
+    /// The code that a command passes on: 128 and the signal where a signal ended it.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Exit(code) => code,
+            Self::Signal(signal) => 128 + signal,
+        }
+    }
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exit(code) => write!(f, "exit {code}"),
+            Self::Signal(signal) => match nix::sys::signal::Signal::try_from(*signal) {
+                Ok(name) => write!(f, "signal {signal} ({name})"),
+                Err(_) => write!(f, "signal {signal}"),
+            },
+        }
+    }
+}
+
+/// Whom a signal is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// The application's first process.
+    Application,
+    /// Every process of the application, but not init, supervisor and the engine's helpers.
+    Everybody,
+    /// A process started by `Exec` with this id.
+    Exec(u64),
+}
+
+/// From the monitor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ToInit {
+    /// Run a helper and tell how it ended.
+    Run {
+        /// Repeated in the answer.
+        id: u64,
+        /// What.
+        command: RunInside,
+    },
+    /// Start a command beside the application. Three descriptors come along unless `size` is given.
+    Exec {
+        /// Repeated in the answers.
+        id: u64,
+        /// The command.
+        argv: Vec<String>,
+        /// Its environment.
+        env: Vec<(String, String)>,
+        /// Its working directory; `/` where that does not exist.
+        cwd: PathBuf,
+        /// Make a terminal of this size.
+        size: Option<Size>,
+    },
+    /// Send a signal.
+    Signal {
+        /// To whom.
+        to: Target,
+        /// Which.
+        signal: i32,
+    },
+    /// Look at everything that runs.
+    Survey {
+        /// Repeated in the answer.
+        id: u64,
+    },
+    /// Kill everything and end.
+    End,
+}
+
+/// From init.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FromInit {
+    /// The file system stands. With a terminal its master side comes along.
+    Mounted {
+        /// How the root was made.
+        mode: RootMode,
+        /// Remarks for the user.
+        notes: Vec<String>,
+    },
+    /// The application's program runs.
+    Started {
+        /// Its pid inside.
+        pid: i32,
+    },
+    /// The container could not be made or the application not be started. The last message.
+    Failed(Error),
+    /// The application ended.
+    Ended(Ending),
+    /// A helper of the engine's ended.
+    HelperEnded {
+        /// Its name.
+        name: String,
+        /// How.
+        ending: Ending,
+        /// The container cannot go on without it.
+        essential: bool,
+    },
+    /// Answer to `Run`.
+    Ran {
+        /// Of the request.
+        id: u64,
+        /// The outcome, or why it could not be started.
+        output: Result<RunOutput, Error>,
+    },
+    /// Answer to `Exec`. With a terminal its master side comes along.
+    ExecStarted {
+        /// Of the request.
+        id: u64,
+    },
+    /// The end of an `Exec`, also when it could not be started.
+    ExecEnded {
+        /// Of the request.
+        id: u64,
+        /// The outcome.
+        ending: Result<Ending, Error>,
+    },
+    /// Answer to `Survey`.
+    Surveyed {
+        /// Of the request.
+        id: u64,
+        /// What was seen.
+        survey: Survey,
+    },
+}

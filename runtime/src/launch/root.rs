@@ -1,0 +1,322 @@
+//! Puts the root file system together in the container's own mount namespace and moves into it.
+//! Every target is opened below the new root, links resolved there, and mounted by descriptor.
+
+use crate::error::{Error, Result};
+use crate::launch::{inject, skeleton};
+use crate::launch::protocol::Order;
+use crate::spec::{Mount, RootMode, RootWrite};
+use crate::sys::mount as sys;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::mount::MsFlags;
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+/// A root that this process has moved into.
+#[derive(Debug)]
+pub struct Made {
+    /// How the root was made.
+    pub mode: RootMode,
+    /// Remarks for the user.
+    pub notes: Vec<String>,
+    /// Listening sockets for the engine's helpers, by their path inside.
+    pub listeners: BTreeMap<PathBuf, UnixListener>,
+}
+
+pub(crate) fn cannot(doing: &str, object: &Path, e: Errno) -> Error {
+    let error = Error::new(format!("cannot {doing} {}", object.display())).because(e.desc());
+    match e {
+        Errno::EPERM | Errno::EACCES => error.help(crate::launch::userns::forbidden_help(Some(e))),
+        _ => error,
+    }
+}
+
+/// Builds the root and makes it this process's own.
+///
+/// # Errors
+/// The mount that failed and why.
+pub fn make(order: &Order) -> Result<Made> {
+    let slash = Path::new("/");
+    sys::propagation(slash, MsFlags::MS_REC | MsFlags::MS_SLAVE).map_err(|e| cannot("separate the mounts of", slash, e))?;
+    let workshop = workshop(&order.mount_point)?;
+    let (root, mode) = base(order, &workshop)?;
+    let mut making = Making { root, workshop, notes: Vec::new(), files: 0, writable: order.spec.root.write != RootWrite::ReadOnly };
+    for mount in &order.spec.mounts {
+        making.mount(mount)?;
+    }
+    if let Some(engine) = &order.spec.engine {
+        inject::fill(&mut making, engine, order.logs.as_deref())?;
+    } else if let Some(logs) = &order.logs {
+        inject::logs_only(&mut making, logs)?;
+    }
+    finish(making, order, mode)
+}
+
+fn finish(making: Making, order: &Order, mode: RootMode) -> Result<Made> {
+    let slash = Path::new("/");
+    if order.spec.root.write == RootWrite::ReadOnly {
+        sys::make_top_read_only(making.root.as_fd()).map_err(|e| cannot("make read-only", slash, e))?;
+    }
+    sys::pivot_into(making.root.as_fd()).map_err(|e| cannot("change the root to", &order.spec.root.directory, e))?;
+    let listeners = inject::listeners(order.spec.engine.as_ref())?;
+    if order.spec.engine.is_some() {
+        inject::seal()?;
+    }
+    if let Some(name) = &order.spec.hostname
+        && order.spec.namespaces.uts
+    {
+        nix::unistd::sethostname(name).map_err(|e| Error::new(format!("cannot set the host name {name}")).because(e.desc()))?;
+    }
+    if order.spec.namespaces.net {
+        crate::sys::process::loopback_up().map_err(|e| Error::new("cannot bring up the container's own network").because(&e))?;
+    }
+    Ok(Made { mode, notes: making.notes, listeners })
+}
+
+/// A tmpfs of our own, below the coming root and hidden by it: upper directories, generated files.
+fn workshop(mount_point: &Path) -> Result<OwnedFd> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    sys::mount(Some(Path::new("stasis")), mount_point, Some("tmpfs"), flags, Some("mode=0755,size=64m"))
+        .map_err(|e| cannot("mount a tmpfs at", mount_point, e))?;
+    sys::open_place(mount_point).map_err(|e| cannot("open", mount_point, e))
+}
+
+fn base(order: &Order, workshop: &OwnedFd) -> Result<(OwnedFd, RootMode)> {
+    let spec = &order.spec;
+    let at = &order.mount_point;
+    let image = sys::open_place(&spec.root.directory).map_err(|e| cannot("open the image", &spec.root.directory, e))?;
+    let mode = match (spec.root.mode, &spec.root.write) {
+        (_, RootWrite::Image) => RootMode::Plain,
+        (_, RootWrite::Tmpfs | RootWrite::Overlay(_)) => RootMode::Overlay,
+        (RootMode::Auto, RootWrite::ReadOnly) if missing(order, image.as_fd()).is_empty() => RootMode::Plain,
+        (mode, RootWrite::ReadOnly) => mode,
+    };
+    let mode = match mode {
+        RootMode::Plain => plain(image.as_fd(), at).map(|()| RootMode::Plain)?,
+        RootMode::Overlay => overlay(order, image.as_fd(), workshop).map(|()| RootMode::Overlay)?,
+        RootMode::Skeleton => skeleton::make(image.as_fd(), at, &missing(order, image.as_fd())).map(|()| RootMode::Skeleton)?,
+        RootMode::Auto => match overlay(order, image.as_fd(), workshop) {
+            Ok(()) => RootMode::Overlay,
+            // Kernels before 5.11 have no overlay for users, and not every file system may be a lower.
+            Err(_) => skeleton::make(image.as_fd(), at, &missing(order, image.as_fd())).map(|()| RootMode::Skeleton)?,
+        },
+    };
+    let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
+    // Binds of `/dev` or `/tmp` with all below must not bring a copy of the root itself along.
+    sys::propagation(at, MsFlags::MS_UNBINDABLE).map_err(|e| cannot("separate", at, e))?;
+    Ok((root, mode))
+}
+
+fn plain(image: BorrowedFd<'_>, at: &Path) -> Result<()> {
+    let to = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
+    sys::bind(image, to.as_fd()).map_err(|e| cannot("bind the image to", at, e))
+}
+
+fn overlay(order: &Order, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<()> {
+    let kept;
+    let layers = match &order.spec.root.write {
+        RootWrite::Overlay(directory) => {
+            kept = sys::open_place(directory).map_err(|e| cannot("open the overlay", directory, e))?;
+            kept.as_fd()
+        }
+        _ => workshop.as_fd(),
+    };
+    for name in ["upper", "work"] {
+        match mkdirat(layers, name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(e) => return Err(cannot("make the overlay directory", Path::new(name), e)),
+        }
+    }
+    let (lower, layers) = (sys::path_of(image), sys::path_of(layers));
+    let user = if order.spec.namespaces.user { ",userxattr" } else { "" };
+    let data = format!(
+        "lowerdir={},upperdir={}/upper,workdir={}/work{user}",
+        lower.display(),
+        layers.display(),
+        layers.display()
+    );
+    let at = &order.mount_point;
+    sys::mount(Some(Path::new("stasis")), at, Some("overlay"), MsFlags::empty(), Some(&data))
+        .map_err(|e| cannot("mount an overlay over", &order.spec.root.directory, e))
+}
+
+/// Mount points that the image does not have.
+fn missing(order: &Order, image: BorrowedFd<'_>) -> Vec<PathBuf> {
+    let mut wanted: Vec<&Path> = order.spec.mounts.iter().filter_map(target).collect();
+    if order.spec.engine.is_some() || order.logs.is_some() {
+        wanted.push(Path::new(stasis_plugin_api::plan::INJECT));
+    }
+    let absent = |path: &&Path| matches!(sys::open_below(image, path, OFlag::O_PATH), Err(Errno::ENOENT));
+    wanted.into_iter().filter(absent).map(Path::to_path_buf).collect()
+}
+
+fn target(mount: &Mount) -> Option<&Path> {
+    match mount {
+        Mount::Bind { target, optional, source, .. } => (!optional || source.exists()).then_some(target.as_path()),
+        Mount::Tmpfs { target, .. } | Mount::File { target, .. } => Some(target),
+        Mount::Proc => Some(Path::new("/proc")),
+        Mount::MinimalDev => Some(Path::new("/dev")),
+        Mount::Devpts => None,
+    }
+}
+
+/// A root in the making.
+pub(crate) struct Making {
+    pub(crate) root: OwnedFd,
+    pub(crate) workshop: OwnedFd,
+    pub(crate) notes: Vec<String>,
+    files: u32,
+    writable: bool,
+}
+
+impl Making {
+    fn mount(&mut self, mount: &Mount) -> Result<()> {
+        match mount {
+            Mount::Bind { source, target, writable, optional, .. } => {
+                match self.bind(source, target, *writable) {
+                    Err(error) if *optional => {
+                        tracing::debug!(%error, "left out");
+                        Ok(())
+                    }
+                    other => other,
+                }
+            }
+            Mount::Proc => self.fresh("proc", Path::new("/proc"), MsFlags::MS_NOEXEC, None).map_err(|e| {
+                e.help("a new /proc is refused where stasis runs inside another container that masks parts of /proc")
+            }),
+            Mount::MinimalDev => self.minimal_dev(),
+            Mount::Devpts => self.devpts(),
+            Mount::Tmpfs { target, size, mode } => {
+                let size = size.map(|s| format!(",size={s}")).unwrap_or_default();
+                self.fresh("tmpfs", target, MsFlags::empty(), Some(&format!("mode={mode:o}{size}")))
+            }
+            Mount::File { target, content, optional } => match self.file(target, content) {
+                Err(error) if *optional => {
+                    tracing::debug!(%error, "left out");
+                    Ok(())
+                }
+                other => other,
+            },
+        }
+    }
+
+    /// Shows a path of the host at `target`.
+    pub(crate) fn bind(&mut self, source: &Path, target: &Path, writable: bool) -> Result<()> {
+        let from = sys::open_place(source).map_err(|e| cannot("open the bind source", source, e))?;
+        self.bind_open(from.as_fd(), target, writable)
+    }
+
+    fn bind_open(&mut self, from: BorrowedFd<'_>, target: &Path, writable: bool) -> Result<()> {
+        let to = self.place(target, is_directory(from))?;
+        sys::bind(from, to.as_fd()).map_err(|e| cannot("mount something at", target, e))?;
+        if !writable {
+            let top = self.open(target)?;
+            sys::make_read_only(top.as_fd()).map_err(|e| cannot("make read-only", target, e))?;
+        }
+        Ok(())
+    }
+
+    /// Mounts a new file system.
+    pub(crate) fn fresh(&mut self, kind: &str, target: &Path, flags: MsFlags, data: Option<&str>) -> Result<()> {
+        let to = self.place(target, true)?;
+        let flags = flags | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        sys::mount(Some(Path::new("stasis")), &sys::path_of(to.as_fd()), Some(kind), flags, data)
+            .map_err(|e| cannot(&format!("mount {kind} at"), target, e))
+    }
+
+    fn file(&mut self, target: &Path, content: &str) -> Result<()> {
+        self.files += 1;
+        let name = format!("file-{}", self.files);
+        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        let made = nix::fcntl::openat(self.workshop.as_fd(), name.as_str(), flags, Mode::from_bits_truncate(0o644))
+            .map_err(|e| cannot("make the file for", target, e))?;
+        let mut made = std::fs::File::from(made);
+        std::io::Write::write_all(&mut made, content.as_bytes())
+            .map_err(|e| Error::new(format!("cannot write the file for {}", target.display())).because(&e))?;
+        self.bind_open(made.as_fd(), target, false)
+    }
+
+    fn minimal_dev(&mut self) -> Result<()> {
+        self.fresh_with_devices("/dev", "mode=0755,size=64k")?;
+        for name in ["null", "zero", "full", "random", "urandom", "tty"] {
+            let path = Path::new("/dev").join(name);
+            if path.exists() {
+                self.bind(&path, &path, true)?;
+            }
+        }
+        for name in ["pts", "shm"] {
+            self.place(&Path::new("/dev").join(name), true)?;
+        }
+        let dev = self.open(Path::new("/dev"))?;
+        for (name, to) in [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")] {
+            nix::unistd::symlinkat(to, dev.as_fd(), name).map_err(|e| cannot("make the link", &Path::new("/dev").join(name), e))?;
+        }
+        Ok(())
+    }
+
+    fn fresh_with_devices(&mut self, target: &str, data: &str) -> Result<()> {
+        let target = Path::new(target);
+        let to = self.place(target, true)?;
+        sys::mount(Some(Path::new("stasis")), &sys::path_of(to.as_fd()), Some("tmpfs"), MsFlags::MS_NOSUID, Some(data))
+            .map_err(|e| cannot("mount a tmpfs at", target, e))
+    }
+
+    fn devpts(&mut self) -> Result<()> {
+        let target = Path::new("/dev/pts");
+        let to = self.place(target, true)?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        let data = "newinstance,ptmxmode=0666,mode=0620";
+        sys::mount(Some(Path::new("devpts")), &sys::path_of(to.as_fd()), Some("devpts"), flags, Some(data))
+            .map_err(|e| cannot("mount terminals at", target, e))
+    }
+
+    /// Opens a path of the new root.
+    pub(crate) fn open(&self, path: &Path) -> Result<OwnedFd> {
+        sys::open_below(self.root.as_fd(), path, OFlag::O_PATH).map_err(|e| cannot("open inside the container", path, e))
+    }
+
+    /// Opens a mount point of the new root, making it where the layer on top is ours.
+    pub(crate) fn place(&self, path: &Path, directory: bool) -> Result<OwnedFd> {
+        match sys::open_below(self.root.as_fd(), path, OFlag::O_PATH) {
+            Ok(fd) if is_directory(fd.as_fd()) == directory => Ok(fd),
+            Ok(_) => {
+                let is = if directory { "a file" } else { "a directory" };
+                Err(Error::new(format!("cannot mount at {}: it is {is} in the image", path.display())))
+            }
+            Err(Errno::ENOENT) => self.create(path, directory),
+            Err(e) => Err(cannot("open inside the container", path, e)),
+        }
+    }
+
+    fn create(&self, path: &Path, directory: bool) -> Result<OwnedFd> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(cannot("make", path, Errno::EINVAL));
+        };
+        let within = self.place(parent, true)?;
+        let within = sys::open_below(within.as_fd(), Path::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+            .map_err(|e| cannot("open inside the container", parent, e))?;
+        let made = match directory {
+            true => mkdirat(within.as_fd(), name, Mode::from_bits_truncate(0o755)),
+            false => {
+                let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+                nix::fcntl::openat(within.as_fd(), name, flags, Mode::from_bits_truncate(0o644)).map(drop)
+            }
+        };
+        match made {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(e) => {
+                let error = cannot("make the mount point", path, e);
+                let help = "make it in the image, or start with --writable-tmpfs";
+                return Err(if self.writable { error.help(help) } else { error });
+            }
+        }
+        self.open(path)
+    }
+}
+
+pub(crate) fn is_directory(fd: BorrowedFd<'_>) -> bool {
+    fstat(fd).is_ok_and(|s| SFlag::from_bits_truncate(s.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR)
+}

@@ -1,0 +1,183 @@
+//! The monitor's side of a start: clone, id maps, and the first words with init.
+
+use crate::error::{Error, Result};
+use crate::launch::protocol::{FromInit, Order};
+use crate::launch::{root, userns};
+use crate::spec::{ContainerSpec, RootMode};
+use crate::sys::channel::Channel;
+use crate::sys::process::{self, Forked};
+use nix::sched::CloneFlags;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+/// The descriptor at which init finds its channel.
+pub const INIT_CHANNEL: i32 = 3;
+
+/// A container whose first process was made.
+#[derive(Debug)]
+pub struct Container {
+    /// The first process, as seen here.
+    pub pid: i32,
+    /// A descriptor of it: signals and its end, whatever becomes of the number.
+    pub pidfd: OwnedFd,
+    /// To init; without an init nothing is said after the start.
+    pub channel: Channel,
+}
+
+/// What was told on the way to the start.
+#[derive(Debug)]
+pub struct Stood {
+    /// How the root was made.
+    pub mode: RootMode,
+    /// Remarks for the user.
+    pub notes: Vec<String>,
+    /// The application's pid inside; 0 without an init.
+    pub application: i32,
+    /// The master side of the application's terminal.
+    pub terminal: Option<OwnedFd>,
+}
+
+fn flags(spec: &ContainerSpec) -> CloneFlags {
+    let wanted = spec.namespaces;
+    let mut flags = CloneFlags::CLONE_NEWNS;
+    for (on, flag) in [
+        (wanted.user, CloneFlags::CLONE_NEWUSER),
+        (wanted.pid, CloneFlags::CLONE_NEWPID),
+        (wanted.ipc, CloneFlags::CLONE_NEWIPC),
+        (wanted.uts, CloneFlags::CLONE_NEWUTS),
+        (wanted.net, CloneFlags::CLONE_NEWNET),
+    ] {
+        flags.set(flag, on);
+    }
+    flags
+}
+
+/// Makes the container's first process. The caller has one thread.
+///
+/// # Errors
+/// What the host refuses, with the remedy.
+pub fn start(order: &Order) -> Result<Container> {
+    let spec = &order.spec;
+    let broken = |e: std::io::Error| Error::new("cannot talk to the container's first process").because(&e);
+    let (ours, theirs) = Channel::pair().map_err(broken)?;
+    let forked = process::clone_into(flags(spec)).map_err(|e| userns::clone_error(e, spec.namespaces.user))?;
+    let (pid, pidfd) = match forked {
+        Forked::Child => {
+            drop(ours);
+            process::end(first_process(&theirs))
+        }
+        Forked::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
+    };
+    drop(theirs);
+    let container = Container { pid, pidfd, channel: ours };
+    let ready = match spec.namespaces.user {
+        true => userns::map(pid, &spec.ids),
+        false => Ok(()),
+    };
+    if let Err(error) = ready {
+        container.kill();
+        return Err(error);
+    }
+    container.channel.send(order).map_err(broken)?;
+    Ok(container)
+}
+
+impl Container {
+    /// Waits until the application's program runs.
+    ///
+    /// # Errors
+    /// What init says, or that it died. The container is gone then.
+    pub fn stand(&self, init: bool, within: Duration) -> Result<Stood> {
+        self.channel.set_timeout(Some(within)).map_err(|e| self.lost(Some(&e)))?;
+        let mut stood = Stood { mode: RootMode::Auto, notes: Vec::new(), application: 0, terminal: None };
+        let outcome = loop {
+            match self.channel.recv::<FromInit>() {
+                Ok(Some((FromInit::Mounted { mode, notes }, mut fds))) => {
+                    stood.mode = mode;
+                    stood.notes = notes;
+                    stood.terminal = fds.pop();
+                }
+                Ok(Some((FromInit::Started { pid }, _))) => {
+                    stood.application = pid;
+                    break Ok(stood);
+                }
+                Ok(Some((FromInit::Failed(error), _))) => break Err(error),
+                Ok(Some(_)) => {}
+                // Without an init the exec itself closes the channel.
+                Ok(None) if !init && stood.mode != RootMode::Auto => break Ok(stood),
+                Ok(None) => break Err(self.lost(None)),
+                Err(e) => break Err(self.lost(Some(&e))),
+            }
+        };
+        if outcome.is_err() {
+            self.kill();
+        }
+        self.channel.set_timeout(None).map_err(|e| self.lost(Some(&e)))?;
+        outcome
+    }
+
+    fn lost(&self, e: Option<&std::io::Error>) -> Error {
+        let error = Error::new("the container's first process ended before the application was started");
+        match e {
+            Some(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                Error::new("the container was not made in the time given")
+            }
+            Some(e) => error.because(e),
+            None => error,
+        }
+    }
+
+    /// Kills the first process, and with it everything in its pid namespace, and waits for that.
+    pub fn kill(&self) {
+        // It may have ended already.
+        let _ = process::signal(self.pidfd.as_fd(), libc::SIGKILL);
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(self.pid), None);
+    }
+}
+
+/// In the new process: waits for the id maps, then becomes init, or the application where no init is
+/// wanted. Returns an exit code; what went wrong was told over the channel.
+fn first_process(channel: &Channel) -> i32 {
+    let order = match channel.recv::<Order>() {
+        Ok(Some((order, _))) => order,
+        // The monitor died or gave up.
+        _ => return 255,
+    };
+    let failed = if order.spec.init {
+        become_init(channel, &order)
+    } else {
+        match root::make(&order) {
+            Ok(made) => crate::init::app::become_application(&order.spec, &made, channel),
+            Err(error) => error,
+        }
+    };
+    // If nobody listens any more there is nobody to tell.
+    let _ = channel.send(&FromInit::Failed(failed));
+    255
+}
+
+/// Starts our own binary again, before the root is left: a process that never did an exec in its user
+/// namespace could not be looked into by its owner.
+fn become_init(channel: &Channel, order: &Order) -> Error {
+    let cannot = |what: &str, e: nix::errno::Errno| Error::new(format!("cannot start the container's init ({what})")).because(e.desc());
+    if order.spec.namespaces.user && order.spec.ids.uid != 0 {
+        if let Err(e) = process::keep_capabilities_over_exec() {
+            return cannot("capabilities", e).help(userns::forbidden_help(Some(e)));
+        }
+    }
+    let again = match crate::sys::channel::in_memory("stasis-order", order) {
+        Ok(fd) => fd,
+        Err(e) => return Error::new("cannot start the container's init (memory)").because(&e),
+    };
+    let (Ok(channel_high), Ok(order_high)) = (crate::sys::fd::lift(channel.as_fd()), crate::sys::fd::lift(again.as_fd())) else {
+        return Error::new("cannot start the container's init (descriptors)");
+    };
+    let placed = crate::sys::fd::place(channel_high.as_fd(), INIT_CHANNEL)
+        .and_then(|()| crate::sys::fd::place(order_high.as_fd(), INIT_CHANNEL + 1));
+    if let Err(e) = placed {
+        return cannot("descriptors", e);
+    }
+    let argv = ["stasis", crate::init::ROLE].map(str::to_owned);
+    let e = process::exec("/proc/self/exe".as_ref(), &argv, &[]);
+    cannot("exec", e)
+}

@@ -1,0 +1,107 @@
+//! User namespaces: writing the id maps, and telling why a host does not allow them.
+
+use crate::error::{Error, Result};
+use crate::spec::IdSpec;
+use nix::errno::Errno;
+use stasis_plugin_api::plan::IdMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// Maps the ids of the process `pid` (as seen here), which waits in a new user namespace.
+///
+/// # Errors
+/// What is not allowed, with the remedy.
+pub fn map(pid: i32, ids: &IdSpec) -> Result<()> {
+    let base = format!("/proc/{pid}");
+    let write = |file: &str, text: String| {
+        fs::write(Path::new(&base).join(file), text).map_err(|e| {
+            Error::new(format!("cannot map the user's ids into the container (writing {file})"))
+                .because(&e)
+                .help(forbidden_help(e.raw_os_error().map(Errno::from_raw)))
+        })
+    };
+    match ids.map {
+        IdMap::KeepAndZero => {
+            let range = |file| subordinate(file, ids.host_uid);
+            let (Some(uid), Some(gid)) = (range("/etc/subuid"), range("/etc/subgid")) else {
+                return Err(Error::new("cannot map uid 0 into the container: no subordinate ids are granted")
+                    .help("the administrator grants them with `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`"));
+            };
+            run_mapper("newuidmap", pid, uid, ids.uid, ids.host_uid)?;
+            run_mapper("newgidmap", pid, gid, ids.gid, ids.host_gid)
+        }
+        IdMap::Keep | IdMap::Root => {
+            write("setgroups", "deny".to_owned())?;
+            write("uid_map", format!("{} {} 1\n", ids.uid, ids.host_uid))?;
+            write("gid_map", format!("{} {} 1\n", ids.gid, ids.host_gid))
+        }
+    }
+}
+
+fn run_mapper(tool: &str, pid: i32, zero: u32, inside: u32, outside: u32) -> Result<()> {
+    let numbers = [0, zero, 1, inside, outside, 1].map(|n| n.to_string());
+    let output = Command::new(tool).arg(pid.to_string()).args(&numbers).output().map_err(|e| {
+        Error::new(format!("cannot start {tool}")).because(&e).help("install the package `uidmap`")
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Error::new(format!("{tool} refused the id map")).because(String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+/// The first id of the range granted to a user in `/etc/subuid` or `/etc/subgid`.
+fn subordinate(file: &str, uid: u32) -> Option<u32> {
+    let name = nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|u| u.name);
+    let text = fs::read_to_string(file).ok()?;
+    text.lines().find_map(|line| {
+        let mut parts = line.split(':');
+        let who = parts.next()?;
+        let mine = who == uid.to_string() || name.as_deref() == Some(who);
+        let first = parts.next()?.trim().parse().ok()?;
+        mine.then_some(first)
+    })
+}
+
+/// Whether the user has subordinate ids.
+pub fn has_subordinate_ids(uid: u32) -> bool {
+    ["/etc/subuid", "/etc/subgid"].iter().all(|f| subordinate(f, uid).is_some())
+}
+
+fn sysctl(name: &str) -> Option<i64> {
+    fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?.trim().parse().ok()
+}
+
+/// What the administrator can do where user namespaces are closed.
+pub fn forbidden_help(errno: Option<Errno>) -> String {
+    if sysctl("user/max_user_namespaces") == Some(0) {
+        return "user namespaces are switched off here; the administrator allows them with `sysctl user.max_user_namespaces=15000`".to_owned();
+    }
+    if sysctl("kernel/unprivileged_userns_clone") == Some(0) {
+        return "user namespaces are closed to ordinary users here; the administrator opens them with `sysctl kernel.unprivileged_userns_clone=1`".to_owned();
+    }
+    if sysctl("kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
+        return "AppArmor restricts user namespaces here; the administrator adds a profile for stasis with the rule `userns,`, or sets `sysctl kernel.apparmor_restrict_unprivileged_userns=0`".to_owned();
+    }
+    match errno {
+        Some(Errno::ENOSPC | Errno::EUSERS) => {
+            "the limit on namespaces is reached; end other containers or raise `sysctl user.max_user_namespaces`".to_owned()
+        }
+        Some(Errno::ENOSYS | Errno::EINVAL) => {
+            "this kernel has no user namespaces (CONFIG_USER_NS)".to_owned()
+        }
+        _ => "user namespaces are refused here, perhaps by the sandbox or container that stasis runs in".to_owned(),
+    }
+}
+
+/// The error of a clone with new namespaces.
+pub fn clone_error(errno: Errno, user: bool) -> Error {
+    let error = Error::new("cannot make the container's namespaces").because(errno.desc());
+    match errno {
+        Errno::EAGAIN => error.help("the limit on processes is reached (`ulimit -u`)"),
+        Errno::ENOMEM => error.help("memory is exhausted on this machine"),
+        _ if user => error.help(forbidden_help(Some(errno))),
+        Errno::EPERM => error.help("this root may not make namespaces: CAP_SYS_ADMIN is missing"),
+        _ => error,
+    }
+}

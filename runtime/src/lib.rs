@@ -1,0 +1,36 @@
+//! stasis: a container runtime for work that must survive. It starts applications in containers without
+//! privilege, saves their whole running state while they run, and brings them back.
+//!
+//! The modules in the order in which data flows through them: what was typed becomes settings and a
+//! choice of backend, an image and a spec; a monitor carries the spec out with the help of init and
+//! workers; the store keeps what was saved.
+
+pub mod cli;
+pub mod config;
+pub mod registry;
+pub mod image;
+pub mod spec;
+pub mod worker;
+pub mod launch;
+pub mod init;
+pub mod monitor;
+pub mod instance;
+pub mod store;
+
+mod causes;
+pub mod error;
+pub mod name;
+pub mod sys;
+
+use std::ffi::OsString;
+
+/// Runs the role that the arguments name: a command of the user's, or one of our own processes.
+/// Returns the exit code.
+pub fn run(arguments: Vec<OsString>) -> i32 {
+    match arguments.get(1).and_then(|role| role.to_str()) {
+        Some(init::ROLE) => init::main(),
+        Some(monitor::ROLE) => monitor::main(),
+        Some(worker::ROLE) => worker::child::main(),
+        _ => cli::main(arguments),
+    }
+}

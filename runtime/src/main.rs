@@ -1,0 +1,7 @@
+//! The `stasis` command. The same binary is started again as monitor, init and worker.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(u8::try_from(stasis::run(std::env::args_os().collect())).unwrap_or(255))
+}

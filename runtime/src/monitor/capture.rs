@@ -1,0 +1,202 @@
+//! A generation taken of a running container: looked at, saved by the engine, hashed, committed.
+
+use crate::error::{Error, Result};
+use crate::init::survey::listening;
+use crate::monitor::Teller;
+use crate::monitor::control::Captured;
+use crate::monitor::findings::judge;
+use crate::monitor::live::{EngineLive, Live, Phase, lock};
+use crate::monitor::services::Around;
+use crate::name::BackendName;
+use crate::spec::ContainerSpec;
+use crate::store::{BackendEntry, HostEntry, ImageIdentity, Listening, ManifestDraft, ProcessEntry};
+use crate::worker::{Worker, engine};
+use stasis_plugin_api::report::CaptureReport;
+use stasis_plugin_api::request::{CaptureRequest, InstanceView, Subject};
+use stasis_plugin_api::survey::Survey;
+use std::path::PathBuf;
+use std::sync::TryLockError;
+use std::time::{Duration, Instant};
+
+/// A slow disk writes so many bytes in a second; the deadline of a capture follows from it.
+const SLOWEST: u64 = 50 << 20;
+
+/// Saves a generation.
+///
+/// # Errors
+/// Why there is none. Earlier generations are untouched, and unless the error says otherwise so is the
+/// application.
+pub fn capture(live: &Live, stop: bool, accept_loss: &[String], teller: &dyn Teller) -> Result<Captured> {
+    let Some(engine) = &live.engine else {
+        return Err(Error::new(format!("instance \"{}\" was not started with checkpointing", live.name))
+            .help("start it with `--checkpoint NAME`"));
+    };
+    let _one = match engine.capturing.try_lock() {
+        Ok(guard) => guard,
+        Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+        Err(TryLockError::WouldBlock) => {
+            return Err(Error::new(format!("instance \"{}\" is being saved already", live.name))
+                .help("wait until that capture is complete"));
+        }
+    };
+    running(live)?;
+    let begun = Instant::now();
+    let survey = live.survey()?;
+    let outcome = save(live, engine, &survey, stop, accept_loss, teller);
+    let saved = outcome.map_err(|error| told_truthfully(live, error));
+    if saved.is_err() {
+        // What is left of a failed capture is of no use to anybody.
+        let _ = engine.staging.clear();
+    }
+    let (report, notes) = saved?;
+    let mut captured = commit(live, engine, &survey, report, teller)?;
+    captured.notes.splice(0..0, notes);
+    captured.total_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    captured.stopped = stop;
+    if stop {
+        live.change(|s| {
+            s.requested = true;
+            s.reason = Some(format!("stopped after generation {} was saved", captured.generation));
+            s.phase = s.phase.max(Phase::Ending);
+        });
+    }
+    Ok(captured)
+}
+
+fn running(live: &Live) -> Result<()> {
+    match live.state().phase {
+        Phase::Running => Ok(()),
+        Phase::Starting => Err(Error::new(format!("instance \"{}\" is still starting", live.name))),
+        Phase::Ending | Phase::Gone => Err(Error::new(format!("instance \"{}\" has ended", live.name))),
+    }
+}
+
+/// An application that the engine lost is the first thing to be told.
+fn told_truthfully(live: &Live, error: Error) -> Error {
+    // The news of its death may be on its way.
+    let ended = live.wait(Some(Instant::now() + Duration::from_millis(300)), |s| s.phase >= Phase::Ending);
+    if !ended {
+        return error.because("the application runs on, and nothing was saved");
+    }
+    let how = live.state().ending.map(|e| format!(" ({e})")).unwrap_or_default();
+    error.because(format!("the application ended during the capture{how}; earlier generations are untouched"))
+}
+
+fn save(
+    live: &Live,
+    engine: &EngineLive,
+    survey: &Survey,
+    stop: bool,
+    accept_loss: &[String],
+    teller: &dyn Teller,
+) -> Result<(CaptureReport, Vec<String>)> {
+    let around = Around { live, teller, doing: "saving" };
+    let mut worker = Worker::spawn(&engine.plugin, &live.scratch)?;
+    let view: InstanceView = live.view(survey.clone());
+    let mut memory = lock(&engine.memory).clone();
+    let subject = Subject::Instance { instance: view.clone() };
+    let findings = engine::examine(&mut worker, &subject, &mut memory, &around)?;
+    let accepted: Vec<String> = engine.order.accept_loss.iter().chain(accept_loss).cloned().collect();
+    let what = format!("save instance \"{}\"", live.name);
+    let notes = judge(&what, &engine.descriptor.engine, findings, &accepted)?;
+    engine.staging.clear()?;
+    let resident: u64 = survey.processes.iter().map(|p| p.resident).sum();
+    let deadline = Duration::from_secs(60 + resident / SLOWEST);
+    let previous = engine.checkpoint.generations()?.last().copied();
+    let request = CaptureRequest { instance: view, stop_after: stop, previous };
+    let outcome = engine::capture(&mut worker, &request, &mut memory, &around, deadline);
+    *lock(&engine.memory) = memory;
+    Ok((outcome?, notes))
+}
+
+fn commit(live: &Live, engine: &EngineLive, survey: &Survey, report: CaptureReport, teller: &dyn Teller) -> Result<Captured> {
+    let image = image(live, teller)?;
+    let files: Vec<PathBuf> = report.files.iter().map(PathBuf::from).collect();
+    if files.is_empty() {
+        return Err(Error::new(format!("the backend \"{}\" said that it saved \"{}\" and left no file", engine.descriptor.name, live.name))
+            .help("nothing was saved; report this to the backend's author"));
+    }
+    let draft = draft(live, engine, survey, &report, image)?;
+    let mut tell = |done, total| teller.progress(done, total, "making it durable");
+    let held = lock(&engine.lock);
+    let Some(held) = held.as_ref() else {
+        return Err(Error::new(format!("instance \"{}\" has ended", live.name)));
+    };
+    let committed = engine.checkpoint.commit(held, &engine.staging, Some(&files), draft, &mut tell)?;
+    let _ = engine.staging.clear();
+    let mut notes = report.notes;
+    if let Some(keep) = engine.order.keep {
+        let protect: Vec<u64> = engine.order.restart.into_iter().collect();
+        if let Err(error) = engine.checkpoint.prune(keep, &protect, held) {
+            notes.push(format!("older generations could not be removed: {error}"));
+        }
+    }
+    Ok(Captured {
+        checkpoint: engine.checkpoint.name().to_string(),
+        generation: committed.generation.number(),
+        bytes: committed.times.bytes,
+        processes: report.processes.len(),
+        pause_us: report.pause_us,
+        total_ms: 0,
+        hash_ms: committed.times.hash_ms,
+        sync_ms: committed.times.sync_ms,
+        notes,
+        stopped: false,
+    })
+}
+
+/// The image's identity; its content digest is required here and computed since the start.
+fn image(live: &Live, teller: &dyn Teller) -> Result<ImageIdentity> {
+    teller.progress(0, 0, "waiting for the image's digest");
+    live.wait(Some(Instant::now() + Duration::from_secs(600)), |s| s.image.as_ref().is_none_or(|i| i.digest.is_some()));
+    match live.state().image.clone() {
+        Some(image) if image.digest.is_some() => Ok(image),
+        _ => Err(Error::new("the image's content could not be read to the end, so a restart could not recognise it")),
+    }
+}
+
+fn draft(live: &Live, engine: &EngineLive, survey: &Survey, report: &CaptureReport, image: ImageIdentity) -> Result<ManifestDraft> {
+    let spec = ContainerSpec { engine: None, ..live.spec.clone() };
+    let command = spec.process.argv.clone();
+    let mut facts = serde_json::Map::new();
+    facts.insert("pause_us".to_owned(), serde_json::json!(report.pause_us));
+    facts.insert("facts".to_owned(), serde_json::json!(report.facts));
+    Ok(ManifestDraft {
+        stasis_version: env!("CARGO_PKG_VERSION").to_owned(),
+        backend: BackendEntry {
+            name: BackendName::new(&engine.descriptor.name)?,
+            version: engine.descriptor.version.clone(),
+            engine: engine.descriptor.engine.clone(),
+            engine_version: report.engine_version.clone(),
+        },
+        image,
+        host: host(&spec),
+        id_map: serde_json::to_value(spec.ids.map).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default(),
+        spec: serde_json::to_value(&spec).unwrap_or_default(),
+        command,
+        engine_state: lock(&engine.memory).clone(),
+        listening: listening(survey).into_iter().map(|l| Listening { proto: l.0, address: l.1, port: l.2 }).collect(),
+        processes: report.processes.iter().map(|p| ProcessEntry { pid: p.pid.unsigned_abs(), name: p.name.clone() }).collect(),
+        report: facts,
+    })
+}
+
+fn host(spec: &ContainerSpec) -> HostEntry {
+    let names = nix::sys::utsname::uname();
+    let (kernel, machine, hostname) = match &names {
+        Ok(n) => (n.release().to_string_lossy().into_owned(), n.machine().to_string_lossy().into_owned(), n.nodename().to_string_lossy().into_owned()),
+        Err(_) => Default::default(),
+    };
+    HostEntry { hostname, kernel, arch: machine, cpu_features: cpu_features(), uid: spec.ids.host_uid, gid: spec.ids.host_gid }
+}
+
+/// The CPU's feature words, as `/proc/cpuinfo` gives them.
+pub fn cpu_features() -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find(|l| l.starts_with("flags") || l.starts_with("Features"));
+    let mut words: Vec<String> =
+        line.and_then(|l| l.split_once(':')).map(|(_, w)| w.split_whitespace().map(str::to_owned).collect()).unwrap_or_default();
+    words.sort_unstable();
+    words
+}
+

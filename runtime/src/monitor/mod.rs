@@ -1,0 +1,85 @@
+//! The process outside that owns a container: its record, its streams, its captures and its end. For a
+//! foreground command it is that command's own process. It never loads a plugin: workers do.
+
+pub mod begin;
+pub mod capture;
+pub mod client;
+pub mod control;
+pub mod direct;
+pub mod findings;
+pub mod follow;
+pub mod foreground;
+pub mod live;
+pub mod order;
+pub mod restart;
+pub mod serve;
+pub mod services;
+pub mod triggers;
+
+use crate::error::{Error, Result};
+use crate::monitor::control::Reply;
+use crate::monitor::order::MonitorOrder;
+use crate::sys::channel::Channel;
+use crate::sys::fd;
+
+/// The role word with which our binary becomes the monitor of an instance.
+pub const ROLE: &str = "__monitor";
+/// Where that monitor finds its channel to the command, and the plugin's library.
+pub const CHANNEL: i32 = 3;
+/// See [`CHANNEL`].
+pub const LIBRARY: i32 = 4;
+
+/// Told what happens on the way.
+pub trait Teller: Sync {
+    /// Something for the user to know.
+    fn note(&self, text: &str);
+    /// How far a long step is.
+    fn progress(&self, done: u64, total: u64, doing: &str);
+}
+
+/// Over a channel to a command.
+pub struct ChannelTeller<'a>(pub &'a Channel);
+
+impl Teller for ChannelTeller<'_> {
+    fn note(&self, text: &str) {
+        // A command that went away misses nothing.
+        let _ = self.0.send(&Reply::Note(text.to_owned()));
+    }
+
+    fn progress(&self, done: u64, total: u64, doing: &str) {
+        let _ = self.0.send(&Reply::Progress { done, total, doing: doing.to_owned() });
+    }
+}
+
+/// The monitor of an instance, started by `instance start`. Returns an exit code.
+pub fn main() -> i32 {
+    let Ok(channel) = fd::inherited(CHANNEL) else { return 255 };
+    let channel = Channel::from(channel);
+    let library = fd::inherited(LIBRARY).ok();
+    fd::close_from(LIBRARY + 1);
+    match run(&channel, library) {
+        Ok(code) => code,
+        Err(error) => {
+            // The command may have been interrupted; then there is nobody to tell.
+            let _ = channel.send(&Reply::Failed(error));
+            255
+        }
+    }
+}
+
+fn run(channel: &Channel, library: Option<std::os::fd::OwnedFd>) -> Result<i32> {
+    let order: MonitorOrder = match channel.recv() {
+        Ok(Some((order, _))) => order,
+        Ok(None) => return Err(Error::new("the command that started the monitor is gone")),
+        Err(e) => return Err(Error::new("the monitor cannot read its order").because(&e)),
+    };
+    let signals = serve::signals(false)?;
+    let begun = begin::begin(&order, library, &ChannelTeller(channel))?;
+    let started = begun.started();
+    if channel.send(&Reply::Started(started)).is_err() {
+        begun.standing.live.end(Some("the command that started it was interrupted"));
+    }
+    // From here on the instance lives whether or not anybody listens.
+    channel.shutdown();
+    Ok(serve::serve(begun, &signals, None).code())
+}

@@ -1,0 +1,95 @@
+//! A generation opened for a restart: verified, the same image, its ports free, this machine fit for it.
+
+use crate::error::{Error, Result};
+use crate::monitor::Teller;
+use crate::monitor::capture::cpu_features;
+use crate::monitor::order::EngineOrder;
+use crate::spec::ContainerSpec;
+use crate::store::{Checkpoint, Generation, Level, Manifest};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, setsockopt, socket, sockopt};
+use stasis_plugin_api::request::GenerationView;
+use std::net::{IpAddr, SocketAddr};
+
+/// Opens and checks it.
+///
+/// # Errors
+/// What stands against bringing it back.
+pub fn open(checkpoint: &Checkpoint, number: u64, wanted: &EngineOrder, spec: &ContainerSpec, teller: &dyn Teller) -> Result<Generation> {
+    let generation = checkpoint.generation(Some(number))?;
+    generation.verify(Level::Full, &mut |done, total| teller.progress(done, total, "verifying"))?;
+    let manifest = generation.manifest();
+    if manifest.backend.name.as_str() != wanted.plugin.name {
+        return Err(Error::new(format!(
+            "generation {number} of \"{}\" was saved by backend \"{}\", not by \"{}\"",
+            checkpoint.name(),
+            manifest.backend.name,
+            wanted.plugin.name
+        )));
+    }
+    same_machine(checkpoint, number, manifest)?;
+    if !spec.namespaces.net {
+        ports_free(manifest)?;
+    }
+    Ok(generation)
+}
+
+fn same_machine(checkpoint: &Checkpoint, number: u64, manifest: &Manifest) -> Result<()> {
+    let what = || format!("generation {number} of \"{}\" cannot be brought back on this machine", checkpoint.name());
+    let arch = nix::sys::utsname::uname().map(|n| n.machine().to_string_lossy().into_owned()).unwrap_or_default();
+    if manifest.host.arch != arch {
+        return Err(Error::new(what()).because(format!("it was saved on {}, this is {arch}", manifest.host.arch)));
+    }
+    let have = cpu_features();
+    // Words that only tell how the kernel treats the CPU do not concern a program.
+    let for_programs = |w: &&String| ["avx", "sse", "bmi", "fma", "aes", "sha", "f16c", "movbe", "popcnt", "lzcnt", "abm", "adx", "amx", "xsave", "rtm", "gfni", "vaes", "vpclmul", "pclmul", "rdrand", "rdseed", "sve", "lse", "atomics"].iter().any(|p| w.starts_with(p));
+    let missing: Vec<String> = manifest.host.cpu_features.iter().filter(for_programs).filter(|w| !have.contains(w)).cloned().collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(what())
+        .because(format!("this CPU lacks {}", missing.join(", ")))
+        .help("restart it on a machine with at least the CPU features of the one where it was saved"))
+}
+
+/// Tries every port that the application listened on, as a restart will: with SO_REUSEADDR, so that
+/// connections that are only waiting to be forgotten do not count.
+fn ports_free(manifest: &Manifest) -> Result<()> {
+    for port in manifest.listening.iter().filter(|l| l.proto.starts_with("tcp")) {
+        let Ok(address) = port.address.parse::<IpAddr>() else { continue };
+        if let Err(errno) = try_bind(SocketAddr::new(address, port.port)) {
+            return Err(Error::new(format!("port {} is taken", port.port))
+                .because(format!("the application listened on {address}:{}, and binding it again fails: {}", port.port, errno.desc()))
+                .help("end the program that listens there, or restart with --net"));
+        }
+    }
+    Ok(())
+}
+
+fn try_bind(address: SocketAddr) -> std::result::Result<(), nix::errno::Errno> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    let number = std::os::fd::AsRawFd::as_raw_fd(&socket);
+    let bound = match address {
+        SocketAddr::V4(v4) => bind(number, &SockaddrIn::from(v4)),
+        SocketAddr::V6(v6) => bind(number, &SockaddrIn6::from(v6)),
+    };
+    match bound {
+        Err(nix::errno::Errno::EADDRINUSE) => Err(nix::errno::Errno::EADDRINUSE),
+        // An address that this machine lacks is the engine's to complain about.
+        _ => Ok(()),
+    }
+}
+
+/// The generation as a backend sees it.
+pub fn view(generation: &Generation) -> GenerationView {
+    let manifest = generation.manifest();
+    GenerationView {
+        number: generation.number(),
+        directory: generation.path().to_path_buf(),
+        files: manifest.files.iter().map(|f| f.path.clone().into()).collect(),
+        engine_version: manifest.backend.engine_version.clone(),
+        processes: manifest.processes.iter().filter_map(|p| i32::try_from(p.pid).ok()).collect(),
+        facts: manifest.report.get("facts").and_then(|f| serde_json::from_value(f.clone()).ok()).unwrap_or_default(),
+    }
+}

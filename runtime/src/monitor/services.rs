@@ -1,0 +1,89 @@
+//! What a plugin's worker may ask of the monitor while a container stands.
+
+use crate::error::Error;
+use crate::launch::protocol::{FromInit, ToInit};
+use crate::monitor::Teller;
+use crate::monitor::live::{Live, Phase, lock};
+use crate::worker::Services;
+use serde_json::Value;
+use stasis_plugin_api::error::{BackendError, kind};
+use stasis_plugin_api::host::{ApplicationState, RunInside, RunOutput};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// The services around one container.
+pub struct Around<'a> {
+    /// The container.
+    pub live: &'a Live,
+    /// Told of progress.
+    pub teller: &'a dyn Teller,
+    /// In the words of the user: "saving".
+    pub doing: &'a str,
+}
+
+fn answer<T: serde::Serialize>(value: &T) -> Result<Value, BackendError> {
+    serde_json::to_value(value).map_err(|e| BackendError::new(kind::PROTOCOL, "the runtime's answer").because(e))
+}
+
+fn refused(error: &Error) -> BackendError {
+    let mut refused = BackendError::failed(error.what.clone());
+    refused.why.clone_from(&error.why);
+    refused.help.clone_from(&error.help);
+    refused
+}
+
+impl Around<'_> {
+    fn run_inside(&self, payload: Value) -> Result<Value, BackendError> {
+        let mut command: RunInside =
+            serde_json::from_value(payload).map_err(|e| BackendError::new(kind::PROTOCOL, "run-inside").because(e))?;
+        if command.timeout_ms == 0 {
+            command.timeout_ms = 60_000;
+        }
+        let patience = Duration::from_millis(command.timeout_ms) + Duration::from_secs(2);
+        let (id, answers) = self.live.expect();
+        self.live.tell_init(&ToInit::Run { id, command }, &[]).map_err(|e| refused(&e))?;
+        let outcome = answers.recv_timeout(patience);
+        self.live.forget(id);
+        match outcome {
+            Ok((FromInit::Ran { output: Ok(output), .. }, _)) => answer::<RunOutput>(&output),
+            Ok((FromInit::Ran { output: Err(error), .. }, _)) => Err(refused(&error)),
+            _ => Err(BackendError::new(kind::APPLICATION_ENDED, "the container ended")),
+        }
+    }
+
+    fn application(&self) -> Result<Value, BackendError> {
+        let state = self.live.state();
+        let ended = state.ending.map(|e| e.to_string()).or_else(|| state.reason.clone());
+        answer(&ApplicationState { running: state.phase < Phase::Ending, ended })
+    }
+}
+
+impl Services for Around<'_> {
+    fn request(&self, name: &str, payload: Value) -> Result<Value, BackendError> {
+        match name {
+            "run-inside" => self.run_inside(payload),
+            "application" => self.application(),
+            "stderr-tail" => answer(&self.live.stderr_tail()),
+            "progress" => {
+                let number = |key: &str| payload.get(key).and_then(Value::as_u64).unwrap_or(0);
+                let doing = payload.get("doing").and_then(Value::as_str).unwrap_or(self.doing);
+                self.teller.progress(number("done"), number("total"), doing);
+                Ok(Value::Null)
+            }
+            _ => Err(BackendError::new(kind::NOT_IMPLEMENTED, format!("the runtime has no service \"{name}\""))),
+        }
+    }
+
+    fn keep_fd(&self, name: &str, fd: OwnedFd) -> Result<(), BackendError> {
+        let Some(engine) = &self.live.engine else {
+            return Err(BackendError::failed("no engine"));
+        };
+        lock(&engine.kept).insert(name.to_owned(), fd);
+        Ok(())
+    }
+
+    fn kept_fd(&self, name: &str) -> Option<OwnedFd> {
+        let engine = self.live.engine.as_ref()?;
+        lock(&engine.kept).get(name)?.try_clone().ok()
+    }
+}

@@ -1,0 +1,210 @@
+//! Whether a generation is still what was committed.
+//!
+//! Hashes prove accident, not authorship: whoever can change a file can change the manifest beside it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use nix::sys::stat::FileStat;
+use nix::unistd::geteuid;
+
+use super::Result;
+use super::commit::hash_file;
+use super::error::StoreError;
+use super::generation::Generation;
+use super::layout::{self, Kind, walk};
+use super::manifest::FileEntry;
+
+/// How closely to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Every file is there, and nothing else, with its size and owner.
+    Metadata,
+    /// And its content is what it was.
+    Full,
+}
+
+impl Generation {
+    /// Fails with the first thing that is not as it was committed. `progress` gets bytes done and bytes in all,
+    /// and is called at [`Level::Full`] only.
+    pub fn verify(&self, level: Level, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        self.verify_metadata()?;
+        match level {
+            Level::Metadata => Ok(()),
+            Level::Full => self.verify_content(progress),
+        }
+    }
+
+    fn verify_metadata(&self) -> Result<()> {
+        let listed = self.manifest.files.iter().map(|file| (Path::new(&file.path), file.size));
+        let mut missing: BTreeMap<&Path, u64> = listed.collect();
+        for found in walk(&self.dir)? {
+            let path = self.dir.path().join(&found.relative);
+            if !matches!(found.kind, Kind::File | Kind::Dir) {
+                return Err(StoreError::damaged(&path, format!("it is {}, not a file", found.kind)));
+            }
+            check_owner(&path, &found.stat)?;
+            if found.kind == Kind::Dir || found.relative == Path::new(layout::MANIFEST) {
+                continue;
+            }
+            let Some(size) = missing.remove(found.relative.as_path()) else {
+                return Err(StoreError::damaged(&path, "it does not belong to the generation"));
+            };
+            let actual = u64::try_from(found.stat.st_size).unwrap_or(0);
+            if actual < size {
+                return Err(StoreError::damaged(
+                    &path,
+                    format!("cut short: it has {actual} of {size} bytes"),
+                ));
+            }
+            if actual > size {
+                let problem = format!("it has {actual} bytes instead of {size}");
+                return Err(StoreError::damaged(&path, problem));
+            }
+        }
+        match missing.keys().next() {
+            Some(relative) => Err(StoreError::damaged(&self.dir.path().join(relative), "it is missing")),
+            None => Ok(()),
+        }
+    }
+
+    fn verify_content(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        const MOST: usize = 4;
+        let total = self.size();
+        let mut done = 0;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST);
+        // The largest first, so that no thread begins with it when the others are through.
+        let mut files: Vec<&FileEntry> = self.manifest.files.iter().collect();
+        files.sort_by_key(|file| std::cmp::Reverse(file.size));
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            let (report, reports) = mpsc::channel();
+            for _ in 0..threads.min(files.len()) {
+                let report = report.clone();
+                let (files, next) = (&files, &next);
+                scope.spawn(move || {
+                    while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let result = self.verify_file(file, &report);
+                        let failed = result.is_err();
+                        // Nobody listens after the first error.
+                        if failed && report.send(result.map(|()| 0)).is_ok() {
+                            next.store(files.len(), Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+            drop(report);
+            progress(0, total);
+            for read in reports {
+                done += read?;
+                progress(done.min(total), total);
+            }
+            Ok(())
+        })
+    }
+
+    fn verify_file(&self, file: &FileEntry, report: &mpsc::Sender<Result<u64>>) -> Result<()> {
+        let path = self.dir.path().join(&file.path);
+        let (opened, _) = self.dir.open_regular(Path::new(&file.path))?;
+        // Nobody listens after the first error; then there is no need to go on either.
+        let hashed = hash_file(&opened, |read| report.send(Ok(read)).map_err(io::Error::other));
+        let (hash, size) = hashed.map_err(|e| StoreError::io("read", &path, e))?;
+        if hash.eq_ignore_ascii_case(&file.blake3) && size == file.size {
+            return Ok(());
+        }
+        Err(StoreError::damaged(&path, "its content is not what was saved"))
+    }
+}
+
+fn check_owner(path: &Path, stat: &FileStat) -> Result<()> {
+    let euid = geteuid().as_raw();
+    let problem = if stat.st_uid != euid {
+        format!("it belongs to uid {}, and you are uid {euid}", stat.st_uid)
+    } else if stat.st_mode & 0o022 != 0 {
+        format!("others can write to it (mode {:04o})", stat.st_mode & 0o7777)
+    } else {
+        return Ok(());
+    };
+    Err(StoreError::Untrusted { path: path.to_owned(), problem })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::store::testing::{Fixture, Running, message};
+
+    fn verify(run: &Running, level: Level) -> Result<()> {
+        run.checkpoint.generation(None)?.verify(level, &mut |_, _| {})
+    }
+
+    fn saved(f: &Fixture) -> (Running, std::path::PathBuf) {
+        let run = f.running("web");
+        run.save(&[("a", "0123456789"), ("sub/b", ""), ("sub/c", &"x".repeat(3 << 20))]);
+        let path = run.checkpoint.generation(None).unwrap().path().to_owned();
+        (run, path)
+    }
+
+    #[test]
+    fn good_ones_pass_and_tell_how_far_they_are() {
+        let f = Fixture::new();
+        let (run, _) = saved(&f);
+        verify(&run, Level::Metadata).unwrap();
+        let mut last = (0, 0);
+        let generation = run.checkpoint.generation(None).unwrap();
+        generation.verify(Level::Full, &mut |done, total| last = (done, total)).unwrap();
+        assert_eq!(last, (generation.size(), generation.size()));
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found_by_the_full_look_only() {
+        let f = Fixture::new();
+        let (run, path) = saved(&f);
+        fs::write(path.join("a"), "0123456788").unwrap();
+        verify(&run, Level::Metadata).unwrap();
+        insta::assert_snapshot!(message(&f, verify(&run, Level::Full)), @"/tmp/store/checkpoints/web/generations/000001/a is damaged: its content is not what was saved");
+    }
+
+    #[test]
+    fn sizes_and_missing_files() {
+        let f = Fixture::new();
+        let (run, path) = saved(&f);
+        fs::write(path.join("a"), "0123").unwrap();
+        insta::assert_snapshot!(message(&f, verify(&run, Level::Metadata)), @"/tmp/store/checkpoints/web/generations/000001/a is damaged: cut short: it has 4 of 10 bytes");
+        fs::write(path.join("a"), "0123456789ab").unwrap();
+        insta::assert_snapshot!(message(&f, verify(&run, Level::Metadata)), @"/tmp/store/checkpoints/web/generations/000001/a is damaged: it has 12 bytes instead of 10");
+        fs::remove_file(path.join("a")).unwrap();
+        insta::assert_snapshot!(message(&f, verify(&run, Level::Metadata)), @"/tmp/store/checkpoints/web/generations/000001/a is damaged: it is missing");
+        symlink("/etc/passwd", path.join("a")).unwrap();
+        insta::assert_snapshot!(message(&f, verify(&run, Level::Metadata)), @"/tmp/store/checkpoints/web/generations/000001/a is damaged: it is a symbolic link, not a file");
+    }
+
+    #[test]
+    fn what_was_not_saved() {
+        let f = Fixture::new();
+        let (run, path) = saved(&f);
+        fs::write(path.join("sub/extra"), "x").unwrap();
+        insta::assert_snapshot!(message(&f, verify(&run, Level::Metadata)), @"/tmp/store/checkpoints/web/generations/000001/sub/extra is damaged: it does not belong to the generation");
+        fs::remove_file(path.join("sub/extra")).unwrap();
+        fs::set_permissions(path.join("a"), fs::Permissions::from_mode(0o666)).unwrap();
+        insta::assert_snapshot!(message(&f, verify(&run, Level::Metadata)), @"/tmp/store/checkpoints/web/generations/000001/a is not safe to use: others can write to it (mode 0666)");
+    }
+
+    #[test]
+    fn another_owner() {
+        if !geteuid().is_root() {
+            println!("skipped: only root can give files away");
+            return;
+        }
+        let f = Fixture::new();
+        let (run, path) = saved(&f);
+        std::os::unix::fs::chown(path.join("a"), Some(4711), None).unwrap();
+        let told = message(&f, verify(&run, Level::Metadata));
+        assert!(told.contains("it belongs to uid 4711"), "{told}");
+    }
+}

@@ -1,0 +1,93 @@
+//! Descriptors: numbers that come from elsewhere, closing of all others, pipes.
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Takes over a descriptor that this process was started with.
+///
+/// # Errors
+/// `EBADF` when it is not open. It is made close-on-exec.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the number is checked by the fcntl right below; the caller names a descriptor that was
+    // handed over by the starting process and that nothing else in this process owns.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    // SAFETY: as above: open, and owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// A raw number that another owner keeps open during the call.
+///
+/// # Errors
+/// `EBADF` when it is not open.
+pub fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: only used for the dup right below, which fails cleanly on a closed number.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    fd.try_clone_to_owned()
+}
+
+/// Gives a descriptor away as a number; the receiver owns it.
+pub fn give_away(fd: OwnedFd) -> RawFd {
+    use std::os::fd::IntoRawFd;
+    fd.into_raw_fd()
+}
+
+/// Closes every descriptor from `first` on. For a process about to exec.
+pub fn close_from(first: RawFd) {
+    let first = first.unsigned_abs();
+    // SAFETY: no Rust owner of those descriptors runs again in this process: the caller execs.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0u32) } == 0 {
+        return;
+    }
+    // Kernels before 5.9 have no close_range.
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+        .map_or(1024, |(soft, _)| soft.min(65_536));
+    for number in u64::from(first)..limit {
+        // SAFETY: as above.
+        unsafe { libc::close(RawFd::try_from(number).unwrap_or(-1)) };
+    }
+}
+
+/// Puts `fd` at `number` without close-on-exec. For a child before its exec.
+///
+/// # Errors
+/// What the kernel says.
+pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), Errno> {
+    if fd.as_raw_fd() == number {
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        return Ok(());
+    }
+    // SAFETY: dup2 takes plain numbers; the target's former owner does not run again (see callers).
+    if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 { Err(Errno::last()) } else { Ok(()) }
+}
+
+/// A copy of `fd` at 512 or above, out of the way of numbers that a child is given. Close-on-exec.
+///
+/// # Errors
+/// What the kernel says.
+pub fn lift(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let number = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(900))?;
+    // SAFETY: fcntl just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// A pipe: (read, write), close-on-exec.
+///
+/// # Errors
+/// What the kernel says.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(nix::unistd::pipe2(OFlag::O_CLOEXEC)?)
+}
+
+/// Sets or clears `O_NONBLOCK`.
+///
+/// # Errors
+/// What the kernel says.
+pub fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    let mut flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    flags.set(OFlag::O_NONBLOCK, on);
+    fcntl(fd, FcntlArg::F_SETFL(flags))?;
+    Ok(())
+}

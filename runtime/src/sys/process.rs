@@ -1,0 +1,257 @@
+//! Processes: cloning with namespaces, forking, exec, waiting, the attributes that a child gets.
+
+use nix::errno::Errno;
+use nix::sched::CloneFlags;
+use nix::unistd::Pid;
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+/// Which side of a fork this is.
+#[derive(Debug)]
+pub enum Forked {
+    /// The new process.
+    Child,
+    /// The old one, with the new one's pid and a descriptor of it.
+    Parent(Pid, OwnedFd),
+}
+
+/// Forks with new namespaces. The caller has one thread: in the child everything of the standard
+/// library works then.
+///
+/// # Errors
+/// What the kernel says.
+pub fn clone_into(namespaces: CloneFlags) -> Result<Forked, Errno> {
+    let mut pidfd: RawFd = -1;
+    let flags = namespaces.bits() as u64 | libc::CLONE_PIDFD as u64;
+    // SAFETY: clone_args is plain data for which all zeroes is "nothing asked for".
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags;
+    args.pidfd = (&raw mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: no stack is passed, so the child runs on a copy of this one, as after fork; the caller
+    // promises a single thread.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    match pid {
+        -1 if Errno::last() == Errno::ENOSYS => clone_before_clone3(namespaces),
+        -1 => Err(Errno::last()),
+        0 => Ok(Forked::Child),
+        // SAFETY: the kernel stored a fresh descriptor.
+        pid => Ok(Forked::Parent(Pid::from_raw(pid as i32), unsafe { OwnedFd::from_raw_fd(pidfd) })),
+    }
+}
+
+/// Kernels before 5.3, and sandboxes that answer ENOSYS, have no clone3.
+fn clone_before_clone3(namespaces: CloneFlags) -> Result<Forked, Errno> {
+    let mut pidfd: RawFd = -1;
+    let flags = namespaces.bits() as libc::c_ulong | (libc::CLONE_PIDFD | libc::SIGCHLD) as libc::c_ulong;
+    // SAFETY: as in `clone_into`; the third argument receives the descriptor (5.2).
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, &raw mut pidfd, 0usize, 0usize) };
+    match pid {
+        -1 => Err(Errno::last()),
+        0 => Ok(Forked::Child),
+        // SAFETY: the kernel stored a fresh descriptor.
+        pid => Ok(Forked::Parent(Pid::from_raw(pid as i32), unsafe { OwnedFd::from_raw_fd(pidfd) })),
+    }
+}
+
+/// Forks. The caller has one thread.
+///
+/// # Errors
+/// What the kernel says.
+pub fn fork() -> Result<Option<Pid>, Errno> {
+    // SAFETY: the callers (init and the supervisor) have one thread.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Child => Ok(None),
+        nix::unistd::ForkResult::Parent { child } => Ok(Some(child)),
+    }
+}
+
+/// Ends this process without running anything else of it. For forked children.
+pub fn end(code: i32) -> ! {
+    // SAFETY: _exit takes any number and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Starts our own program again with a role, with descriptors at given numbers. Works from a process
+/// with threads.
+///
+/// # Errors
+/// What the kernel says.
+pub fn spawn_self(role: &[&OsStr], fds: &[(BorrowedFd<'_>, RawFd)], new_session: bool) -> io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("stasis").args(role);
+    let pairs: Vec<(OwnedFd, RawFd)> =
+        fds.iter().map(|(fd, at)| Ok((super::fd::lift(*fd)?, *at))).collect::<io::Result<_>>()?;
+    // SAFETY: between fork and exec only dup2, fcntl and setsid run, all async-signal-safe; the
+    // descriptors were lifted above every target number, so no target overwrites a source.
+    unsafe {
+        command.pre_exec(move || {
+            use std::os::fd::AsFd;
+            for (fd, at) in &pairs {
+                super::fd::place(fd.as_fd(), *at)?;
+            }
+            if new_session {
+                nix::unistd::setsid()?;
+            }
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
+/// Replaces this process. Returns only with an error.
+pub fn exec(program: &OsStr, argv: &[String], env: &[(String, String)]) -> Errno {
+    let texts = |items: Vec<String>| -> Result<Vec<CString>, Errno> {
+        items.into_iter().map(|s| CString::new(s).map_err(|_| Errno::EINVAL)).collect()
+    };
+    let prepared = (|| {
+        let program = CString::new(program.as_bytes()).map_err(|_| Errno::EINVAL)?;
+        let argv = texts(argv.to_vec())?;
+        let env = texts(env.iter().map(|(k, v)| format!("{k}={v}")).collect())?;
+        Ok::<_, Errno>((program, argv, env))
+    })();
+    match prepared {
+        Err(errno) => errno,
+        Ok((program, argv, env)) => match nix::unistd::execve(&program, &argv, &env) {
+            Err(errno) => errno,
+            Ok(never) => match never {},
+        },
+    }
+}
+
+/// Reaps one ended child, if there is one: its pid, with the raw status stored.
+pub fn wait_any(status: &mut i32) -> Option<i32> {
+    // SAFETY: a pointer to a live int.
+    let pid = unsafe { libc::waitpid(-1, status, libc::WNOHANG | libc::__WALL) };
+    (pid > 0).then_some(pid)
+}
+
+/// Sends a signal to the process behind a descriptor.
+///
+/// # Errors
+/// `ESRCH` when it ended.
+pub fn signal(pidfd: BorrowedFd<'_>, number: i32) -> Result<(), Errno> {
+    // SAFETY: plain numbers and a null info.
+    let rc = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), number, 0usize, 0u32) };
+    Errno::result(rc).map(drop)
+}
+
+/// A descriptor of a running process.
+///
+/// # Errors
+/// `ESRCH` when there is none.
+pub fn descriptor_of(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: plain numbers.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0u32) })?;
+    // SAFETY: the kernel made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+fn prctl(option: i32, argument: libc::c_ulong) -> Result<(), Errno> {
+    // SAFETY: every option used in this file takes plain numbers.
+    Errno::result(unsafe { libc::prctl(option, argument, 0usize, 0usize, 0usize) }).map(drop)
+}
+
+/// Nothing started from here gains privileges by an exec.
+///
+/// # Errors
+/// What the kernel says.
+pub fn no_new_privileges() -> Result<(), Errno> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1)
+}
+
+/// Whether other processes of the user may look into this one.
+///
+/// # Errors
+/// What the kernel says.
+pub fn set_dumpable(yes: bool) -> Result<(), Errno> {
+    prctl(libc::PR_SET_DUMPABLE, libc::c_ulong::from(yes))
+}
+
+/// This process is killed when its parent ends.
+///
+/// # Errors
+/// What the kernel says.
+pub fn end_with_parent() -> Result<(), Errno> {
+    prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)
+}
+
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Default, Clone, Copy)]
+struct CapabilityData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+fn set_capabilities(data: [CapabilityData; 2]) -> Result<(), Errno> {
+    let header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    // SAFETY: both pointers are to live values of the layout that version 3 demands.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
+}
+
+/// Keeps all capabilities of this process over an exec, where uid 0 is not mapped.
+///
+/// # Errors
+/// What the kernel says.
+pub fn keep_capabilities_over_exec() -> Result<(), Errno> {
+    let header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let mut data = [CapabilityData::default(); 2];
+    // SAFETY: both pointers are to live values of the layout that version 3 demands.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) })?;
+    for half in &mut data {
+        half.inheritable = half.permitted;
+    }
+    set_capabilities(data)?;
+    for number in 0..64u32 {
+        let half = data[(number / 32) as usize];
+        if half.permitted & (1 << (number % 32)) != 0 {
+            // SAFETY: plain numbers. PR_CAP_AMBIENT_RAISE is 2.
+            let rc = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, 2usize, number as usize, 0usize, 0usize) };
+            Errno::result(rc)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives up every capability for good: ambient, inheritable, permitted, effective.
+///
+/// # Errors
+/// What the kernel says.
+pub fn drop_capabilities() -> Result<(), Errno> {
+    // SAFETY: plain numbers. PR_CAP_AMBIENT_CLEAR_ALL is 4.
+    Errno::result(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, 4usize, 0usize, 0usize, 0usize) })?;
+    set_capabilities([CapabilityData::default(); 2])
+}
+
+/// Brings `lo` of this network namespace up.
+///
+/// # Errors
+/// What the kernel says.
+pub fn loopback_up() -> io::Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: ifreq is plain data for which all zeroes is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo\0") {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: a valid socket and a pointer to a live ifreq that names an interface.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) })?;
+    // SAFETY: the kernel just filled this member.
+    unsafe { request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short };
+    // SAFETY: as for the first call.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) })?;
+    Ok(())
+}

@@ -1,0 +1,282 @@
+//! A place of its own for each test: home, data, runtime directory and configuration, an empty environment, one user.
+//! At its end nothing may be left running.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::running::{Outcome, Run, Running};
+use crate::site::{Site, site};
+
+/// An ordinary user without an entry in the password database, and another one.
+pub(crate) const USER: u32 = 5831;
+pub(crate) const STRANGER: u32 = 5832;
+
+/// Who types the commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// Whoever runs the tests; of interest where that is root.
+    Myself,
+    /// [`USER`] where root runs the tests, else whoever runs them.
+    User,
+}
+
+/// A hermetic place for one test.
+#[derive(Debug)]
+pub(crate) struct Env {
+    pub(crate) site: &'static Site,
+    dir: TempDir,
+    uid: u32,
+    vars: BTreeMap<String, String>,
+    /// What `--config` says.
+    config: PathBuf,
+}
+
+impl Env {
+    /// A fresh place, with the real backend and the faulty one configured.
+    pub(crate) fn new(who: Who) -> Outcome<Self> {
+        let uid = match who {
+            Who::User if is_root() => USER,
+            _ => nix::unistd::geteuid().as_raw(),
+        };
+        let dir = tempfile::Builder::new().prefix("stasis-t-").tempdir_in("/tmp")?;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
+        let mut env =
+            Self { site: site()?, config: dir.path().join("plugins.toml"), dir, uid, vars: BTreeMap::new() };
+        for (name, value) in [("LC_ALL", "C.UTF-8"), ("TERM", "dumb"), ("TZ", "UTC"), ("COLUMNS", "100")] {
+            env.set(name, value);
+        }
+        env.set("PATH", &std::env::var("PATH").unwrap_or_default());
+        let places = [
+            ("HOME", "home"),
+            ("STASIS_DATA_DIR", "data"),
+            ("STASIS_RUNTIME_DIR", "run"),
+            ("XDG_DATA_HOME", "share"),
+            ("XDG_CONFIG_HOME", "config"),
+            ("XDG_RUNTIME_DIR", "xdg-run"),
+        ];
+        for (name, place) in places {
+            let path = env.make_dir(place)?;
+            env.set(name, &path.to_string_lossy());
+        }
+        env.configure("order = [\"dmtcp\"]\n[backends.dmtcp]\n[backends.faulty]\n")?;
+        own(env.dir.path(), uid)?;
+        Ok(env)
+    }
+
+    /// The directory of this test.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A path in it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The uid of whoever types.
+    pub(crate) fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// A directory in it that belongs to the user, 0700.
+    pub(crate) fn make_dir(&self, name: &str) -> Outcome<PathBuf> {
+        let path = self.path(name);
+        fs::create_dir_all(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
+        own(&path, self.uid)?;
+        Ok(path)
+    }
+
+    /// A file in it that belongs to the user, 0644.
+    pub(crate) fn write(&self, name: &str, text: &str) -> Outcome<PathBuf> {
+        let path = self.path(name);
+        fs::write(&path, text)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
+        own(&path, self.uid)?;
+        Ok(path)
+    }
+
+    /// A variable of the environment in which commands run.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.vars.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Writes `plugins.toml` anew; format version and search path are put before `text`.
+    pub(crate) fn configure(&self, text: &str) -> Outcome<()> {
+        let search = self.site.backends.display();
+        self.write("plugins.toml", &format!("schema = 1\nsearch = [\"{search}\"]\n{text}")).map(|_| ())
+    }
+
+    /// A copy of a small test image that this test may change; it belongs to the user.
+    pub(crate) fn copy_image(&self, from: &str, name: &str) -> Outcome<PathBuf> {
+        let to = self.path(name);
+        let out = Command::new("cp").arg("-a").arg(self.site.image(from)).arg(&to).output()?;
+        if !out.status.success() {
+            return Err(String::from_utf8_lossy(&out.stderr).into());
+        }
+        let out = Command::new("chown").args(["-R", "-h", &self.uid.to_string()]).arg(&to).output()?;
+        if !out.status.success() {
+            return Err(String::from_utf8_lossy(&out.stderr).into());
+        }
+        Ok(to)
+    }
+
+    /// Any program in the surroundings of this test.
+    pub(crate) fn program(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().envs(&self.vars).current_dir(self.path("home"));
+        as_user(&mut command, self.uid);
+        command
+    }
+
+    /// A command line of ours.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut command = self.program(&self.site.stasis.to_string_lossy());
+        command.arg("--config").arg(&self.config).args(words);
+        command
+    }
+
+    /// What a command of ours does.
+    pub(crate) fn stasis(&self, words: &[&str]) -> Outcome<Run> {
+        Running::start(self.command(words), false)?.wait()
+    }
+
+    /// Starts one in the background.
+    pub(crate) fn spawn(&self, words: &[&str]) -> Outcome<Running> {
+        Running::start(self.command(words), true)
+    }
+
+    /// One that has to succeed.
+    pub(crate) fn ok(&self, words: &[&str]) -> Outcome<Run> {
+        let run = self.stasis(words)?;
+        if run.code == 0 {
+            Ok(run)
+        } else {
+            Err(format!("stasis {} ended with {}:\n{}{}", words.join(" "), run.code, run.out, run.err).into())
+        }
+    }
+
+    /// One that has to fail: its exit code and all it said, with placeholders, for a snapshot.
+    pub(crate) fn fails(&self, words: &[&str]) -> Outcome<String> {
+        let run = self.stasis(words)?;
+        if run.code == 0 {
+            return Err(format!("stasis {} told success:\n{}{}", words.join(" "), run.out, run.err).into());
+        }
+        Ok(self.told(&run))
+    }
+
+    /// Exit code and all that was said, with placeholders, for a snapshot.
+    pub(crate) fn told(&self, run: &Run) -> String {
+        self.plain(&format!("exit {}\n{}{}", run.code, run.out, run.err))
+    }
+
+    /// Text with placeholders for what differs from run to run.
+    pub(crate) fn plain(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        let images = self.site.image("");
+        let places =
+            [(self.dir.path(), "$DIR"), (images.as_path(), "$IMAGES/"), (self.site.backends.as_path(), "$BACKENDS")];
+        for (path, name) in places {
+            text = text.replace(&*path.to_string_lossy(), name);
+        }
+        if let Some(dir) = self.site.stasis.parent() {
+            text = text.replace(&*dir.to_string_lossy(), "$BIN");
+        }
+        for before in ["pid ", "PID=", "PID ", "uid ", "port ", "127.0.0.1:"] {
+            text = number_after(&text, before);
+        }
+        text
+    }
+
+    /// The end of a test: stops every instance and sees to it that nothing runs on and nothing half made lies around.
+    pub(crate) fn finish(self) -> Outcome<()> {
+        self.stasis(&["instance", "stop", "--all"])?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let left = self.survivors();
+            if left.is_empty() {
+                break;
+            }
+            if Instant::now() > deadline {
+                return Err(format!("left running: {left:#?}").into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let half = self.half_made();
+        if half.is_empty() { Ok(()) } else { Err(format!("left behind: {half:?}").into()) }
+    }
+
+    /// Processes that belong to this test: its directory is in their arguments, environment or mounts.
+    pub(crate) fn survivors(&self) -> Vec<(Pid, String)> {
+        let name = self.dir.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let of_test = |file: PathBuf| {
+            fs::read(file).is_ok_and(|text| text.windows(name.len()).any(|part| part == name.as_bytes()))
+        };
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter(|pid| {
+            let proc = PathBuf::from(format!("/proc/{pid}"));
+            ["cmdline", "environ", "mountinfo"].iter().any(|file| of_test(proc.join(file)))
+        })
+        .map(|pid| {
+            let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            (Pid::from_raw(pid), String::from_utf8_lossy(&text).replace('\0', " "))
+        })
+        .collect()
+    }
+
+    /// What a capture may not leave in the store.
+    fn half_made(&self) -> Vec<PathBuf> {
+        let Ok(checkpoints) = fs::read_dir(self.path("data/checkpoints")) else { return Vec::new() };
+        let generations = checkpoints.filter_map(|entry| fs::read_dir(entry.ok()?.path().join("generations")).ok());
+        let entries = generations.flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        entries.filter(|path| path.extension().is_some_and(|extension| extension == "partial")).collect()
+    }
+}
+
+impl Drop for Env {
+    /// A test that failed leaves things running; they are ended one by one.
+    fn drop(&mut self) {
+        for (pid, _) in self.survivors() {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    }
+}
+
+/// Makes a command run as `uid`, without groups and capabilities, where root runs the tests.
+pub(crate) fn as_user(command: &mut Command, uid: u32) {
+    if is_root() && uid != 0 {
+        command.uid(uid).gid(uid);
+    }
+}
+
+pub(crate) fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Gives a file to `uid` where that is not us.
+pub(crate) fn own(path: &Path, uid: u32) -> std::io::Result<()> {
+    if is_root() && uid != 0 { chown(path, Some(uid), Some(uid)) } else { Ok(()) }
+}
+
+/// Puts N where a number follows `before`.
+fn number_after(text: &str, before: &str) -> String {
+    let mut parts = text.split(before);
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
+        out.push_str(before);
+        out.push_str(if rest.len() < part.len() { "N" } else { "" });
+        out.push_str(rest);
+    }
+    out
+}

@@ -1,0 +1,6 @@
+//! What must work.
+
+mod foreground;
+mod programs;
+mod terminals;
+mod transcript;

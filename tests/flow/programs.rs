@@ -1,0 +1,180 @@
+//! Programs that are more than one character of state.
+
+use crate::env::{Env, Who};
+use crate::http::{free_port, get, post};
+use crate::need::need;
+use crate::running::Outcome;
+
+/// One instance whose program is given as words, saved, stopped and brought back by `restart`.
+struct Job {
+    env: Env,
+    image: String,
+    port: u16,
+}
+
+impl Job {
+    /// `words` is the program; `PORT` in it becomes the port.
+    fn start(who: Who, image: &str, words: &[&str]) -> Outcome<Self> {
+        let (env, port) = (Env::new(who)?, free_port()?);
+        let image = env.site.image(image).to_string_lossy().into_owned();
+        let number = port.to_string();
+        let mut all = vec!["instance", "start", "--backend", "dmtcp", "--checkpoint", "job", &image, "job"];
+        all.extend(words.iter().map(|word| if *word == "PORT" { number.as_str() } else { *word }));
+        env.ok(&all)?;
+        Ok(Self { env, image, port })
+    }
+
+    fn save(&self) -> Outcome<()> {
+        self.env.ok(&["checkpoint", "instance", "job"]).map(|_| ())
+    }
+
+    fn restart(&self) -> Outcome<()> {
+        self.env.ok(&["instance", "stop", "job"])?;
+        self.env.ok(&["instance", "start", "--restart", "job", &self.image, "job"]).map(|_| ())
+    }
+}
+
+#[test]
+fn several_processes_and_threads_as_root() {
+    need!(root, image, dmtcp);
+    processes(Who::Myself).unwrap();
+}
+
+#[test]
+fn several_processes_and_threads_as_an_ordinary_user() {
+    need!(image, userns, dmtcp);
+    processes(Who::User).unwrap();
+}
+
+fn processes(who: Who) -> Outcome<()> {
+    let job = Job::start(who, "any", &["python3", "/opt/subjects/workers.py", "PORT"])?;
+    assert_eq!(get(job.port, "/")?, "0,10 child; 100,110 child; 200,210 child");
+    assert_eq!(post(job.port, "5")?, "5,15 child; 105,115 child; 205,215 child");
+    job.save()?;
+    post(job.port, "1000")?;
+    job.restart()?;
+    assert_eq!(get(job.port, "/")?, "5,15 child; 105,115 child; 205,215 child");
+    assert_eq!(post(job.port, "2")?, "7,17 child; 107,117 child; 207,217 child");
+    job.save()?;
+    job.restart()?;
+    assert_eq!(post(job.port, "1")?, "8,18 child; 108,118 child; 208,218 child");
+    job.env.finish()
+}
+
+#[test]
+fn open_files_and_a_log_as_root() {
+    need!(root, image, dmtcp);
+    files(Who::Myself).unwrap();
+}
+
+#[test]
+fn open_files_and_a_log_as_an_ordinary_user() {
+    need!(image, userns, dmtcp);
+    files(Who::User).unwrap();
+}
+
+fn files(who: Who) -> Outcome<()> {
+    let (env, port) = (Env::new(who)?, free_port()?);
+    let image = env.site.image("any").to_string_lossy().into_owned();
+    let work = env.make_dir("work")?;
+    let bind = format!("{}:/work", work.display());
+    let number = port.to_string();
+    let program = ["python3", "/opt/subjects/files.py", &number, "/work"];
+    let mut start = vec!["instance", "start", "-B", &bind, "--backend", "dmtcp", "--checkpoint", "job", &image, "job"];
+    start.extend(program);
+    env.ok(&start)?;
+    assert_eq!(post(port, "first")?, "next line 1; log 1; deleted but held; in True");
+    env.ok(&["checkpoint", "instance", "job"])?;
+    assert_eq!(post(port, "second")?, "next line 3; log 2; deleted but held; in True");
+    env.ok(&["instance", "stop", "job"])?;
+    env.ok(&["instance", "start", "-B", &bind, "--restart", "job", &image, "job"])?;
+    // The file that is read goes on where it stood at the capture, and so does the log.
+    assert_eq!(post(port, "again")?, "next line 3; log 2; deleted but held; in True");
+    env.ok(&["instance", "stop", "job"])?;
+    let log = std::fs::read_to_string(work.join("log"))?;
+    assert_eq!(log, "first line 0\nagain line 2\n");
+    env.finish()
+}
+
+#[test]
+fn a_start_script_that_does_not_exec_as_root() {
+    need!(root, image, dmtcp);
+    without_exec(Who::Myself).unwrap();
+}
+
+#[test]
+fn a_start_script_that_does_not_exec_as_an_ordinary_user() {
+    need!(image, userns, dmtcp);
+    without_exec(Who::User).unwrap();
+}
+
+fn without_exec(who: Who) -> Outcome<()> {
+    let job = Job::start(who, "plain", &["PORT"])?;
+    assert_eq!(post(job.port, "s")?, "s");
+    job.save()?;
+    job.restart()?;
+    assert_eq!(get(job.port, "/")?, "s");
+    assert_eq!(post(job.port, "t")?, "t");
+    job.save()?;
+    job.restart()?;
+    assert_eq!(get(job.port, "/")?, "t");
+    job.env.finish()
+}
+
+#[test]
+fn one_gibibyte() {
+    need!(image, userns, dmtcp);
+    memory().unwrap();
+}
+
+fn memory() -> Outcome<()> {
+    let job = Job::start(Who::User, "any", &["python3", "/opt/subjects/memory.py", "PORT", "1024"])?;
+    assert_eq!(get(job.port, "/check")?, "good");
+    assert_eq!(post(job.port, "m")?, "m");
+    job.save()?;
+    assert_eq!(get(job.port, "/check")?, "good");
+    job.restart()?;
+    assert_eq!(get(job.port, "/")?, "m");
+    assert_eq!(get(job.port, "/check")?, "good");
+    job.env.finish()
+}
+
+#[test]
+fn kernel_objects_that_come_back() {
+    need!(image, userns, dmtcp);
+    for kind in ["eventfd", "epoll", "socketpair", "shm"] {
+        object_comes_back(kind).unwrap();
+    }
+}
+
+fn object_comes_back(kind: &str) -> Outcome<()> {
+    let job = Job::start(Who::User, "any", &["python3", "/opt/subjects/objects.py", "PORT", kind])?;
+    job.save()?;
+    job.restart()?;
+    assert_eq!(get(job.port, "/")?, "works", "{kind}");
+    job.env.finish()
+}
+
+#[test]
+fn an_instance_keeps_its_logs_and_can_be_entered() {
+    need!(image, userns, dmtcp);
+    entered().unwrap();
+}
+
+fn entered() -> Outcome<()> {
+    let job = Job::start(Who::User, "server", &["PORT"])?;
+    job.save()?;
+    job.restart()?;
+    get(job.port, "/")?;
+    let inside = job.env.ok(&["exec", "instance://job", "sh", "-c", "echo inside; exit 0"])?;
+    assert_eq!(inside.out, "inside\n");
+    let seven = job.env.stasis(&["exec", "instance://job", "sh", "-c", "exit 7"])?;
+    assert_eq!(seven.code, 7, "{}", seven.err);
+    let logs = job.env.ok(&["instance", "logs", "job"])?;
+    assert!(format!("{}{}", logs.out, logs.err).contains("GET / HTTP"), "{logs:?}");
+    // Whoever enters does not become part of what is saved.
+    job.save()?;
+    job.restart()?;
+    assert_eq!(get(job.port, "/")?, "0");
+    job.env.finish()
+}

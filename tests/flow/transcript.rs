@@ -1,0 +1,131 @@
+//! The transcript of the README, typed by a script without a single pause.
+
+use crate::env::{Env, Who};
+use crate::http::{free_port, get, in_time_wait, post};
+use crate::need::{dmtcp_version, exercised, need};
+use crate::running::Outcome;
+
+/// The words that choose the engine: at a start and at a restart.
+type Words = [&'static [&'static str]; 2];
+
+const OURS: Words = [&["--backend", "dmtcp", "--checkpoint"], &["--backend", "dmtcp", "--restart"]];
+const OLD: Words = [&["--dmtcp-launch"], &["--dmtcp-restart"]];
+
+#[test]
+fn the_transcript_as_root() {
+    need!(root, image, dmtcp);
+    twice(Who::Myself, OURS).unwrap();
+}
+
+#[test]
+fn the_transcript_as_an_ordinary_user() {
+    need!(image, userns, dmtcp);
+    twice(Who::User, OURS).unwrap();
+}
+
+#[test]
+fn the_transcript_in_the_old_words_as_root() {
+    need!(root, image, dmtcp);
+    twice(Who::Myself, OLD).unwrap();
+}
+
+#[test]
+fn the_transcript_in_the_old_words_as_an_ordinary_user() {
+    need!(image, userns, dmtcp);
+    twice(Who::User, OLD).unwrap();
+}
+
+fn twice(who: Who, words: Words) -> Outcome<()> {
+    let env = Env::new(who)?;
+    let port = free_port()?;
+    once(&env, words, port, "server")?;
+    once(&env, words, port, "instance://server")?;
+    exercised("dmtcp", &dmtcp_version()?)?;
+    env.finish()
+}
+
+/// `server` is how the instance is named to the commands that act on it.
+fn once(env: &Env, [start, restart]: Words, port: u16, server: &str) -> Outcome<()> {
+    let image = env.site.image("server");
+    let (image, number) = (image.to_string_lossy(), port.to_string());
+    let begin = |engine: &[&str], name: &str| {
+        let mut words = vec!["instance", "start"];
+        words.extend(engine);
+        words.extend(["example", &image, name, &number]);
+        env.ok(&words)
+    };
+    let created = env.ok(&["checkpoint", "create", "example"])?;
+    assert_eq!(created.err, "INFO:    Checkpoint \"example\" created.\n");
+    begin(start, "server")?;
+    assert_eq!(get(port, "/")?, "0");
+    assert_eq!(post(port, "1")?, "1");
+    assert_eq!(get(port, "/")?, "1");
+    env.ok(&["checkpoint", "instance", server])?;
+    env.ok(&["instance", "stop", server])?;
+    assert!(in_time_wait(port)?, "the restart would not meet a connection that has just ended");
+    begin(restart, "restarted")?;
+    assert_eq!(get(port, "/")?, "1");
+    assert_eq!(post(port, "2")?, "2");
+    env.ok(&["checkpoint", "instance", "restarted"])?;
+    env.ok(&["instance", "stop", "restarted"])?;
+    begin(restart, "restarted")?;
+    assert_eq!(get(port, "/")?, "2");
+    let instances = env.ok(&["instance", "list"])?.out;
+    assert!(instances.contains("restarted") && !instances.contains("server "), "{instances}");
+    let checkpoints = env.ok(&["checkpoint", "list"])?.out;
+    assert!(checkpoints.lines().any(|line| line.starts_with("example")), "{checkpoints}");
+    env.ok(&["instance", "stop", "restarted"])?;
+    let deleted = env.ok(&["checkpoint", "delete", "example"])?;
+    assert_eq!(deleted.err, "INFO:    Checkpoint \"example\" deleted.\n");
+    assert!(!env.ok(&["checkpoint", "list"])?.out.contains("example"));
+    Ok(())
+}
+
+#[test]
+fn an_older_generation_comes_back_by_its_number() {
+    need!(image, userns, dmtcp);
+    older().unwrap();
+}
+
+fn older() -> Outcome<()> {
+    let env = Env::new(Who::User)?;
+    let image = env.site.image("server");
+    let (image, port) = (image.to_string_lossy(), free_port()?);
+    let number = port.to_string();
+    env.ok(&["instance", "start", "--backend", "dmtcp", "--checkpoint", "made", &image, "one", &number])?;
+    for state in ["a", "b", "c"] {
+        assert_eq!(post(port, state)?, state);
+        env.ok(&["checkpoint", "instance", "one"])?;
+    }
+    env.ok(&["instance", "stop", "one"])?;
+    for (from, state) in [("made@1", "a"), ("made@3", "c"), ("made@2", "b"), ("made", "c")] {
+        env.ok(&["instance", "start", "--restart", from, "-", "one"])?;
+        assert_eq!(get(port, "/")?, state, "{from}");
+        env.ok(&["instance", "stop", "one"])?;
+    }
+    env.finish()
+}
+
+#[test]
+fn save_and_stop_is_one_step() {
+    need!(image, userns, dmtcp);
+    save_and_stop().unwrap();
+}
+
+fn save_and_stop() -> Outcome<()> {
+    let env = Env::new(Who::User)?;
+    let image = env.site.image("server");
+    let (image, port) = (image.to_string_lossy(), free_port()?);
+    let number = port.to_string();
+    for (state, first) in [("x", true), ("y", false)] {
+        let how = if first { "--checkpoint" } else { "--restart" };
+        env.ok(&["instance", "start", "--backend", "dmtcp", how, "saved", &image, "one", &number])?;
+        assert_eq!(get(port, "/")?, if first { "0" } else { "x" });
+        assert_eq!(post(port, state)?, state);
+        env.ok(&["checkpoint", "instance", "--stop", "one"])?;
+        assert!(!env.ok(&["instance", "list"])?.out.contains("one"));
+    }
+    env.ok(&["instance", "start", "--restart", "saved", &image, "one"])?;
+    assert_eq!(get(port, "/")?, "y");
+    env.finish()
+}

@@ -1,0 +1,22 @@
+//! The tests of the whole: the built program, typed at as a user does, on real images and against a real engine.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `flow` | what must work: the transcript of the README, other programs, the foreground, terminals |
+//! | `bad` | what goes wrong: each failure with its message, nothing lost, nothing left behind |
+//! | `tidy` | the invariants of ARCHITECTURE.md that a text or a dependency can break |
+//! | `env`, `running`, `terminal`, `site`, `need`, `http` | the harness |
+//!
+//! Make the images first (`cargo xtask images`); `cargo xtask test` does all. A test that lacks something says so in
+//! one line; `STASIS_TESTS_REQUIRE=dmtcp,root,userns` makes it a failure.
+
+mod env;
+mod http;
+mod need;
+mod running;
+mod site;
+mod terminal;
+
+mod bad;
+mod flow;
+mod tidy;

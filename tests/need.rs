@@ -1,0 +1,86 @@
+//! What a test needs of this machine. Each probe answers with a reason where it is missing; the test then says so in
+//! one line and does nothing. `STASIS_TESTS_REQUIRE=dmtcp,root,...` turns that line into a failure.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use crate::site;
+
+pub(crate) type Probe = Result<(), String>;
+
+/// Ends the test function, with one line, where something that it needs is missing.
+macro_rules! need {
+    ($($what:ident),+ $(,)?) => {
+        $(
+            if !$crate::need::met(stringify!($what), $crate::need::$what()).unwrap() {
+                return;
+            }
+        )+
+    };
+}
+pub(crate) use need;
+
+/// False where the test is to be skipped; the line goes past the test harness, which hides what a passing test says.
+pub(crate) fn met(what: &str, probe: Probe) -> Result<bool, String> {
+    let Err(reason) = probe else { return Ok(true) };
+    let required = std::env::var("STASIS_TESTS_REQUIRE").unwrap_or_default();
+    if required.split(',').any(|name| name.trim() == what) {
+        return Err(format!("{what} is required by STASIS_TESTS_REQUIRE, but {reason}"));
+    }
+    let thread = std::thread::current();
+    let line = format!("skipped {}: {reason}\n", thread.name().unwrap_or("a test"));
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    Ok(false)
+}
+
+/// The test images.
+pub(crate) fn image() -> Probe {
+    site::images().map(|_| ())
+}
+
+/// Rights of root: other users can be played, and nothing is hidden.
+pub(crate) fn root() -> Probe {
+    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err("this is not run by root".to_owned()) }
+}
+
+/// An ordinary user may make a user namespace here.
+pub(crate) fn userns() -> Probe {
+    static FOUND: OnceLock<Probe> = OnceLock::new();
+    FOUND
+        .get_or_init(|| {
+            let mut probe = Command::new("unshare");
+            probe.args(["--user", "--map-current-user", "--mount", "true"]);
+            crate::env::as_user(&mut probe, crate::env::USER);
+            let out = probe.stdin(Stdio::null()).output().map_err(|why| format!("unshare(1) is missing: {why}"))?;
+            let why = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+            if out.status.success() { Ok(()) } else { Err(format!("user namespaces are not to be had: {why}")) }
+        })
+        .clone()
+}
+
+/// A real DMTCP.
+pub(crate) fn dmtcp() -> Probe {
+    dmtcp_version().map(|_| ())
+}
+
+/// Its version, as in the first line of `dmtcp_launch --version`.
+pub(crate) fn dmtcp_version() -> Result<String, String> {
+    static FOUND: OnceLock<Result<String, String>> = OnceLock::new();
+    FOUND
+        .get_or_init(|| {
+            let out = Command::new("dmtcp_launch").arg("--version").stdin(Stdio::null()).output();
+            let out = out.map_err(|_| "dmtcp_launch not found".to_owned())?;
+            let text = String::from_utf8_lossy(&out.stdout).into_owned();
+            let version = text.lines().next().and_then(|line| line.rsplit(' ').next());
+            version.map(str::to_owned).ok_or_else(|| format!("dmtcp_launch tells no version: {text:?}"))
+        })
+        .clone()
+}
+
+/// Notes for the end of the test run that an engine has really saved something and brought it back.
+pub(crate) fn exercised(engine: &str, version: &str) -> std::io::Result<()> {
+    let Some(record) = std::env::var_os("STASIS_TESTS_RECORD") else { return Ok(()) };
+    let mut file = std::fs::OpenOptions::new().append(true).create(true).open(record)?;
+    writeln!(file, "{engine} {version}")
+}

@@ -1,0 +1,39 @@
+//! The tasks of whoever works on stasis, started as `cargo xtask TASK`. Nothing here is part of what users get.
+#![allow(clippy::print_stdout, reason = "a task talks to the person who started it")]
+#![allow(clippy::print_stderr, reason = "a task talks to the person who started it")]
+
+use std::process::ExitCode;
+
+mod check;
+mod demo;
+mod host;
+mod image;
+mod shell;
+
+/// What a task fails with: one sentence.
+type Result<T> = std::result::Result<T, String>;
+
+const USAGE: &str = "usage: cargo xtask test | images | demo [dmtcp]
+
+  test     installs what the tests need, makes the test images, checks format and lints, runs every test
+  images   only makes the test images
+  demo     saves a running server, stops it and brings it back, with the times; the argument names the backend";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["test"] => check::everything(),
+        ["images"] => host::prepare().and_then(|()| image::make()).map(|dir| println!("{}", dir.display())),
+        ["demo"] => demo::run("dmtcp"),
+        ["demo", backend] => demo::run(backend),
+        _ => Err(USAGE.to_owned()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
