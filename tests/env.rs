@@ -183,13 +183,19 @@ impl Env {
     pub(crate) fn plain(&self, text: &str) -> String {
         let mut text = text.to_owned();
         let images = self.site.image("");
-        let places =
-            [(self.dir.path(), "$DIR"), (images.as_path(), "$IMAGES/"), (self.site.backends.as_path(), "$BACKENDS")];
+        let places = [
+            (self.dir.path(), "$DIR"),
+            (images.as_path(), "$IMAGES/"),
+            (self.site.backends.as_path(), "$BACKENDS"),
+        ];
         for (path, name) in places {
             text = text.replace(&*path.to_string_lossy(), name);
         }
         if let Some(dir) = self.site.stasis.parent() {
             text = text.replace(&*dir.to_string_lossy(), "$BIN");
+        }
+        if let Ok(host) = nix::unistd::gethostname() {
+            text = text.replace(&format!("/instances/{}/", host.to_string_lossy()), "/instances/HOST/");
         }
         for before in ["pid ", "PID=", "PID ", "uid ", "port ", "127.0.0.1:"] {
             text = number_after(&text, before);
@@ -217,7 +223,8 @@ impl Env {
 
     /// Processes that belong to this test: its directory is in their arguments, environment or mounts.
     pub(crate) fn survivors(&self) -> Vec<(Pid, String)> {
-        let name = self.dir.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name =
+            self.dir.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let of_test = |file: PathBuf| {
             fs::read(file).is_ok_and(|text| text.windows(name.len()).any(|part| part == name.as_bytes()))
         };
@@ -237,7 +244,8 @@ impl Env {
     /// What a capture may not leave in the store.
     fn half_made(&self) -> Vec<PathBuf> {
         let Ok(checkpoints) = fs::read_dir(self.path("data/checkpoints")) else { return Vec::new() };
-        let generations = checkpoints.filter_map(|entry| fs::read_dir(entry.ok()?.path().join("generations")).ok());
+        let generations =
+            checkpoints.filter_map(|entry| fs::read_dir(entry.ok()?.path().join("generations")).ok());
         let entries = generations.flatten().filter_map(|entry| Some(entry.ok()?.path()));
         entries.filter(|path| path.extension().is_some_and(|extension| extension == "partial")).collect()
     }

@@ -52,9 +52,14 @@ pub(crate) fn userns() -> Probe {
             let mut probe = Command::new("unshare");
             probe.args(["--user", "--map-current-user", "--mount", "true"]);
             crate::env::as_user(&mut probe, crate::env::USER);
-            let out = probe.stdin(Stdio::null()).output().map_err(|why| format!("unshare(1) is missing: {why}"))?;
+            let out =
+                probe.stdin(Stdio::null()).output().map_err(|why| format!("unshare(1) is missing: {why}"))?;
             let why = String::from_utf8_lossy(&out.stderr).trim().to_owned();
-            if out.status.success() { Ok(()) } else { Err(format!("user namespaces are not to be had: {why}")) }
+            if out.status.success() {
+                Ok(())
+            } else {
+                Err(format!("user namespaces are not to be had: {why}"))
+            }
         })
         .clone()
 }

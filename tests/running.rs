@@ -37,7 +37,8 @@ pub(crate) struct Running {
 impl Running {
     /// Starts a command with its output in our hands. Standard input is empty unless `fed`.
     pub(crate) fn start(mut command: Command, fed: bool) -> Outcome<Self> {
-        let shown = format!("{command:?}");
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let shown = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
         command.stdin(if fed { Stdio::piped() } else { Stdio::null() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|why| format!("cannot start {shown}: {why}"))?;
@@ -143,7 +144,8 @@ impl Reader {
     fn to_the_end(&self, shown: &str) -> Outcome<String> {
         match self.end.recv_timeout(Duration::from_secs(5)) {
             Err(RecvTimeoutError::Timeout) => {
-                Err(format!("{shown} has ended, but something still holds its output: {:?}", self.so_far()).into())
+                Err(format!("{shown} has ended, but something still holds its output: {:?}", self.so_far())
+                    .into())
             }
             _ => Ok(self.so_far()),
         }

@@ -34,7 +34,11 @@ pub(crate) fn images() -> Result<PathBuf, String> {
         Some(dir) => PathBuf::from(dir),
         None => built()?.join("../../stasis-tests/images"),
     };
-    if dir.join("stamp").is_file() { Ok(dir) } else { Err("there is no test image (cargo xtask images)".to_owned()) }
+    if dir.join("stamp").is_file() {
+        Ok(dir)
+    } else {
+        Err("there is no test image (cargo xtask images)".to_owned())
+    }
 }
 
 /// The shared paths; made on the first call.
@@ -60,13 +64,15 @@ fn publish() -> Result<Site, Box<dyn Error>> {
     fs::create_dir(&dir)?;
     remove_after_us(&dir)?;
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
-    let site = Site { stasis: dir.join("stasis"), backends: dir.join("backends"), images: dir.join("images") };
+    let site =
+        Site { stasis: dir.join("bin/stasis"), backends: dir.join("backends"), images: dir.join("images") };
     fs::create_dir(&site.backends)?;
+    fs::create_dir(dir.join("bin"))?;
     fs::copy(stasis, &site.stasis)?;
     for plugin in ["libstasis_dmtcp.so", "libstasis_faulty.so"] {
         fs::copy(built()?.join(plugin), site.backends.join(plugin))?;
     }
-    for file in [&site.backends, &site.stasis] {
+    for file in [&site.backends, &dir.join("bin"), &site.stasis] {
         fs::set_permissions(file, fs::Permissions::from_mode(0o755))?;
     }
     let Ok(images) = images() else { return Ok(site) };

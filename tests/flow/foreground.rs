@@ -105,7 +105,8 @@ fn signals(who: Who, engine: &'static [&'static str]) -> Outcome<()> {
         let run = running.wait()?;
         assert_eq!((run.code, run.out.as_str()), (7, "ready\ngot it\n"), "{signal}: {}", run.err);
     }
-    let running = place.env.spawn(&place.words("exec", &small, &["sh", "-c", "echo ready; exec sleep 600"]))?;
+    let running =
+        place.env.spawn(&place.words("exec", &small, &["sh", "-c", "echo ready; exec sleep 600"]))?;
     running.wait_for("ready")?;
     running.signal(Signal::SIGTERM)?;
     assert_eq!(running.wait()?.code, 143);
@@ -142,7 +143,10 @@ fn shows() -> Outcome<()> {
     std::fs::write(work.join("file"), "bound\n")?;
     let said = |words: &[&str]| env.ok(words).map(|run| run.out);
     let in_sh = |script: &str| said(&["exec", &small, "sh", "-c", script]);
-    assert_eq!(in_sh("echo $FROM_OUTSIDE, $KEPT, $HOME")?, format!("yes, as it was, {}\n", env.path("home").display()));
+    assert_eq!(
+        in_sh("echo $FROM_OUTSIDE, $KEPT, $HOME")?,
+        format!("yes, as it was, {}\n", env.path("home").display())
+    );
     assert_eq!(in_sh("pwd")?, format!("{}\n", env.path("home").display()));
     assert_eq!(said(&["exec", "-e", &small, "sh", "-c", "echo $KEPT."])?, ".\n");
     assert_eq!(said(&["exec", "--env", "A=1", &small, "sh", "-c", "echo $A"])?, "1\n");
@@ -158,7 +162,8 @@ fn shows() -> Outcome<()> {
     assert_eq!(in_sh("touch $HOME/made && echo ok")?, "ok\n");
     assert!(env.path("home/made").exists());
     // Nothing is gained inside.
-    let capabilities = in_sh("while read a b; do case $a in CapEff:) echo $b;; esac; done </proc/self/status")?;
+    let capabilities =
+        in_sh("while read a b; do case $a in CapEff:) echo $b;; esac; done </proc/self/status")?;
     assert_eq!(capabilities.trim_matches(['0', '\n']), "");
     env.finish()
 }
@@ -179,9 +184,11 @@ fn run_is_saved(who: Who) -> Outcome<()> {
     let env = Env::new(who)?;
     let small = env.site.image("small").to_string_lossy().into_owned();
     let script = "n=0; while :; do n=$((n + 1)); echo line $n.; sleep 0.05; done";
-    let first = env.spawn(&["run", "--backend", "dmtcp", "--checkpoint", "kept", &small, "sh", "-c", script])?;
+    let first =
+        env.spawn(&["run", "--backend", "dmtcp", "--checkpoint", "kept", &small, "sh", "-c", script])?;
     first.wait_for("line 5.")?;
-    let listed: serde_json::Value = serde_json::from_str(&env.ok(&["instance", "list", "--all", "--json"])?.out)?;
+    let listed: serde_json::Value =
+        serde_json::from_str(&env.ok(&["instance", "list", "--all", "--json"])?.out)?;
     let name = listed["instances"][0]["instance"].as_str().ok_or("the run has no record")?.to_owned();
     env.ok(&["checkpoint", "instance", &name])?;
     let saved = first.so_far().lines().count();
@@ -201,6 +208,9 @@ fn run_is_saved(who: Who) -> Outcome<()> {
     };
     let (before, after) = (numbers(&first.out), numbers(&second.out));
     assert!(after.windows(2).all(|pair| pair[1] == pair[0] + 1), "{after:?}");
-    assert!((2..=saved + 1).contains(&after[0]) && before.contains(&(after[0] - 1)), "{after:?} after {saved}");
+    assert!(
+        (2..=saved + 1).contains(&after[0]) && before.contains(&(after[0] - 1)),
+        "{after:?} after {saved}"
+    );
     env.finish()
 }

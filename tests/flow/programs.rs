@@ -80,7 +80,8 @@ fn files(who: Who) -> Outcome<()> {
     let bind = format!("{}:/work", work.display());
     let number = port.to_string();
     let program = ["python3", "/opt/subjects/files.py", &number, "/work"];
-    let mut start = vec!["instance", "start", "-B", &bind, "--backend", "dmtcp", "--checkpoint", "job", &image, "job"];
+    let mut start =
+        vec!["instance", "start", "-B", &bind, "--backend", "dmtcp", "--checkpoint", "job", &image, "job"];
     start.extend(program);
     env.ok(&start)?;
     assert_eq!(post(port, "first")?, "next line 1; log 1; deleted but held; in True");

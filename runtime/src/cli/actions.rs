@@ -120,12 +120,12 @@ fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
         report::warning("standard input is not passed on: a saved application could not be given it again");
     }
     let mut begun = begin::begin(&planned.order, planned.library, &*teller)?;
-    if let Some(from) = &begun.standing.restarted {
+    if let Some(from) = &begun.restarted {
         report::info(restarted_line(from));
-    } else if let Some(engine) = &begun.standing.live.engine {
-        report::info(format!("instance \"{}\" can be saved into checkpoint \"{}\"", begun.standing.live.name, engine.checkpoint.name()));
+    } else if let Some(engine) = &begun.live.engine {
+        report::info(format!("instance \"{}\" can be saved into checkpoint \"{}\"", begun.live.name, engine.checkpoint.name()));
     }
-    let mut side = Foreground::new(&mut begun.standing, teller)?;
+    let mut side = Foreground::new(&mut begun, teller)?;
     let outcome = serve::serve(begun, &signals, Some(&mut side));
     side.finish();
     if let Some(reason) = &outcome.reason
@@ -138,7 +138,7 @@ fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
 
 /// The line that tells what was brought back.
 pub fn restarted_line(from: &crate::monitor::control::RestartedFrom) -> String {
-    format!("generation {} of {} ago, saved of {}", from.generation, output::age(&from.created), from.image)
+    format!("generation {} (saved {}) of {}", from.generation, output::age(&from.created), from.image)
 }
 
 /// An order, with the plugin's library.

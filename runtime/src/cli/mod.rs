@@ -44,7 +44,8 @@ pub struct Globals {
     #[arg(short, long, global = true, help_heading = "Global")]
     quiet: bool,
     /// Only errors
-    #[arg(short, long, global = true, help_heading = "Global")]
+    // Not after the command: `-s` is the signal of `instance stop` there, as in Apptainer.
+    #[arg(short, long, help_heading = "Global")]
     silent: bool,
     /// More than usual
     #[arg(short, long, global = true, help_heading = "Global")]
@@ -162,4 +163,14 @@ fn misunderstood(error: &clap::Error) -> i32 {
     }
     let _ = error.print();
     1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_do_not_contradict_each_other() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
 }

@@ -81,6 +81,8 @@ fn workshop(mount_point: &Path) -> Result<OwnedFd> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     sys::mount(Some(Path::new("stasis")), mount_point, Some("tmpfs"), flags, Some("mode=0755,size=64m"))
         .map_err(|e| cannot("mount a tmpfs at", mount_point, e))?;
+    // A bind of everything below `/dev` or `/tmp` must not bring it along.
+    sys::propagation(mount_point, MsFlags::MS_UNBINDABLE).map_err(|e| cannot("separate", mount_point, e))?;
     sys::open_place(mount_point).map_err(|e| cannot("open", mount_point, e))
 }
 
@@ -236,7 +238,11 @@ impl Making {
         let mut made = std::fs::File::from(made);
         std::io::Write::write_all(&mut made, content.as_bytes())
             .map_err(|e| Error::new(format!("cannot write the file for {}", target.display())).because(&e))?;
-        self.bind_open(made.as_fd(), target, false)
+        let workshop = sys::path_of(self.workshop.as_fd());
+        let failed = |e| cannot("separate the file for", target, e);
+        sys::propagation(&workshop, MsFlags::MS_PRIVATE).map_err(failed)?;
+        self.bind_open(made.as_fd(), target, false)?;
+        sys::propagation(&workshop, MsFlags::MS_UNBINDABLE).map_err(failed)
     }
 
     fn minimal_dev(&mut self) -> Result<()> {

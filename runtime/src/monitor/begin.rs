@@ -34,14 +34,6 @@ const MAKING: Duration = Duration::from_secs(60);
 
 /// A container that stands, with everything that the monitor's loop needs.
 pub struct Begun {
-    /// Its record and lock.
-    pub claim: Claim,
-    /// The rest.
-    pub standing: Standing,
-}
-
-/// A container that stands.
-pub struct Standing {
     /// The container.
     pub live: Arc<Live>,
     /// Reads what init says.
@@ -66,9 +58,9 @@ impl Begun {
     /// What the command is told.
     pub fn started(&self) -> Started {
         Started {
-            pid: self.standing.container.pid,
-            checkpoint: self.standing.live.engine.as_ref().map(|e| e.checkpoint.name().to_string()),
-            restarted: self.standing.restarted.clone(),
+            pid: self.container.pid,
+            checkpoint: self.live.engine.as_ref().map(|e| e.checkpoint.name().to_string()),
+            restarted: self.restarted.clone(),
         }
     }
 }
@@ -96,7 +88,10 @@ pub fn begin(order: &MonitorOrder, library: Option<OwnedFd>, teller: &dyn Teller
         made
     });
     match outcome {
-        Ok(standing) => Ok(Begun { claim, standing }),
+        Ok(begun) => {
+            *lock(&begun.live.claim) = Some(claim);
+            Ok(begun)
+        }
         Err(error) => {
             // The record of an instance that never stood would only confuse.
             let _ = claim.discard();
@@ -105,7 +100,7 @@ pub fn begin(order: &MonitorOrder, library: Option<OwnedFd>, teller: &dyn Teller
     }
 }
 
-fn make(order: &MonitorOrder, library: Option<OwnedFd>, teller: &dyn Teller, claim: &mut Claim, runtime: &Path) -> Result<Standing> {
+fn make(order: &MonitorOrder, library: Option<OwnedFd>, teller: &dyn Teller, claim: &mut Claim, runtime: &Path) -> Result<Begun> {
     let mut spec = order.spec.clone();
     claim.open_logs()?;
     let mut prepared = match (&order.engine, library) {
@@ -130,7 +125,7 @@ fn make(order: &MonitorOrder, library: Option<OwnedFd>, teller: &dyn Teller, cla
     match stood {
         Ok(stood) => {
             stood.live.change(|s| s.phase = s.phase.max(Phase::Running));
-            Ok(Standing {
+            Ok(Begun {
                 live: stood.live,
                 ear: stood.ear,
                 container,

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::init::survey::listening;
+use crate::instance::Port;
 use crate::monitor::Teller;
 use crate::monitor::control::Captured;
 use crate::monitor::findings::judge;
@@ -53,6 +54,7 @@ pub fn capture(live: &Live, stop: bool, accept_loss: &[String], teller: &dyn Tel
     captured.notes.splice(0..0, notes);
     captured.total_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     captured.stopped = stop;
+    note_in_record(live, &captured, &survey);
     if stop {
         live.change(|s| {
             s.requested = true;
@@ -61,6 +63,20 @@ pub fn capture(live: &Live, stop: bool, accept_loss: &[String], teller: &dyn Tel
         });
     }
     Ok(captured)
+}
+
+/// What `instance list` tells. The generation is safe whether or not this can be written.
+fn note_in_record(live: &Live, captured: &Captured, survey: &Survey) {
+    let ports = listening(survey).into_iter().map(|(protocol, address, port)| Port { protocol, address, port }).collect();
+    if let Some(claim) = lock(&live.claim).as_mut() {
+        let noted = claim.update(|record| {
+            record.last_generation = Some(captured.generation);
+            record.ports = ports;
+        });
+        if let Err(error) = noted {
+            tracing::warn!(%error, "the instance's record could not be brought up to date");
+        }
+    }
 }
 
 fn running(live: &Live) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::launch::protocol::Target;
-use crate::monitor::begin::Standing;
+use crate::monitor::begin::Begun;
 use crate::monitor::live::Live;
 use crate::monitor::{Teller, capture, follow};
 use crate::sys::terminal::{self, Raw};
@@ -32,7 +32,7 @@ impl Foreground {
     ///
     /// # Errors
     /// When the terminal cannot be made raw.
-    pub fn new(begun: &mut Standing, teller: Arc<dyn Teller + Send + Sync>) -> Result<Self> {
+    pub fn new(begun: &mut Begun, teller: Arc<dyn Teller + Send + Sync>) -> Result<Self> {
         let order = begun.live.engine.as_ref().map(|e| &e.order);
         let mut foreground = Self {
             teller,

@@ -1,6 +1,7 @@
 //! A running container, shared by the monitor's threads.
 
 use crate::error::{Error, Result};
+use crate::instance::Claim;
 use crate::launch::protocol::{Ending, FromInit, Target, ToInit};
 use crate::monitor::order::EngineOrder;
 use crate::spec::ContainerSpec;
@@ -90,6 +91,8 @@ pub struct Live {
     pub scratch: PathBuf,
     /// The engine.
     pub engine: Option<EngineLive>,
+    /// Its record and lock; taken at the end.
+    pub claim: Mutex<Option<Claim>>,
     state: Mutex<State>,
     changed: Condvar,
     wake: Mutex<UnixStream>,
@@ -138,6 +141,7 @@ impl Live {
             logs: parts.logs,
             scratch: parts.scratch,
             engine: parts.engine,
+            claim: Mutex::new(None),
             state: Mutex::new(State { phase: Phase::Starting, ending: None, reason: None, requested: false, exit_code: None, image }),
             changed: Condvar::new(),
             wake: Mutex::new(parts.wake),

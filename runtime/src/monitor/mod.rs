@@ -77,7 +77,7 @@ fn run(channel: &Channel, library: Option<std::os::fd::OwnedFd>) -> Result<i32> 
     let begun = begin::begin(&order, library, &ChannelTeller(channel))?;
     let started = begun.started();
     if channel.send(&Reply::Started(started)).is_err() {
-        begun.standing.live.end(Some("the command that started it was interrupted"));
+        begun.live.end(Some("the command that started it was interrupted"));
     }
     // From here on the instance lives whether or not anybody listens.
     channel.shutdown();

@@ -2,9 +2,8 @@
 //! the end.
 
 use crate::error::{Error, Result};
-use crate::instance::Claim;
 use crate::launch::protocol::{Ending, FromInit, Target, ToInit};
-use crate::monitor::begin::{self, Begun, Standing};
+use crate::monitor::begin::{self, Begun};
 use crate::monitor::control::{Reply, Request};
 use crate::monitor::foreground::Foreground;
 use crate::monitor::live::{Live, Phase, lock};
@@ -57,8 +56,7 @@ impl Outcome {
 }
 
 /// Serves until the end.
-pub fn serve(begun: Begun, signals: &SignalFd, foreground: Option<&mut Foreground>) -> Outcome {
-    let Begun { claim, standing: mut begun } = begun;
+pub fn serve(mut begun: Begun, signals: &SignalFd, foreground: Option<&mut Foreground>) -> Outcome {
     let live = Arc::clone(&begun.live);
     let digest = triggers::digest(&live);
     let interval = live.engine.as_ref().and_then(|e| e.order.interval).map(|s| triggers::intervals(&live, s));
@@ -69,7 +67,7 @@ pub fn serve(begun: Begun, signals: &SignalFd, foreground: Option<&mut Foregroun
         std::thread::spawn(move || accept(&live, &listener));
     }
     wait_for_end(&mut begun, signals, foreground);
-    let outcome = settle(claim, begun);
+    let outcome = settle(begun);
     for thread in [Some(digest), interval].into_iter().flatten() {
         let _ = thread.join();
     }
@@ -78,7 +76,7 @@ pub fn serve(begun: Begun, signals: &SignalFd, foreground: Option<&mut Foregroun
     outcome.0
 }
 
-fn wait_for_end(begun: &mut Standing, signals: &SignalFd, mut foreground: Option<&mut Foreground>) {
+fn wait_for_end(begun: &mut Begun, signals: &SignalFd, mut foreground: Option<&mut Foreground>) {
     while begun.live.state().phase < Phase::Ending {
         let mut watched = [PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(begun.wake.as_fd(), PollFlags::POLLIN)];
         if let Err(e) = poll(&mut watched, PollTimeout::NONE)
@@ -102,7 +100,7 @@ fn wait_for_end(begun: &mut Standing, signals: &SignalFd, mut foreground: Option
 }
 
 /// Ends everything inside and settles record, locks and directories. Tells whether it was asked for.
-fn settle(mut claim: Claim, begun: Standing) -> (Outcome, bool) {
+fn settle(begun: Begun) -> (Outcome, bool) {
     let live = begun.live;
     // A capture that has begun is completed, or fails with the application.
     let capturing = live.engine.as_ref().map(|e| lock(&e.capturing));
@@ -123,10 +121,11 @@ fn settle(mut claim: Claim, begun: Standing) -> (Outcome, bool) {
         drop(lock(&engine.lock).take());
     }
     begin::clear(&begun.runtime);
-    let settled = match (&outcome.reason, requested || begun.foreground) {
-        (_, true) => claim.discard(),
-        (Some(reason), false) => claim.fail(reason),
-        (None, false) => claim.finish(outcome.ending),
+    let settled = match (lock(&live.claim).take(), &outcome.reason) {
+        (None, _) => Ok(()),
+        (Some(claim), _) if requested || begun.foreground => claim.discard(),
+        (Some(mut claim), Some(reason)) => claim.fail(reason),
+        (Some(mut claim), None) => claim.finish(outcome.ending),
     };
     if let Err(error) = settled {
         tracing::warn!(%error, "the instance's record could not be settled");

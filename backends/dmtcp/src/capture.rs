@@ -1,0 +1,118 @@
+//! A capture: the blocking command, then every file looked at.
+
+use crate::coordinator::{self, status};
+use crate::images::{self, Set};
+use crate::preload::{SHIM, SHIM_PATH};
+use crate::asserts;
+use stasis_plugin_api::prelude::*;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The preload library goes along: a restart needs the very same one.
+pub(crate) const SHIM_FILE: &str = "preload.so";
+/// Room for headers and what grows while it is written.
+const MARGIN: u64 = 64 << 20;
+
+/// Saves.
+pub(crate) fn capture(host: &mut Host<'_>, request: &CaptureRequest) -> Result<CaptureReport> {
+    let staging = &request.instance.staging;
+    room(&request.instance)?;
+    let before = status(host)?;
+    if !before.running || before.peers == 0 {
+        return Err(BackendError::new(kind::BUSY, "the application cannot be saved now")
+            .because(format!("{} process(es) under DMTCP, not all of them running", before.peers))
+            .help("try again; a program that starts others needs a moment"));
+    }
+    host.progress(0, 0, "saving");
+    let patience = host.time_left().saturating_sub(Duration::from_secs(1));
+    let output = coordinator::command(host, &["-bc"], patience)?;
+    judge(host, &output)?;
+    let set = complete(host, staging, before.peers)?;
+    for image in &set.images {
+        images::check(&staging.join(&image.file))?;
+    }
+    report(host, staging, set)
+}
+
+/// A capture without room kills the application, so it is not begun.
+fn room(instance: &InstanceView) -> Result<()> {
+    let memory: u64 = instance.survey.processes.iter().map(|p| p.resident).sum();
+    let need = memory + memory / 5 + MARGIN;
+    if instance.free_bytes >= need {
+        return Ok(());
+    }
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    Err(BackendError::new(kind::NO_SPACE, "there is no room for the state")
+        .because(format!("it may take {} MiB, and {} MiB are free at {}", mib(need), mib(instance.free_bytes), instance.staging.display()))
+        .help("free some space there, or remove older generations with `stasis checkpoint prune`"))
+}
+
+fn judge(host: &Host<'_>, output: &RunOutput) -> Result<()> {
+    if output.code == Some(0) {
+        return Ok(());
+    }
+    let alive = host.application().is_ok_and(|a| a.running);
+    let said = format!("{}\n{}", output.stderr, host.stderr_tail().unwrap_or_default());
+    let error = match (output.code, output.timed_out) {
+        (_, true) => BackendError::new(kind::TIMED_OUT, "DMTCP did not complete the capture in the time given"),
+        (Some(2), _) if alive => BackendError::new(kind::BUSY, "DMTCP says that the application is not in a state to be saved"),
+        _ => BackendError::new(if alive { kind::FAILED } else { kind::APPLICATION_ENDED }, "DMTCP could not save the application"),
+    };
+    Err(asserts::explain(error, &said))
+}
+
+/// DMTCP 4.2 answers before the images are complete, so they are waited for whatever the version.
+fn complete(host: &Host<'_>, staging: &Path, expected: u32) -> Result<Set> {
+    let end = Instant::now() + host.time_left();
+    loop {
+        let set = images::list(staging)?;
+        if set.unfinished.is_empty() && u32::try_from(set.images.len()).is_ok_and(|n| n >= expected) && status(host).is_ok_and(|s| s.running) {
+            return Ok(set);
+        }
+        host.check("waiting for the images")?;
+        if !host.application()?.running {
+            return Err(asserts::explain(
+                BackendError::new(kind::APPLICATION_ENDED, "the application ended before its state was complete"),
+                &host.stderr_tail().unwrap_or_default(),
+            ));
+        }
+        if Instant::now() > end {
+            return Err(BackendError::new(kind::TIMED_OUT, format!("{} of {expected} images are complete", set.images.len())));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn report(host: &mut Host<'_>, staging: &Path, set: Set) -> Result<CaptureReport> {
+    let mut files: Vec<String> = set.images.iter().map(|i| i.file.clone()).collect();
+    for directory in &set.open_files {
+        files.extend(images::below(staging, directory, 8)?.iter().map(|p| p.to_string_lossy().into_owned()));
+    }
+    let shim = host.state("shim").unwrap_or(SHIM_PATH).to_owned();
+    // After a restart by a newer plugin the library in use is the older one, which lies in the generation.
+    let bytes = if shim == SHIM_PATH { SHIM.to_vec() } else { kept_shim(host)? };
+    std::fs::write(staging.join(SHIM_FILE), bytes).map_err(|e| BackendError::failed("cannot write the preload library beside the images").because(e))?;
+    files.push(SHIM_FILE.to_owned());
+    let facts = [
+        ("images", serde_json::json!(set.images.iter().map(|i| &i.file).collect::<Vec<_>>())),
+        ("open-files", serde_json::json!(set.open_files)),
+        ("shim", serde_json::json!(shim)),
+    ];
+    Ok(CaptureReport {
+        engine_version: host.state("engine-version").unwrap_or_default().to_owned(),
+        files,
+        processes: set.images.into_iter().map(|i| SavedProcess { pid: i.pid, name: i.name }).collect(),
+        pause_us: None,
+        facts: facts.map(|(k, v)| (k.to_owned(), v)).into(),
+        notes: Vec::new(),
+    })
+}
+
+fn kept_shim(host: &Host<'_>) -> Result<Vec<u8>> {
+    let gone = || BackendError::failed("the preload library of the first start is gone");
+    let fd = host.kept_fd("shim").ok_or_else(gone)?;
+    let file = std::fs::File::from(fd);
+    let mut bytes = vec![0; usize::try_from(file.metadata().map_err(|e| gone().because(e))?.len()).unwrap_or(0)];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).map_err(|e| gone().because(e))?;
+    Ok(bytes)
+}

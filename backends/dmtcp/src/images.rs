@@ -1,0 +1,125 @@
+//! The files of a capture, looked at from the host.
+
+use stasis_plugin_api::prelude::*;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// What every image of DMTCP 4.0 and later begins with.
+const MAGIC: &[u8] = b"DMTCP_CHECKPOINT_IMAGE_v";
+/// Deeper and more than any honest capture.
+const LIMIT: usize = 4096;
+
+/// One image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SavedImage {
+    /// Its file name.
+    pub(crate) file: String,
+    /// The program's name.
+    pub(crate) name: String,
+    /// The pid that the program sees.
+    pub(crate) pid: i32,
+}
+
+/// What lies in the staging directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Set {
+    /// Complete images.
+    pub(crate) images: Vec<SavedImage>,
+    /// Images still being written.
+    pub(crate) unfinished: Vec<String>,
+    /// Directories with contents of files that the application had open.
+    pub(crate) open_files: Vec<String>,
+}
+
+fn cannot(path: &Path, e: &std::io::Error) -> BackendError {
+    BackendError::failed(format!("cannot look at {}", path.display())).because(e)
+}
+
+/// Lists the staging directory.
+pub(crate) fn list(staging: &Path) -> Result<Set> {
+    let mut set = Set::default();
+    for entry in std::fs::read_dir(staging).map_err(|e| cannot(staging, &e))?.take(LIMIT) {
+        let entry = entry.map_err(|e| cannot(staging, &e))?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let is_file = entry.file_type().is_ok_and(|t| t.is_file());
+        if name.ends_with(".temp") {
+            set.unfinished.push(name);
+        } else if name.starts_with("ckpt_") && name.ends_with(".dmtcp") && is_file {
+            set.images.push(parse(&name));
+        } else if name.starts_with("ckpt_") && name.ends_with("_files") && !is_file {
+            set.open_files.push(name);
+        }
+    }
+    set.images.sort_by(|a, b| a.file.cmp(&b.file));
+    set.open_files.sort();
+    Ok(set)
+}
+
+/// `ckpt_PROGRAM_HOSTID-PID-TIME.dmtcp`.
+fn parse(file: &str) -> SavedImage {
+    let inner = file.trim_start_matches("ckpt_").trim_end_matches(".dmtcp");
+    let (name, ids) = inner.rsplit_once('_').unwrap_or((inner, ""));
+    let pid = ids.split('-').nth(1).and_then(|p| p.parse().ok()).unwrap_or(0);
+    SavedImage { file: file.to_owned(), name: name.to_owned(), pid }
+}
+
+/// Checks that an image begins as one.
+pub(crate) fn check(path: &Path) -> Result<()> {
+    let mut head = [0; MAGIC.len()];
+    let read = File::open(path).and_then(|mut f| f.read_exact(&mut head));
+    match read {
+        Ok(()) if head == *MAGIC => Ok(()),
+        Ok(()) => Err(BackendError::new(kind::DAMAGED, format!("{} is no image of DMTCP's", path.display()))),
+        Err(e) => Err(BackendError::new(kind::DAMAGED, format!("cannot read the image {}", path.display())).because(e)),
+    }
+}
+
+/// All regular files below a directory, relative to `base`.
+pub(crate) fn below(base: &Path, directory: &str, depth: usize) -> Result<Vec<PathBuf>> {
+    let path = base.join(directory);
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(&path).map_err(|e| cannot(&path, &e))?.take(LIMIT) {
+        let entry = entry.map_err(|e| cannot(&path, &e))?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let relative = format!("{directory}/{name}");
+        match entry.file_type() {
+            Ok(t) if t.is_file() => all.push(relative.into()),
+            Ok(t) if t.is_dir() && depth > 0 => all.extend(below(base, &relative, depth - 1)?),
+            _ => {}
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["ckpt_python3.11_98ff-40000-14c1.dmtcp", "ckpt_a_b_1-41000-2.dmtcp", "ckpt_x_1-2-3.dmtcp.temp", "dmtcp_restart_script.sh"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        std::fs::create_dir(dir.path().join("ckpt_x_1-2-3_files")).unwrap();
+        std::fs::write(dir.path().join("ckpt_x_1-2-3_files/log_1"), "").unwrap();
+        let set = list(dir.path()).unwrap();
+        let seen: Vec<_> = set.images.iter().map(|i| (i.name.as_str(), i.pid)).collect();
+        assert_eq!(seen, [("a_b", 41000), ("python3.11", 40000)]);
+        assert_eq!(set.unfinished, ["ckpt_x_1-2-3.dmtcp.temp"]);
+        assert_eq!(below(dir.path(), &set.open_files[0], 3).unwrap(), [PathBuf::from("ckpt_x_1-2-3_files/log_1")]);
+    }
+
+    #[test]
+    fn foreign_and_short_files_are_no_images() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.dmtcp");
+        for bad in [&b""[..], b"DMTCP", b"something else entirely, and long"] {
+            std::fs::write(&path, bad).unwrap();
+            assert_eq!(check(&path).unwrap_err().kind, kind::DAMAGED);
+        }
+        std::fs::write(&path, b"DMTCP_CHECKPOINT_IMAGE_v4.0\nrest").unwrap();
+        check(&path).unwrap();
+    }
+}

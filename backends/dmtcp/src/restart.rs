@@ -1,0 +1,106 @@
+//! A generation brought back: by the explicit list of its images, never by DMTCP's own script.
+
+use crate::capture::SHIM_FILE;
+use crate::discover::{self, Installation};
+use crate::preload::{SHIM_PATH, tool};
+use crate::{asserts, coordinator, images, inject};
+use stasis_plugin_api::prelude::*;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+/// Reading the images takes as long as the disk wants.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The installation that made the generation.
+fn same_version(host: &Host<'_>, generation: &GenerationView) -> Result<Installation> {
+    let found = discover::search(&discover::Search::from_host(host)).map_err(|e| BackendError::new(kind::UNUSABLE, e.to_string()))?;
+    let wanted = &generation.engine_version;
+    if let Some(same) = found.installations.iter().find(|i| i.version.to_string() == *wanted) {
+        return Ok(same.clone());
+    }
+    let have: Vec<String> = found.installations.iter().map(|i| i.version.to_string()).collect();
+    let have = if have.is_empty() { "none is installed".to_owned() } else { format!("installed is {}", have.join(", ")) };
+    Err(BackendError::new(kind::UNUSABLE, format!("generation {} was saved by DMTCP {wanted}", generation.number))
+        .because(have)
+        .help("images belong to one version: let the administrator install that one beside the others and name it in `prefixes`"))
+}
+
+/// What stands against it.
+pub(crate) fn examine(host: &Host<'_>, generation: &GenerationView, _: &ImageView) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let object = format!("generation {}", generation.number);
+    if let Err(error) = same_version(host, generation) {
+        findings.push(Finding {
+            severity: Severity::Fatal,
+            kind: "engine-version".to_owned(),
+            object: object.clone(),
+            why: error.to_string(),
+            help: error.help.unwrap_or_default(),
+        });
+    }
+    for name in listed(generation, "images") {
+        if let Err(error) = images::check(&generation.directory.join(name)) {
+            findings.push(Finding {
+                severity: Severity::Fatal,
+                kind: "damaged".to_owned(),
+                object: object.clone(),
+                why: error.to_string(),
+                help: "bring an earlier generation back".to_owned(),
+            });
+        }
+    }
+    Ok(findings)
+}
+
+/// Names from the facts; only plain file names are believed.
+fn listed(generation: &GenerationView, fact: &str) -> Vec<String> {
+    let names = generation.facts.get(fact).and_then(serde_json::Value::as_array);
+    let plain = |n: &String| !n.contains('/') && !n.contains(':') && !n.starts_with('.');
+    names.into_iter().flatten().filter_map(|n| n.as_str().map(str::to_owned)).filter(plain).collect()
+}
+
+/// The plan.
+pub(crate) fn plan(host: &mut Host<'_>, request: &RestartRequest) -> Result<RestartPlan> {
+    let generation = &request.generation;
+    let installation = same_version(host, generation)?;
+    let shim_path = generation.facts.get("shim").and_then(|s| s.as_str()).unwrap_or(SHIM_PATH).to_owned();
+    let library = generation.directory.join(SHIM_FILE);
+    let missing = |e: std::io::Error| BackendError::new(kind::DAMAGED, format!("cannot read {}", library.display())).because(e);
+    let shim = std::fs::read(&library).map_err(missing)?;
+    let mut needs = inject::needs(&installation, &request.image, &request.process, (&shim_path, &shim))?;
+    let open_files = listed(generation, "open-files");
+    if !open_files.is_empty() {
+        needs.env.insert("STASIS_DMTCP_LINKS".to_owned(), open_files.join(":"));
+    }
+    let images = listed(generation, "images");
+    if images.is_empty() {
+        return Err(BackendError::new(kind::DAMAGED, format!("generation {} names no images", generation.number)));
+    }
+    host.remember("engine-version", installation.version.to_string());
+    host.remember("shim", shim_path);
+    let mut argv = vec![tool("dmtcp_restart"), "--join-coordinator".to_owned()];
+    argv.extend(inject::address());
+    argv.extend(["--ckptdir", CAPTURE_DIR, "--tmpdir", inject::TMP].map(str::to_owned));
+    argv.extend(images.iter().map(|i| Path::new(IMAGE_DIR).join(i).to_string_lossy().into_owned()));
+    Ok(RestartPlan::Exec { needs, argv })
+}
+
+/// Waits until all processes run again; what DMTCP only warned about counts as failure.
+pub(crate) fn alive(host: &mut Host<'_>, request: &AliveRequest) -> Result<ReadyReport> {
+    let expected = u32::try_from(request.generation.processes.len()).unwrap_or(1).max(1);
+    let library = request.generation.directory.join(SHIM_FILE);
+    if let Ok(file) = std::fs::File::open(&library) {
+        host.keep_fd("shim", file.as_fd())?;
+    }
+    let processes = coordinator::wait(host, expected, PATIENCE).map_err(|mut error| {
+        error.what = format!("generation {} could not be brought back: {}", request.generation.number, error.what);
+        error
+    })?;
+    let said = host.stderr_tail()?;
+    if asserts::is_bad(&said) {
+        let error = BackendError::failed(format!("generation {} came back incomplete", request.generation.number));
+        return Err(asserts::explain(error, &said));
+    }
+    Ok(ReadyReport { processes, notes: Vec::new() })
+}

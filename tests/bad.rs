@@ -1,0 +1,77 @@
+//! Bad input and bad luck: a clear error, nothing lost, nothing left behind.
+//!
+//! Each test keeps the message as a snapshot and ends with the look at what was left running or half made.
+
+mod backends;
+mod captures;
+mod configuration;
+mod deaths;
+mod disk;
+mod engines;
+mod generations;
+mod images;
+mod names;
+mod plugins;
+mod programs;
+mod restarts;
+mod strangers;
+
+use crate::env::{Env, Who};
+use crate::running::Outcome;
+
+/// The path of a test image, as typed.
+fn image(env: &Env, name: &str) -> String {
+    env.site.image(name).to_string_lossy().into_owned()
+}
+
+/// The program of most of these tests: it says that it is up, and waits.
+const IDLE: &str = "/opt/subjects/bin/idle";
+
+/// A place where `one` runs under the engine, to be saved into `kept`.
+fn started(who: Who) -> Outcome<Env> {
+    let env = Env::new(who)?;
+    let small = image(&env, "small");
+    env.ok(&["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &small, "one", IDLE])?;
+    Ok(env)
+}
+
+/// A place where `one` was saved into `kept` and stopped.
+fn saved(who: Who) -> Outcome<Env> {
+    let env = started(who)?;
+    env.ok(&["checkpoint", "instance", "one"])?;
+    env.ok(&["instance", "stop", "one"])?;
+    Ok(env)
+}
+
+/// The directory of a checkpoint.
+fn store(env: &Env, checkpoint: &str) -> std::path::PathBuf {
+    env.path("data/checkpoints").join(checkpoint)
+}
+
+/// What the record of an instance says.
+fn record(env: &Env, instance: &str) -> Outcome<serde_json::Value> {
+    let mut found = find(&env.path("data/instances"), "instance.json");
+    found.retain(|path| path.parent().is_some_and(|dir| dir.ends_with(instance)));
+    let path = found.pop().ok_or_else(|| format!("there is no record of {instance}"))?;
+    Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+}
+
+/// The pid of an instance's monitor.
+fn monitor(env: &Env, instance: &str) -> Outcome<nix::unistd::Pid> {
+    let pid = record(env, instance)?["monitor_pid"].as_i64().ok_or("the record names no monitor")?;
+    Ok(nix::unistd::Pid::from_raw(i32::try_from(pid)?))
+}
+
+/// Files of this name below a directory.
+fn find(dir: &std::path::Path, name: &str) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut found = Vec::new();
+    for path in entries.map(|entry| entry.path()) {
+        if path.is_dir() && !path.is_symlink() {
+            found.extend(find(&path, name));
+        } else if path.file_name().is_some_and(|file| file == name) {
+            found.push(path);
+        }
+    }
+    found
+}

@@ -1,0 +1,164 @@
+//! Something is killed in the middle: what is inside ends, and the next command tells the truth and cleans up.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+
+use super::*;
+use crate::http::{free_port, get};
+use crate::need::need;
+use crate::running::Run;
+
+#[test]
+fn the_monitor_under_an_engine() {
+    need!(image, userns, dmtcp);
+    let env = started(Who::User).unwrap();
+    env.ok(&["checkpoint", "instance", "one"]).unwrap();
+    kill(monitor(&env, "one").unwrap(), Signal::SIGKILL).unwrap();
+    nothing_runs(&env).unwrap();
+    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @"");
+    let list = env.ok(&["instance", "list"]).unwrap();
+    assert!(!list.out.contains("one"), "{list:?}");
+    // What was saved comes back under the same name.
+    env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
+    env.finish().unwrap();
+}
+
+#[test]
+fn the_monitor_without_an_engine() {
+    need!(image, userns);
+    let env = Env::new(Who::User).unwrap();
+    let small = image(&env, "small");
+    env.ok(&["instance", "start", &small, "one", IDLE]).unwrap();
+    kill(monitor(&env, "one").unwrap(), Signal::SIGKILL).unwrap();
+    nothing_runs(&env).unwrap();
+    insta::assert_snapshot!(env.fails(&["exec", "instance://one", "true"]).unwrap(), @"");
+    env.ok(&["instance", "start", &small, "one", IDLE]).unwrap();
+    env.finish().unwrap();
+}
+
+#[test]
+fn the_monitor_during_a_capture() {
+    need!(image, userns, dmtcp);
+    let (env, _) = large().unwrap();
+    let capture = env.spawn(&["checkpoint", "instance", "one"]).unwrap();
+    std::thread::sleep(Duration::from_millis(250));
+    kill(monitor(&env, "one").unwrap(), Signal::SIGKILL).unwrap();
+    let capture: Run = capture.wait().unwrap();
+    assert_ne!(capture.code, 0, "{capture:?}");
+    insta::assert_snapshot!(env.told(&capture), @"");
+    nothing_runs(&env).unwrap();
+    // The generation before it comes back, and what was begun is cleared away.
+    env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
+    env.finish().unwrap();
+}
+
+#[test]
+fn the_engine_of_an_idle_instance() {
+    need!(image, userns, dmtcp);
+    let env = started(Who::User).unwrap();
+    env.ok(&["checkpoint", "instance", "one"]).unwrap();
+    kill_named(&env, "dmtcp_coord").unwrap();
+    nothing_runs(&env).unwrap();
+    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @"");
+    env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
+    env.finish().unwrap();
+}
+
+#[test]
+fn the_engine_during_a_capture() {
+    need!(image, userns, dmtcp);
+    let (env, _) = large().unwrap();
+    let capture = env.spawn(&["checkpoint", "instance", "one"]).unwrap();
+    std::thread::sleep(Duration::from_millis(250));
+    kill_named(&env, "dmtcp_coord").unwrap();
+    let capture = capture.wait().unwrap();
+    assert_ne!(capture.code, 0, "{capture:?}");
+    nothing_runs(&env).unwrap();
+    env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
+    env.finish().unwrap();
+}
+
+#[test]
+fn the_command_that_asked_for_a_capture() {
+    need!(image, userns, dmtcp);
+    let (env, port) = large().unwrap();
+    let capture = env.spawn(&["checkpoint", "instance", "one"]).unwrap();
+    std::thread::sleep(Duration::from_millis(150));
+    capture.signal(Signal::SIGKILL).unwrap();
+    drop(capture);
+    assert_eq!(get(port, "/check").unwrap(), "good");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while env.stasis(&["checkpoint", "instance", "one"]).unwrap().code != 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    env.ok(&["checkpoint", "verify", "kept"]).unwrap();
+    env.finish().unwrap();
+}
+
+/// The records of a machine that went down while the instance ran: another boot, the pid gone or another's.
+#[test]
+fn the_machine() {
+    need!(image, userns, dmtcp);
+    let env = started(Who::User).unwrap();
+    env.ok(&["checkpoint", "instance", "one"]).unwrap();
+    let path = find(&env.path("data/instances"), "instance.json").pop().unwrap();
+    let mut before: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    kill(monitor(&env, "one").unwrap(), Signal::SIGKILL).unwrap();
+    nothing_runs(&env).unwrap();
+    before["boot_id"] = "00000000-0000-0000-0000-000000000000".into();
+    // Ourselves: a process that is there and is not the monitor.
+    before["monitor_pid"] = std::process::id().into();
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, before.to_string()).unwrap();
+    crate::env::own(&path, env.uid()).unwrap();
+    let list = env.ok(&["instance", "list"]).unwrap();
+    assert!(!list.out.contains("one"), "{list:?}");
+    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @"");
+    env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
+    env.finish().unwrap();
+}
+
+/// An instance large enough that a capture takes a while, with one good generation.
+fn large() -> Outcome<(Env, u16)> {
+    let env = Env::new(Who::User)?;
+    let (any, port) = (image(&env, "any"), free_port()?);
+    let program = ["python3", "/opt/subjects/memory.py", &port.to_string(), "512"];
+    let flags = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &any, "one"];
+    env.ok(&[&flags[..], &program[..]].concat())?;
+    assert_eq!(get(port, "/")?, "0");
+    env.ok(&["checkpoint", "instance", "one"])?;
+    Ok((env, port))
+}
+
+/// Waits until no process of the test is left.
+fn nothing_runs(env: &Env) -> Outcome<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let left = env.survivors();
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("still running: {left:#?}").into());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Kills the processes of the test whose name begins so, as the memory killer of the kernel would.
+fn kill_named(env: &Env, name: &str) -> Outcome<()> {
+    let mut killed = 0;
+    for (pid, _) in env.survivors() {
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if comm.starts_with(name) {
+            kill(pid, Signal::SIGKILL)?;
+            killed += 1;
+        }
+    }
+    if killed > 0 {
+        Ok(())
+    } else {
+        Err(format!("no process is called {name}: {:#?}", env.survivors()).into())
+    }
+}

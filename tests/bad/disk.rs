@@ -1,0 +1,122 @@
+//! A file system that is full costs the generation, never the job.
+
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::*;
+use crate::http::{free_port, get, post};
+use crate::need::need;
+
+/// A small file system for the length of a test.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: &Path, uid: u32, mebibytes: u32) -> nix::Result<Self> {
+        let options = format!("size={mebibytes}m,mode=0700,uid={uid},gid={uid}");
+        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))?;
+        Ok(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn the_store_is_full_at_a_capture() {
+    need!(root, image, userns, dmtcp);
+    for who in [Who::User, Who::Myself] {
+        let env = Env::new(who).unwrap();
+        let full = Small::mount(&env.path("data"), env.uid(), 100).unwrap();
+        let (any, port) = (image(&env, "any"), free_port().unwrap());
+        let number = port.to_string();
+        let program = ["python3", "/opt/subjects/memory.py", &number, "0"];
+        let flags = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &any, "one"];
+        env.ok(&[&flags[..], &program[..]].concat()).unwrap();
+        assert_eq!(post(port, "1").unwrap(), "1");
+        env.ok(&["checkpoint", "instance", "one"]).unwrap();
+        std::fs::write(env.path("data/filler"), vec![0; 40 << 20]).unwrap();
+        assert_eq!(post(port, "2").unwrap(), "2");
+        let told = env.fails(&["checkpoint", "instance", "one"]).unwrap();
+        insta::allow_duplicates! { insta::assert_snapshot!(sizes_hidden(&told), @""); }
+        assert_eq!(get(port, "/").unwrap(), "2", "the job was lost");
+        std::fs::remove_file(env.path("data/filler")).unwrap();
+        env.ok(&["checkpoint", "instance", "one"]).unwrap();
+        env.ok(&["instance", "stop", "one"]).unwrap();
+        env.ok(&["instance", "start", "--restart", "kept@1", &any, "one"]).unwrap();
+        assert_eq!(get(port, "/").unwrap(), "1");
+        env.ok(&["instance", "stop", "one"]).unwrap();
+        env.finish().unwrap();
+        drop(full);
+    }
+}
+
+/// The estimate before a capture cannot know all: here the room vanishes while the engine writes.
+#[test]
+fn the_store_becomes_full_during_a_capture() {
+    need!(root, image, userns, dmtcp);
+    let env = Env::new(Who::User).unwrap();
+    let full = Small::mount(&env.path("data"), env.uid(), 900).unwrap();
+    let (any, port) = (image(&env, "any"), free_port().unwrap());
+    let program = ["python3", "/opt/subjects/memory.py", &port.to_string(), "256"];
+    let flags = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &any, "one"];
+    env.ok(&[&flags[..], &program[..]].concat()).unwrap();
+    assert_eq!(post(port, "1").unwrap(), "1");
+    env.ok(&["checkpoint", "instance", "one"]).unwrap();
+    let capture = env.spawn(&["checkpoint", "instance", "one"]).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(120));
+    let _ = std::fs::write(env.path("data/filler"), vec![0; 600 << 20]);
+    let capture = capture.wait().unwrap();
+    let _ = std::fs::remove_file(env.path("data/filler"));
+    if capture.code != 0 {
+        assert!(capture.err.contains("space") || capture.err.contains("full"), "{}", capture.err);
+        let lives = env.ok(&["instance", "list"]).unwrap().out.contains("one");
+        assert!(lives || capture.err.contains("ended"), "the job was lost without a word: {}", capture.err);
+    }
+    env.stasis(&["instance", "stop", "one"]).unwrap();
+    env.ok(&["instance", "start", "--restart", "kept@1", &any, "one"]).unwrap();
+    assert_eq!(get(port, "/check").unwrap(), "good");
+    env.ok(&["instance", "stop", "one"]).unwrap();
+    env.finish().unwrap();
+    drop(full);
+}
+
+#[test]
+fn nothing_can_be_written_to_the_store() {
+    need!(root, image, userns);
+    let env = Env::new(Who::User).unwrap();
+    let full = Small::mount(&env.path("data"), env.uid(), 1).unwrap();
+    let _ = std::fs::write(env.path("data/filler"), vec![0; 2 << 20]);
+    insta::assert_snapshot!(env.fails(&["checkpoint", "create", "x"]).unwrap(), @"
+    exit 255
+    FATAL:   cannot write $DIR/data/checkpoints/.new-x/checkpoint.json: no space is left on the file system
+             because: No space left on device (os error 28)
+             hint:    make room on the file system of $DIR/data/checkpoints/.new-x/checkpoint.json (df), or remove old generations: stasis checkpoint prune
+    ");
+    let small = image(&env, "small");
+    insta::assert_snapshot!(env.fails(&["instance", "start", &small, "one", IDLE]).unwrap(), @"");
+    drop(full);
+    let data = env.path("data");
+    std::fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o500)).unwrap();
+    insta::assert_snapshot!(env.fails(&["checkpoint", "create", "x"]).unwrap(), @"
+    exit 255
+    FATAL:   cannot make directory $DIR/data/checkpoints: permission denied
+             because: Permission denied (os error 13)
+             hint:    check owner and mode: ls -ld $DIR/data/checkpoints
+    ");
+    env.finish().unwrap();
+}
+
+/// Sizes differ with what the test image is made of.
+fn sizes_hidden(text: &str) -> String {
+    let words: Vec<&str> = text
+        .split(' ')
+        .map(|word| {
+            if word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.') { "$SIZE" } else { word }
+        })
+        .collect();
+    words.join(" ")
+}

@@ -1,0 +1,111 @@
+//! Generations that were cut short or have a flipped bit, and locks on a checkpoint.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::*;
+use crate::need::need;
+
+/// The largest file of a generation: the image of a process.
+fn largest(env: &Env, generation: &str) -> PathBuf {
+    let dir = store(env, "kept").join("generations").join(generation);
+    let mut files: Vec<(u64, PathBuf)> = Vec::new();
+    let mut waiting = vec![dir];
+    while let Some(dir) = waiting.pop() {
+        for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                waiting.push(path)
+            } else {
+                files.push((path.metadata().unwrap().len(), path))
+            }
+        }
+    }
+    files.into_iter().max().map(|(_, path)| path).unwrap()
+}
+
+fn told(env: &Env, words: &[&str]) -> String {
+    let small = image(env, "small");
+    let words: Vec<&str> =
+        words.iter().map(|word| if *word == "IMAGE" { small.as_str() } else { *word }).collect();
+    let told = env.fails(&words).unwrap_or_else(|why| format!("{why}"));
+    // The names of an engine's files carry numbers of their own.
+    let words: Vec<&str> = told.split(' ').map(|w| if w.contains("ckpt_") { "$FILE" } else { w }).collect();
+    words.join(" ")
+}
+
+const RESTART: [&str; 6] = ["instance", "start", "--restart", "kept", "IMAGE", "one"];
+
+#[test]
+fn a_flipped_bit_a_cut_and_a_missing_file() {
+    need!(image, userns, dmtcp);
+    let env = started(Who::User).unwrap();
+    env.ok(&["checkpoint", "instance", "one"]).unwrap();
+    env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+    let file = largest(&env, "000002");
+    let whole = fs::read(&file).unwrap();
+    env.ok(&["checkpoint", "verify", "kept"]).unwrap();
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    fs::write(&file, &damaged).unwrap();
+    insta::assert_snapshot!(told(&env, &RESTART), @"");
+    insta::assert_snapshot!(told(&env, &["checkpoint", "verify", "kept"]), @"");
+    fs::write(&file, &whole[..whole.len() - 4096]).unwrap();
+    insta::assert_snapshot!(told(&env, &RESTART), @"");
+    fs::remove_file(&file).unwrap();
+    insta::assert_snapshot!(told(&env, &RESTART), @"");
+    let manifest = file.parent().unwrap().ancestors().find(|dir| dir.join("manifest.json").exists()).unwrap();
+    fs::write(manifest.join("manifest.json"), "{\"format\": 1, ").unwrap();
+    insta::assert_snapshot!(told(&env, &RESTART), @"");
+    // The one before it is untouched.
+    env.ok(&["instance", "start", "--restart", "kept@1", "-", "one"]).unwrap();
+    env.finish().unwrap();
+}
+
+#[test]
+fn a_capture_cut_short_leaves_the_last_one() {
+    need!(image, userns, dmtcp);
+    let env = saved(Who::User).unwrap();
+    // As a machine leaves it that loses its power between two files.
+    let partial = store(&env, "kept").join("generations/000002.partial");
+    fs::create_dir(&partial).unwrap();
+    fs::write(partial.join("half"), "half").unwrap();
+    crate::env::own(&partial, env.uid()).unwrap();
+    env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
+    env.ok(&["checkpoint", "instance", "one"]).unwrap();
+    let list = env.ok(&["checkpoint", "show", "kept"]).unwrap().out;
+    assert!(!list.contains("partial"), "{list}");
+    env.finish().unwrap();
+}
+
+#[test]
+fn what_is_in_use_is_not_deleted_and_has_one_writer() {
+    need!(image, userns, dmtcp);
+    let env = started(Who::User).unwrap();
+    let small = image(&env, "small");
+    env.ok(&["checkpoint", "instance", "one"]).unwrap();
+    insta::assert_snapshot!(told(&env, &["checkpoint", "delete", "kept"]), @"");
+    let second = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &small, "two", IDLE];
+    insta::assert_snapshot!(told(&env, &second), @"");
+    let second = ["instance", "start", "--restart", "kept", &small, "two"];
+    insta::assert_snapshot!(told(&env, &second), @"");
+    // The first one is still the one that is saved.
+    env.ok(&["checkpoint", "instance", "one"]).unwrap();
+    env.ok(&["instance", "stop", "one"]).unwrap();
+    env.ok(&["checkpoint", "delete", "kept"]).unwrap();
+    env.finish().unwrap();
+}
+
+#[test]
+fn hostile_links_in_the_store_lead_nowhere() {
+    need!(image, userns, dmtcp);
+    let env = saved(Who::User).unwrap();
+    let outside = env.make_dir("outside").unwrap();
+    fs::write(outside.join("precious"), "x").unwrap();
+    std::os::unix::fs::symlink(&outside, store(&env, "kept").join("generations/000009")).unwrap();
+    std::os::unix::fs::symlink(&outside, store(&env, "linked")).unwrap();
+    let linked = env.stasis(&["checkpoint", "delete", "linked"]).unwrap();
+    let kept = env.stasis(&["checkpoint", "delete", "kept"]).unwrap();
+    assert!(outside.join("precious").exists(), "{linked:?} {kept:?}");
+    insta::assert_snapshot!(env.told(&linked), @"");
+    env.finish().unwrap();
+}

@@ -1,0 +1,202 @@
+//! Images that are missing, are none, have changed, or want to lead mounts astray.
+
+use std::os::unix::fs::symlink;
+
+use super::*;
+use crate::need::need;
+
+#[test]
+fn what_is_no_image() {
+    let env = Env::new(Who::User).unwrap();
+    let place = |name: &str| env.path(name).to_string_lossy().into_owned();
+    let told = |image: &str| env.fails(&["exec", image, "true"]).unwrap();
+    insta::assert_snapshot!(told(&place("gone")), @r#"
+    exit 255
+    FATAL:   image "$DIR/gone" does not exist
+             hint:    check the spelling
+    "#);
+    insta::assert_snapshot!(told(""), @"
+    exit 255
+    FATAL:   no image was given: the argument is empty
+             hint:    give the directory into which a container image was unpacked
+    ");
+    env.make_dir("empty").unwrap();
+    insta::assert_snapshot!(told(&place("empty")), @r#"
+    exit 255
+    FATAL:   directory "$DIR/empty" is not an image: it has none of bin, usr, etc and .singularity.d
+             hint:    give the directory into which a container image was unpacked
+    "#);
+    env.write("text", "this is a text\n").unwrap();
+    insta::assert_snapshot!(told(&place("text")), @r#"
+    exit 255
+    FATAL:   image "$DIR/text" is a file, and only image directories can be opened by this version
+             hint:    unpack it first, for example with `apptainer build --sandbox DIRECTORY $DIR/text`
+    "#);
+    env.write("image.sif", "#!/usr/bin/env run-singularity\n\0SIF_MAGIC\0").unwrap();
+    insta::assert_snapshot!(told(&place("image.sif")), @r#"
+    exit 255
+    FATAL:   image "$DIR/image.sif" is a SIF file, and only image directories can be opened by this version
+             hint:    unpack it first, for example with `apptainer build --sandbox DIRECTORY $DIR/image.sif`
+    "#);
+    insta::assert_snapshot!(told("docker://python:3.11"), @r#"
+    exit 255
+    FATAL:   image "docker://python:3.11" is an address (docker), and images are opened from directories only
+             hint:    unpack it first, for example with `apptainer build --sandbox DIRECTORY docker://python:3.11`, and give the directory
+    "#);
+    symlink("loop", env.path("loop")).unwrap();
+    insta::assert_snapshot!(told(&place("loop")), @r#"
+    exit 255
+    FATAL:   image "$DIR/loop" cannot be opened: too many symbolic links
+             because: Too many levels of symbolic links (os error 40)
+    "#);
+    env.finish().unwrap();
+}
+
+#[test]
+fn an_image_that_the_user_may_not_enter() {
+    need!(root);
+    let env = Env::new(Who::User).unwrap();
+    let closed = env.path("closed");
+    std::fs::create_dir_all(closed.join("usr")).unwrap();
+    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    insta::assert_snapshot!(env.fails(&["exec", &closed.to_string_lossy(), "true"]).unwrap(), @r#"
+    exit 255
+    FATAL:   image "$DIR/closed" cannot be read: permission denied
+             because: Permission denied (os error 13)
+             hint:    the image's directory and everything above it need read and search permission for you
+    "#);
+    env.finish().unwrap();
+}
+
+/// Links where mounts go must not lead out of the image: what lies there on the host stays as it is.
+#[test]
+fn hostile_links_where_mounts_go() {
+    need!(image, userns);
+    for who in [Who::User, Who::Myself] {
+        let env = Env::new(who).unwrap();
+        let target = env.make_dir("target").unwrap();
+        for (index, place) in
+            ["proc", "dev", "sys", "tmp", "home", "etc/passwd", ".stasis"].iter().enumerate()
+        {
+            let image = env.copy_image("small", &format!("image{index}")).unwrap();
+            let link = image.join(place);
+            if link.is_dir() {
+                std::fs::remove_dir(&link).unwrap();
+            } else {
+                let _ = std::fs::remove_file(&link);
+            }
+            let up = format!("../../../../../../../..{}", target.display());
+            symlink(up, &link).unwrap();
+            // Whether it runs is not asked; what it may not do is to touch the place outside.
+            let script = format!("echo x >/{place}/made; echo y >/{place}; echo ran");
+            let run = env.stasis(&["exec", &image.to_string_lossy(), "sh", "-c", &script]).unwrap();
+            assert!(run.out.contains("ran") || run.code == 255, "{place}: {run:?}");
+            let made: Vec<_> = std::fs::read_dir(&target).unwrap().collect();
+            assert!(made.is_empty(), "{place} led out of the image: {made:?}");
+        }
+        env.finish().unwrap();
+    }
+}
+
+#[test]
+fn a_bind_onto_a_link_stays_inside() {
+    need!(image, userns);
+    let env = Env::new(Who::User).unwrap();
+    let target = env.make_dir("target").unwrap();
+    let work = env.make_dir("work").unwrap();
+    std::fs::write(work.join("file"), "bound").unwrap();
+    let image = env.copy_image("small", "image").unwrap();
+    symlink(&target, image.join("mnt")).unwrap();
+    let bind = format!("{}:/mnt/deep", work.display());
+    let run = env.stasis(&["exec", "-B", &bind, &image.to_string_lossy(), "cat", "/mnt/deep/file"]).unwrap();
+    assert!(run.out == "bound" || run.code == 255, "{run:?}");
+    assert_eq!(std::fs::read_dir(&target).unwrap().count(), 0, "the host's directory was changed");
+    env.finish().unwrap();
+}
+
+#[test]
+fn binds_that_cannot_be() {
+    need!(image, userns);
+    let env = Env::new(Who::User).unwrap();
+    let small = image(&env, "small");
+    let told = |bind: &str| env.fails(&["exec", "-B", bind, &small, "true"]).unwrap();
+    insta::assert_snapshot!(told("/no/such/place"), @r#"
+    exit 255
+    FATAL:   --bind "/no/such/place": "/no/such/place" does not exist on this host
+             hint:    check the spelling, or make it first
+    "#);
+    insta::assert_snapshot!(told("/tmp:/mnt:rx"), @r#"
+    exit 255
+    FATAL:   --bind "/tmp:/mnt:rx" cannot be understood: "rx" is neither ro nor rw
+             hint:    write --bind SRC[:DST[:ro|rw]]; a comma or a colon in a path needs a backslash before it
+    "#);
+    insta::assert_snapshot!(told("/tmp:mnt"), @r#"
+    exit 255
+    FATAL:   --bind "/tmp:mnt": the place inside, "mnt", does not begin with a slash
+             hint:    write /mnt
+    "#);
+    insta::assert_snapshot!(told("/tmp:/../../mnt/x"), @"");
+    env.finish().unwrap();
+}
+
+#[test]
+fn an_image_without_what_is_to_be_run() {
+    need!(image, userns);
+    let env = Env::new(Who::User).unwrap();
+    let bare = env.copy_image("small", "bare").unwrap();
+    std::fs::remove_file(bare.join(".singularity.d/startscript")).unwrap();
+    std::fs::remove_file(bare.join(".singularity.d/runscript")).unwrap();
+    let bare = bare.to_string_lossy().into_owned();
+    insta::assert_snapshot!(env.fails(&["run", &bare]).unwrap(), @r#"
+    exit 255
+    FATAL:   image "$DIR/bare" has no /.singularity.d/runscript that can be executed
+             hint:    run a command of the image with exec, or put an executable file at /.singularity.d/runscript
+    "#);
+    let started = env.stasis(&["instance", "start", &bare, "one"]).unwrap();
+    insta::assert_snapshot!(env.told(&started), @"");
+    env.finish().unwrap();
+}
+
+#[test]
+fn an_image_that_changed_since_the_capture() {
+    need!(image, userns, dmtcp);
+    let env = Env::new(Who::User).unwrap();
+    let mine = env.copy_image("small", "mine").unwrap();
+    let name = mine.to_string_lossy().into_owned();
+    let start = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &name, "one", IDLE];
+    env.ok(&start).unwrap();
+    env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+    let other = image(&env, "small");
+    let told = env.stasis(&["instance", "start", "--restart", "kept", &other, "one"]).unwrap();
+    assert_eq!(told.code, 0, "the same content elsewhere is the same image: {}", told.err);
+    env.ok(&["instance", "stop", "one"]).unwrap();
+    std::fs::write(mine.join("etc/changed"), "x").unwrap();
+    let told = env.fails(&["instance", "start", "--restart", "kept", &name, "one"]).unwrap();
+    insta::assert_snapshot!(digests_hidden(&told), @"");
+    let told = env.fails(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
+    insta::assert_snapshot!(digests_hidden(&told), @"");
+    std::fs::remove_file(mine.join("etc/changed")).unwrap();
+    env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
+    env.finish().unwrap();
+}
+
+#[test]
+fn another_image_at_restart() {
+    need!(image, userns, dmtcp);
+    let env = saved(Who::User).unwrap();
+    let other = image(&env, "any");
+    let told = env.fails(&["instance", "start", "--restart", "kept", &other, "one"]).unwrap();
+    insta::assert_snapshot!(digests_hidden(&told), @"");
+    env.finish().unwrap();
+}
+
+/// Digests differ with the distribution that the test image is made of.
+fn digests_hidden(text: &str) -> String {
+    let mut parts = text.split("blake3:");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push_str("blake3:$DIGEST");
+        out.push_str(part.trim_start_matches(|c: char| c.is_ascii_hexdigit()));
+    }
+    out
+}

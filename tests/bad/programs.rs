@@ -1,0 +1,89 @@
+//! Programs that an engine cannot save, are not there, or end at once.
+
+use super::*;
+use crate::need::need;
+
+/// `verb` is `exec` for the foreground or the words of an instance.
+fn told(env: &Env, words: &[&str]) -> String {
+    let small = image(env, "small");
+    let all =
+        [&["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &small, "one"], words].concat();
+    env.fails(&all).unwrap_or_else(|why| format!("{why}"))
+}
+
+#[test]
+fn programs_that_this_engine_cannot_save() {
+    need!(image, userns, dmtcp);
+    let env = Env::new(Who::User).unwrap();
+    insta::assert_snapshot!(told(&env, &["/opt/subjects/bin/idle-static"]), @"");
+    insta::assert_snapshot!(told(&env, &["/opt/subjects/bin/idle-setuid"]), @"");
+    insta::assert_snapshot!(told(&env, &["/opt/subjects/bin/no-interpreter"]), @"");
+    if env.site.image("small/opt/subjects/bin/idle-musl").exists() {
+        insta::assert_snapshot!(told(&env, &["/opt/subjects/bin/idle-musl"]), @"");
+    }
+    assert_eq!(env.ok(&["instance", "list"]).unwrap().out.lines().count(), 1);
+    env.finish().unwrap();
+}
+
+#[test]
+fn programs_that_are_not_found_or_end_at_once_under_an_engine() {
+    need!(image, userns, dmtcp);
+    let env = Env::new(Who::User).unwrap();
+    insta::assert_snapshot!(told(&env, &["/no/such/program"]), @"");
+    insta::assert_snapshot!(told(&env, &["no-such-program"]), @"");
+    insta::assert_snapshot!(told(&env, &["/etc/passwd"]), @"");
+    insta::assert_snapshot!(told(&env, &["sh", "-c", "echo went wrong >&2; exit 3"]), @"");
+    assert_eq!(env.ok(&["instance", "list"]).unwrap().out.lines().count(), 1);
+    // Nothing of it binds the checkpoint: the next start, which works, does.
+    let small = image(&env, "small");
+    env.ok(&["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &small, "one", IDLE])
+        .unwrap();
+    env.finish().unwrap();
+}
+
+#[test]
+fn programs_that_are_not_found_or_end_at_once() {
+    need!(image, userns);
+    let env = Env::new(Who::User).unwrap();
+    let small = image(&env, "small");
+    let exec = |program: &str| env.fails(&["exec", &small, program]).unwrap();
+    insta::assert_snapshot!(exec("/no/such/program"), @r#"
+    exit 255
+    FATAL:   "/no/such/program": no such file
+    "#);
+    insta::assert_snapshot!(exec("no-such-program"), @r#"
+    exit 255
+    FATAL:   "no-such-program": executable file not found in $PATH
+    "#);
+    insta::assert_snapshot!(exec("/etc/passwd"), @r#"
+    exit 255
+    FATAL:   "/etc/passwd": permission denied
+    "#);
+    insta::assert_snapshot!(exec("/opt/subjects/bin/no-interpreter"), @"
+    exit 127
+    stasis: 65: exec: /opt/subjects/bin/no-interpreter: not found
+    ");
+    // Without an engine every kind of program runs.
+    for program in ["idle", "idle-static", "idle-setuid"] {
+        let run = env.stasis(&["exec", &small, &format!("/opt/subjects/bin/{program}"), "5"]).unwrap();
+        assert_eq!((run.code, run.out.as_str()), (5, "up\n"), "{program}: {}", run.err);
+    }
+    env.finish().unwrap();
+}
+
+#[test]
+fn the_exit_of_an_instance_is_kept() {
+    need!(image, userns);
+    let env = Env::new(Who::User).unwrap();
+    let small = image(&env, "small");
+    env.ok(&["instance", "start", &small, "one", "sh", "-c", "sleep 0.3; exit 9"]).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while record(&env, "one").unwrap()["ended"].is_null() && std::time::Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let list = env.ok(&["instance", "list"]).unwrap().out;
+    assert_eq!(list.lines().count(), 1, "an ended instance is listed as running: {list}");
+    let state = record(&env, "one").unwrap()["state"].to_string();
+    assert!(state.contains('9'), "the exit code is not kept: {state}");
+    env.finish().unwrap();
+}

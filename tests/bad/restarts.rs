@@ -1,0 +1,90 @@
+//! Restarts that would not bring back what was saved.
+
+use super::*;
+use crate::env::{STRANGER, as_user};
+use crate::http::{free_port, get, post};
+use crate::need::need;
+use crate::running::Running;
+
+#[test]
+fn other_arguments() {
+    need!(image, userns, dmtcp);
+    let env = saved(Who::User).unwrap();
+    let small = image(&env, "small");
+    let told = env.fails(&["instance", "start", "--restart", "kept", &small, "one", "sleep", "7"]).unwrap();
+    insta::assert_snapshot!(told, @"");
+    env.ok(&["instance", "start", "--restart", "kept", &small, "one", IDLE]).unwrap();
+    env.finish().unwrap();
+}
+
+#[test]
+fn the_port_is_taken() {
+    need!(image, userns, dmtcp);
+    let env = Env::new(Who::User).unwrap();
+    let (server, port) = (image(&env, "server"), free_port().unwrap());
+    let number = port.to_string();
+    let start = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &server, "one", &number];
+    env.ok(&start).unwrap();
+    assert_eq!(post(port, "p").unwrap(), "p");
+    env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+    let taken = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let told = env.fails(&["instance", "start", "--restart", "kept", &server, "one"]).unwrap();
+    insta::assert_snapshot!(told.replace(&number, "$PORT"), @"");
+    assert_eq!(env.ok(&["instance", "list"]).unwrap().out.lines().count(), 1);
+    drop(taken);
+    env.ok(&["instance", "start", "--restart", "kept", &server, "one"]).unwrap();
+    assert_eq!(get(port, "/").unwrap(), "p");
+    env.finish().unwrap();
+}
+
+/// A connection to a server that does not come back with the container.
+#[test]
+fn a_peer_outside_the_container() {
+    need!(image, userns, dmtcp);
+    let env = Env::new(Who::User).unwrap();
+    let (any, port) = (image(&env, "any"), free_port().unwrap());
+    let peer = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (number, other) = (port.to_string(), peer.local_addr().unwrap().port().to_string());
+    let program = ["python3", "/opt/subjects/objects.py", &number, "peer", &other];
+    let flags = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &any, "one"];
+    env.ok(&[&flags[..], &program[..]].concat()).unwrap();
+    assert_eq!(get(port, "/").unwrap(), "works");
+    let told = env.fails(&["checkpoint", "instance", "one"]).unwrap();
+    insta::assert_snapshot!(told.replace(&other, "$PEER").replace(&number, "$PORT"), @"");
+    assert_eq!(get(port, "/").unwrap(), "works");
+    env.finish().unwrap();
+}
+
+#[test]
+fn another_user_brings_nothing_back() {
+    need!(root, image, userns, dmtcp);
+    let env = saved(Who::User).unwrap();
+    let small = image(&env, "small");
+    for path in ["", "data", "data/checkpoints"] {
+        // Even where the doors stand open.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(env.path(path), mode).unwrap();
+    }
+    for (uid, what) in [(STRANGER, "a stranger"), (0, "root")] {
+        let mut command = std::process::Command::new(&env.site.stasis);
+        let ours = env.command(&["instance", "start", "--restart", "kept", &small, "one"]);
+        command.args(ours.get_args()).env_clear().current_dir("/");
+        command.envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let config = std::path::Path::new("/tmp").join(format!("stasis-c-{}-{uid}.toml", std::process::id()));
+        std::fs::copy(env.path("plugins.toml"), &config).unwrap();
+        crate::env::own(&config, uid).unwrap();
+        let args: Vec<_> = ours.get_args().map(ToOwned::to_owned).collect();
+        let mut command = std::process::Command::new(&env.site.stasis);
+        command.arg("--config").arg(&config).args(&args[2..]).env_clear().current_dir("/");
+        command.envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let run = tempfile::tempdir().unwrap();
+        crate::env::own(run.path(), uid).unwrap();
+        command.env("STASIS_RUNTIME_DIR", run.path());
+        as_user(&mut command, uid);
+        let run = Running::start(command, false).unwrap().wait().unwrap();
+        std::fs::remove_file(&config).unwrap();
+        assert_ne!(run.code, 0, "{what}: {run:?}");
+        insta::allow_duplicates! { insta::assert_snapshot!(env.told(&run), @""); }
+    }
+    env.finish().unwrap();
+}
