@@ -79,7 +79,6 @@ fn mistakes_in_plugins_toml() {
                 |           ^
                 allowed: a boolean
     ");
-    insta::assert_snapshot!(told("schema = 1\ndefault = \"nope\"\n[backends.dmtcp]\n"), @"");
     env.finish().unwrap();
 }
 
@@ -115,7 +114,6 @@ fn root_takes_no_configuration_of_a_user() {
     let file = env.write("user.toml", "schema = 1\n").unwrap();
     std::os::unix::fs::chown(&file, Some(crate::env::USER), None).unwrap();
     let config = file.to_string_lossy().into_owned();
-    insta::assert_snapshot!(env.fails(&["--config", &config, "backend", "list"]).unwrap_or_default(), @"");
     let mut command = env.program(&env.site.stasis.to_string_lossy());
     command.args(["--config", &config, "backend", "list"]);
     let run = crate::running::Running::start(command, false).unwrap().wait().unwrap();

@@ -82,7 +82,7 @@ fn the_exit_of_an_instance_is_kept() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     let list = env.ok(&["instance", "list"]).unwrap().out;
-    assert_eq!(list.lines().count(), 1, "an ended instance is listed as running: {list}");
+    assert!(!list.contains("running"), "an ended instance is listed as running: {list}");
     let state = record(&env, "one").unwrap()["state"].to_string();
     assert!(state.contains('9'), "the exit code is not kept: {state}");
     env.finish().unwrap();

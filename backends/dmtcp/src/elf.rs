@@ -6,6 +6,9 @@ use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{Endianness, ReadCache, ReadRef};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::path::Path;
+
+
 
 /// More entries than any real file has; what comes after them is not looked at.
 const MOST: usize = 4096;
@@ -64,6 +67,78 @@ impl Elf {
 
 fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
+}
+
+/// Why a path does not lead to an ELF file that can be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// It cannot be opened.
+    #[error("cannot be read: {0}")]
+    Io(#[from] std::io::Error),
+    /// Its content is not what it has to be.
+    #[error("{0}")]
+    Elf(#[from] ElfError),
+}
+
+/// The facts of a file of the host.
+pub(crate) fn of(path: &Path) -> Result<Elf, OpenError> {
+    Ok(read(File::open(path)?)?)
+}
+
+/// What several files together ask of the libraries around them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// Symbol versions needed, by library.
+    pub versions: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Needs {
+    /// Adds what one more file asks for.
+    pub(crate) fn add(&mut self, elf: &Elf) {
+        for (library, versions) in &elf.versions_needed {
+            self.versions.entry(library.clone()).or_default().extend(versions.iter().cloned());
+        }
+    }
+
+    /// The highest version of glibc needed: `2.34`.
+    pub(crate) fn glibc(&self) -> Option<String> {
+        text_of(self.highest("GLIBC_"))
+    }
+
+    /// The highest version of libstdc++'s symbols needed: `3.4.21`.
+    pub(crate) fn glibcxx(&self) -> Option<String> {
+        text_of(self.highest("GLIBCXX_"))
+    }
+
+    fn highest(&self, prefix: &str) -> Option<Vec<u32>> {
+        highest(self.versions.values().flatten(), prefix)
+    }
+
+    /// Whether this libc has all of it; if not, what is missing, as the rest of a sentence about the one that needs it.
+    pub(crate) fn unmet_by(&self, libc: &Elf) -> Option<String> {
+        let needed = self.highest("GLIBC_");
+        let has = highest(libc.versions_defined.iter(), "GLIBC_");
+        if needed > has {
+            let (needed, has) = (text_of(needed).unwrap_or_default(), text_of(has));
+            let has = has.map_or_else(|| "no version of it".to_owned(), |has| format!("glibc {has}"));
+            return Some(format!("needs glibc {needed}, and the image has {has}"));
+        }
+        // Names without a number: GLIBC_ABI_DT_RELR and the like.
+        let names = self.versions.get("libc.so.6").into_iter().flatten();
+        let missing = names.filter(|name| !libc.versions_defined.contains(*name)).next();
+        missing.map(|name| format!("needs {name}, which the image's glibc lacks"))
+    }
+}
+
+fn highest<'a>(names: impl Iterator<Item = &'a String>, prefix: &str) -> Option<Vec<u32>> {
+    let numbers = |name: &'a String| {
+        name.strip_prefix(prefix)?.split('.').map(|part| part.parse().ok()).collect::<Option<Vec<u32>>>()
+    };
+    names.filter_map(numbers).max()
+}
+
+fn text_of(version: Option<Vec<u32>>) -> Option<String> {
+    Some(version?.iter().map(u32::to_string).collect::<Vec<_>>().join("."))
 }
 
 /// The facts of a file of any size; only the parts that matter are read.

@@ -1,6 +1,6 @@
 //! What stands against saving with DMTCP: programs that it cannot enter, objects that it loses.
 
-use crate::elf::{self, Program};
+use crate::inside::{self, ProgramKind};
 use crate::inject;
 use stasis_plugin_api::prelude::*;
 
@@ -24,16 +24,17 @@ pub(crate) fn image(host: &Host<'_>, image: &ImageView, process: &ProcessView) -
 
 /// A script counts as its interpreter, which counts as its own, and no further.
 fn program(image: &ImageView, name: &str, path: &str, depth: usize) -> Vec<Finding> {
-    let found = elf::program(&image.root, name, path);
+    let found = inside::program(&image.root, name, path);
     if found.setuid {
         return vec![fatal("setuid", name, "it is setuid or setgid, and the loader then ignores DMTCP's library", "take the bit away in the image, or take another backend")];
     }
-    match found.program {
-        Program::Static => vec![fatal("static", name, "it is statically linked: DMTCP works by a library that such a program does not load", "take a dynamically linked build, or another backend")],
-        Program::Dynamic { musl: true, .. } => vec![fatal("musl", name, "it uses musl: DMTCP works with glibc only", "take an image with glibc, or another backend")],
-        Program::Script { interpreter } if depth > 0 => program(image, &interpreter, path, depth - 1),
+    match found.kind {
+        ProgramKind::Static => vec![fatal("static", name, "it is statically linked: DMTCP works by a library that such a program does not load", "take a dynamically linked build, or another backend")],
+        ProgramKind::Dynamic { musl: true, .. } => vec![fatal("musl", name, "it uses musl: DMTCP works with glibc only", "take an image with glibc, or another backend")],
+        ProgramKind::Script { interpreter } if depth > 0 => program(image, &interpreter, path, depth - 1),
         // The image's environment scripts may change PATH; a name is looked for again when it is started.
-        Program::NotFound if name.contains('/') => vec![fatal("not-found", name, "there is no such program in the image", "check the name")],
+        ProgramKind::NotFound if name.contains('/') => vec![fatal("not-found", name, "there is no such program in the image", "check the name")],
+        ProgramKind::Unusable(why) => vec![fatal("unusable", name, &why, "take a program for this machine")],
         _ => Vec::new(),
     }
 }

@@ -11,6 +11,7 @@ mod elf;
 mod examine;
 mod images;
 mod inject;
+mod inside;
 mod launch;
 mod ldcache;
 mod preload;

@@ -17,6 +17,7 @@
 //! `METHOD` is a method of the contract, or `load` (`hang` and `crash`), which is before any method.
 
 mod faults;
+mod odd;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -47,18 +48,29 @@ impl CheckpointBackend for Faulty {
             capabilities: [capability::LEAVE_RUNNING, capability::ROOTLESS, capability::KEEPS_UID]
                 .map(str::to_owned)
                 .to_vec(),
-            options: vec![OptionSpec::new(
-                "misbehave",
-                OptionKind::List,
-                "What to do wrong and where: panic:capture,hang:ready",
-            )],
+            options: vec![
+                OptionSpec::new(
+                    "misbehave",
+                    OptionKind::List,
+                    "What to do wrong and where: panic:capture,hang:ready",
+                ),
+                OptionSpec::new(
+                    "fault",
+                    OptionKind::Choice(odd::WORDS.iter().map(|w| (*w).to_owned()).collect()),
+                    "How odd to behave in probe",
+                )
+                .default_value("none"),
+            ],
         }
     }
 
     fn probe(&self, host: &mut Host<'_>, _: &ProbeRequest) -> Result<Probe> {
         faults::commit("probe", Some(host))?;
+        let fault = host.option_str("fault").unwrap_or("none").to_owned();
+        let reason = odd::behave(host, &fault)?;
         Ok(Probe {
             usable: true,
+            reason,
             engine_version: Some("1.0.0".to_owned()),
             accepts: "*".to_owned(),
             ..Probe::default()
@@ -72,6 +84,7 @@ impl CheckpointBackend for Faulty {
 
     fn plan_launch(&self, host: &mut Host<'_>, _: &LaunchRequest) -> Result<LaunchPlan> {
         faults::commit("plan_launch", Some(host))?;
+        host.remember("planned", "yes");
         Ok(LaunchPlan::default())
     }
 

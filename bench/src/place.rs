@@ -1,0 +1,144 @@
+//! Where the measuring happens: options, program, images, and a directory that goes away afterwards.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Result;
+
+/// What was asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) runs: usize,
+    pub(crate) sizes: Vec<u64>,
+    pub(crate) json: PathBuf,
+    images: PathBuf,
+    stasis: PathBuf,
+}
+
+impl Options {
+    pub(crate) fn parse(words: &[String]) -> Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or_else(|| Path::new("."));
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let mut options = Self {
+            runs: 7,
+            sizes: vec![0, 64, 1024],
+            json: target.join("bench.json"),
+            images: target.join("stasis-tests/images"),
+            stasis: target.join("release/stasis"),
+        };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
+            match word.as_str() {
+                "--runs" => options.runs = number(value)?,
+                "--sizes" => options.sizes = value.split(',').map(number).collect::<Result<_>>()?,
+                "--json" => options.json = PathBuf::from(value),
+                "--images" => options.images = PathBuf::from(value),
+                "--stasis" => options.stasis = PathBuf::from(value),
+                _ => return Err(format!("{word} is not known")),
+            }
+        }
+        if options.runs == 0 { Err("--runs has to be 1 at least".to_owned()) } else { Ok(options) }
+    }
+}
+
+fn number<T: std::str::FromStr>(text: impl AsRef<str>) -> Result<T> {
+    text.as_ref().parse().map_err(|_| format!("{:?} is not a number", text.as_ref()))
+}
+
+/// Program, images and a directory of our own.
+#[derive(Debug)]
+pub(crate) struct Place {
+    dir: PathBuf,
+    images: PathBuf,
+    stasis: PathBuf,
+    pub(crate) runs: usize,
+}
+
+impl Place {
+    pub(crate) fn new(options: &Options) -> Result<Self> {
+        for file in [&options.images.join("stamp"), &options.stasis] {
+            if !file.exists() {
+                return Err(format!("{} is missing", file.display()));
+            }
+        }
+        let dir = std::env::temp_dir().join(format!("stasis-bench-{}", std::process::id()));
+        output(Command::new("mkdir").args(["-m", "0700", "--"]).arg(&dir))?;
+        let place = Self {
+            dir,
+            images: options.images.clone(),
+            stasis: std::path::absolute(&options.stasis).map_err(|why| why.to_string())?,
+            runs: options.runs,
+        };
+        let built = place.stasis.parent().unwrap_or(&place.stasis).display().to_string();
+        let config = format!(
+            "schema = 1\nsearch = [\"{built}\"]\norder = []\n[backends.dmtcp]\n[backends.criu]\n[backends.native]\n"
+        );
+        std::fs::write(place.dir.join("plugins.toml"), config)
+            .map_err(|why| format!("plugins.toml: {why}"))?;
+        Ok(place)
+    }
+
+    /// The directory of an image.
+    pub(crate) fn image(&self, name: &str) -> String {
+        self.images.join(name).to_string_lossy().into_owned()
+    }
+
+    /// A path of our own.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Engines whose plugin says that it can be used here.
+    pub(crate) fn engines(&self) -> Vec<String> {
+        let usable = |name: &&&str| {
+            self.command(&["backend", "check", name]).output().is_ok_and(|out| out.status.success())
+        };
+        ["dmtcp", "criu", "native"].iter().filter(usable).map(|name| (*name).to_owned()).collect()
+    }
+
+    /// A command line of ours.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.stasis);
+        command.arg("--config").arg(self.dir.join("plugins.toml")).args(words).stdin(Stdio::null());
+        command.env("STASIS_DATA_DIR", self.dir.join("data")).env("STASIS_RUNTIME_DIR", self.dir.join("run"));
+        command
+    }
+
+    /// Runs one and tells how long it took.
+    pub(crate) fn stasis(&self, words: &[&str]) -> Result<Duration> {
+        timed(&mut self.command(words))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = self.command(&["instance", "stop", "--all"]).output();
+        let _ = output(Command::new("rm").arg("-rf").arg("--").arg(&self.dir));
+    }
+}
+
+/// How long a command takes that has to succeed.
+pub(crate) fn timed(command: &mut Command) -> Result<Duration> {
+    let begun = Instant::now();
+    output(command)?;
+    Ok(begun.elapsed())
+}
+
+fn output(command: &mut Command) -> Result<()> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let shown = words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
+    let out = command.output().map_err(|why| format!("cannot run {shown}: {why}"))?;
+    if out.status.success() {
+        Ok(())
+    } else {
+        Err(format!("failed ({}): {shown}\n{}", out.status, String::from_utf8_lossy(&out.stderr)))
+    }
+}
+
+/// Whether a program is on PATH.
+pub(crate) fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}

@@ -1,0 +1,60 @@
+//! How long it takes to start `true` in a container, beside those who do the same.
+
+use std::process::Command;
+
+use crate::Result;
+use crate::place::{Place, on_path, timed};
+use crate::report::Report;
+
+/// Each run starts every one of them once, so that what the machine does besides meets all alike.
+pub(crate) fn measure(place: &Place, report: &mut Report) -> Result<()> {
+    let image = place.image("small");
+    let mut all: Vec<(&str, Command)> = vec![
+        ("stasis", place.command(&["exec", &image, "true"])),
+        ("stasis, own pids", place.command(&["exec", "--pid", &image, "true"])),
+    ];
+    if on_path("bwrap") {
+        all.push(("bwrap, same namespaces", bwrap(&image, &[])));
+        all.push(("bwrap, own pids", bwrap(&image, &["--unshare-pid"])));
+    } else {
+        report.note("bwrap is not on PATH, so a start has no peer".to_owned());
+    }
+    if on_path("apptainer") {
+        let mut apptainer = Command::new("apptainer");
+        apptainer.args(["exec", &image, "true"]);
+        all.push(("apptainer", apptainer));
+    }
+    let mut runs = vec![Vec::new(); all.len()];
+    // Many, because they are short; the first ones warm the cache.
+    for round in 0..place.runs * 5 + 2 {
+        for ((_, command), runs) in all.iter_mut().zip(&mut runs) {
+            let took = timed(command)?;
+            if round >= 2 {
+                runs.push(took);
+            }
+        }
+    }
+    for ((who, _), runs) in all.iter().zip(&runs) {
+        report.add("start of true", who, None, runs);
+    }
+    Ok(())
+}
+
+/// What stasis shares and does not share without an engine: user and mount namespaces, the usual places of the host.
+fn bwrap(image: &str, more: &[&str]) -> Command {
+    let mut command = Command::new("bwrap");
+    command.args([
+        "--unshare-user",
+        "--ro-bind",
+        image,
+        "/",
+        "--proc",
+        "/proc",
+        "--dev-bind",
+        "/dev",
+        "/dev",
+    ]);
+    command.args(["--ro-bind", "/sys", "/sys", "--bind", "/tmp", "/tmp", "--bind", "/var/tmp", "/var/tmp"]);
+    command.args(more).args(["--", "true"]);
+    command
+}
