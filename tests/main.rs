@@ -9,6 +9,7 @@
 //!
 //! Make the images first (`cargo xtask images`); `cargo xtask test` does all. A test that lacks something says so in
 //! one line; `STASIS_TESTS_REQUIRE=dmtcp,root,userns` makes it a failure.
+#![allow(clippy::too_many_lines, reason = "the text of a snapshot counts as lines of its test")]
 
 mod env;
 mod http;

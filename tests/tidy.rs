@@ -142,7 +142,10 @@ fn files_and_functions_stay_readable() {
         if length > FILE_LINES && !file.ends_with("tests.rs") {
             long.push(format!("{file}: {length} lines"));
         }
-        long.extend(long_functions(&file, &all));
+        // The text of snapshots counts as lines of a test.
+        if !file.starts_with("tests/bad") {
+            long.extend(long_functions(&file, &all));
+        }
     }
     assert_eq!(long, Vec::<String>::new());
 }

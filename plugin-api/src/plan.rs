@@ -129,7 +129,10 @@ pub struct SeccompRule {
     /// Only when this argument (0 to 5) has this value.
     #[serde(default)]
     pub argument: Option<(u8, u64)>,
-    /// The errno answered.
+    /// Turns the condition round: only when the argument has any other value.
+    #[serde(default)]
+    pub except: bool,
+    /// The errno answered; 0 makes the call return 0 without doing anything.
     pub errno: i32,
 }
 

@@ -155,8 +155,13 @@ fn shows() -> Outcome<()> {
     assert_eq!(said(&["exec", "-B", &bind, &small, "cat", "/opt/bound/file"])?, "bound\n");
     let written = env.stasis(&["exec", "-B", &bind, &small, "touch", "/opt/bound/new"])?;
     assert!(written.code == 1 && written.err.contains("Read-only file system"), "{written:?}");
-    let written = env.stasis(&["exec", &small, "touch", "/usr/new"])?;
+    // An image is not changed by running it, not even by whom it belongs to.
+    let mine = env.copy_image("small", "mine")?;
+    let name = mine.to_string_lossy().into_owned();
+    let written = env.stasis(&["exec", &name, "touch", "/usr/new"])?;
     assert!(written.code == 1 && written.err.contains("Read-only file system"), "{written:?}");
+    env.ok(&["exec", "--writable", &name, "touch", "/usr/new"])?;
+    assert!(mine.join("usr/new").exists());
     assert_eq!(said(&["exec", "--writable-tmpfs", &small, "sh", "-c", "touch /usr/new && echo ok"])?, "ok\n");
     assert!(!env.site.image("small").join("usr/new").exists());
     assert_eq!(in_sh("touch $HOME/made && echo ok")?, "ok\n");

@@ -142,13 +142,13 @@ fn subjects(root: &Path) -> Result<()> {
     write(&place.join("no-interpreter"), "#!/no/such/interpreter\n", 0o755)
 }
 
-/// An image of a few megabytes, cheap to copy and to change: a shell, some tools, one C library.
+/// An image of a few megabytes, cheap to copy and to change: a shell, some tools, the C library with all its parts.
 fn small(images: &Path) -> Result<()> {
     let script = format!(
         "mkdir -p small/opt; cd server
          for tool in {SMALL}; do cp -a --parents usr/bin/$tool ../small; done
          cp -a --parents bin sbin lib lib64 usr/bin/sh etc/passwd etc/group ../small
-         for file in usr/lib64/ld-* usr/lib/ld-* usr/lib/*/ld-linux-* usr/lib/*/libc.so.6; do
+         for file in usr/lib64/ld-* usr/lib/ld-* usr/lib/*/ld-linux-* usr/lib/*/lib{{c,m,dl,rt,pthread}}.so.[0-9]; do
              if [ -e $file ]; then cp -a --parents $file ../small; fi
          done
          cp -a opt/subjects ../small/opt/
@@ -173,7 +173,7 @@ fn describe(root: &Path, start: &str, run: &str, says: &str) -> Result<()> {
 }
 
 fn shell_in(dir: &Path, script: &str) -> Result<()> {
-    output(Command::new("sh").args(["-euc", script]).current_dir(dir)).map(|_| ())
+    output(Command::new("bash").args(["-euc", script]).current_dir(dir)).map(|_| ())
 }
 
 fn make_dir(dir: &Path) -> Result<()> {

@@ -2,7 +2,8 @@
 //! else. glibc's own are never among them: a process can have one glibc only, the image's.
 
 use crate::discover::Installation;
-use crate::elf::{self, ElfError, OpenError};
+use crate::elf::{self, Elf, ElfError, Needs, OpenError};
+use crate::inside;
 use crate::ldcache::LdCache;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -31,6 +32,48 @@ pub(crate) fn closure(installation: &Installation) -> Result<Vec<(String, PathBu
     let extra = installation.optional.iter().chain(&installation.plugins);
     let own = installation.required().into_iter().map(|path| (path, true));
     walk(&LdCache::of_host(), own.chain(extra.map(|path| (path.as_path(), false))))
+}
+
+/// Those of [`closure`] that have to be delivered into an image, because it has none of that name or one that is too
+/// old; and what DMTCP together with them asks of the image. The image's own copy is left in place where it will do:
+/// it fits the image's programs, and ours may want a newer glibc.
+pub(crate) fn lacking(
+    installation: &Installation,
+    image_root: &Path,
+) -> Result<(Vec<(String, PathBuf)>, Needs), String> {
+    let mut own = Needs::default();
+    for file in installation.required() {
+        match elf::of(file) {
+            Ok(elf) => own.add(&elf),
+            // A wrapper script in the place of a program.
+            Err(OpenError::Elf(ElfError::NotElf)) if file != installation.libdmtcp => {}
+            Err(error) => return Err(format!("{}: {error}", file.display())),
+        }
+    }
+    select(own, closure(installation)?, image_root)
+}
+
+fn select(
+    mut needs: Needs,
+    libraries: Vec<(String, PathBuf)>,
+    image_root: &Path,
+) -> Result<(Vec<(String, PathBuf)>, Needs), String> {
+    let mut open: Vec<_> =
+        libraries.into_iter().map(|(name, path)| (inside::library(image_root, &name), name, path)).collect();
+    let mut delivered = Vec::new();
+    // A library that is delivered may ask more of another one than DMTCP itself does.
+    while let Some(at) = open.iter().position(|(has, name, _)| !will_do(has.as_ref(), &needs, name)) {
+        let (_, name, path) = open.swap_remove(at);
+        needs.add(&elf::of(&path).map_err(|error| format!("{}: {error}", path.display()))?);
+        delivered.push((name, path));
+    }
+    delivered.sort();
+    Ok((delivered, needs))
+}
+
+fn will_do(has: Option<&Elf>, needs: &Needs, name: &str) -> bool {
+    let needed = needs.versions.get(name);
+    has.is_some_and(|elf| needed.is_none_or(|needed| needed.is_subset(&elf.versions_defined)))
 }
 
 /// From files, each with whether it has to work, to the libraries that they ask for.
@@ -80,7 +123,9 @@ fn locate(cache: &LdCache, name: &str) -> Option<PathBuf> {
     // A name with a slash is a path of the machine on which DMTCP was built.
     let paths: Vec<PathBuf> = match name.contains('/') {
         true => Vec::new(),
-        false => cache.find(name).iter().cloned().chain(DIRS.iter().map(|dir| Path::new(dir).join(name))).collect(),
+        false => {
+            cache.find(name).iter().cloned().chain(DIRS.iter().map(|dir| Path::new(dir).join(name))).collect()
+        }
     };
     let real = paths.into_iter().filter_map(|path| path.canonicalize().ok());
     real.into_iter().find(|path| path.is_file() && elf::of(path).is_ok_and(|elf| elf.is_native()))
@@ -114,5 +159,27 @@ mod tests {
         for name in ["", ".", "..", "../libc.so.6", "/etc/passwd", "passwd", "a\0b"] {
             assert_eq!(locate(&LdCache::of_host(), name), None, "{name:?}");
         }
+    }
+
+    #[test]
+    fn an_image_gets_what_it_lacks_only() {
+        let own = std::env::current_exe().unwrap();
+        let host = walk(&LdCache::of_host(), [(own.as_path(), true)].into_iter()).unwrap();
+        let mut needs = Needs::default();
+        needs.add(&elf::of(&own).unwrap());
+        let of = |root: &Path| select(needs.clone(), host.clone(), root).unwrap();
+        let image = tempfile::tempdir().unwrap();
+        assert_eq!(of(image.path()).0, host);
+        std::fs::create_dir_all(image.path().join("usr/lib64")).unwrap();
+        let file = image.path().join("usr/lib64/libgcc_s.so.1");
+        // One that defines no version at all is too old; what the delivered one asks for counts then.
+        std::fs::write(&file, crate::preload::SHIM).unwrap();
+        let (delivered, with_host) = of(image.path());
+        assert_eq!(delivered, host);
+        std::fs::copy(&host[0].1, &file).unwrap();
+        let (delivered, without) = of(image.path());
+        assert_eq!((delivered, &without), (Vec::new(), &needs));
+        let hosts = elf::of(&host[0].1).unwrap();
+        assert!(hosts.versions_needed["libc.so.6"].is_subset(&with_host.versions["libc.so.6"]));
     }
 }

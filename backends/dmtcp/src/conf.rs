@@ -32,10 +32,14 @@ impl ConfError {
     /// What to do about it.
     pub(crate) fn help(&self) -> String {
         let path = match self {
-            Self::Unreadable { path, .. } | Self::TooLarge { path } | Self::Invalid { path, .. } => path.display(),
+            Self::Unreadable { path, .. } | Self::TooLarge { path } | Self::Invalid { path, .. } => {
+                path.display()
+            }
         };
         match self {
-            Self::Unreadable { .. } => format!("make {path} readable, or take the option `config` out of plugins.toml"),
+            Self::Unreadable { .. } => {
+                format!("make {path} readable, or take the option `config` out of plugins.toml")
+            }
             Self::TooLarge { .. } => format!("let the option `config` name another file than {path}"),
             Self::Invalid { .. } => format!(
                 "correct {path}, for example: bins: [dmtcp_launch], libs: [libdmtcp.so]; DMTCP is found without the file too"
@@ -86,7 +90,7 @@ pub(crate) struct Entry {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the lists")]
 struct Raw {
     bins: Option<Vec<String>>,
     libs: Option<Vec<String>>,
@@ -176,7 +180,11 @@ mod tests {
 
     #[test]
     fn reads_names_and_places() {
-        let conf = parse(Path::new("/c"), "# x\nbins:\n  - dmtcp_launch\n  - /opt/d/bin/dmtcp_ssh\nlibs: [libdmtcp.so]\n").unwrap();
+        let conf = parse(
+            Path::new("/c"),
+            "# x\nbins:\n  - dmtcp_launch\n  - /opt/d/bin/dmtcp_ssh\nlibs: [libdmtcp.so]\n",
+        )
+        .unwrap();
         assert_eq!(conf.entry("dmtcp_ssh").unwrap().path, Some("/opt/d/bin/dmtcp_ssh".into()));
         assert_eq!(conf.entry("libdmtcp.so").unwrap().path, None);
         assert!(conf.has_places() && conf.entry("x").is_none());
@@ -188,19 +196,30 @@ mod tests {
 
     #[test]
     fn tells_what_is_wrong_and_where() {
-        insta::assert_snapshot!(told("bins: []\nlibraries: []\n"), @"");
-        insta::assert_snapshot!(told("bins: 7\nlibs: []\n"), @"");
-        insta::assert_snapshot!(told("bins: [dmtcp_launch\nlibs: []\n"), @"");
-        insta::assert_snapshot!(told("bins:\n  - 1: 2\nlibs: []\n"), @"");
-        insta::assert_snapshot!(told("- dmtcp_launch\n"), @"");
-        insta::assert_snapshot!(told("bins:\n  - dmtcp_launch\n  - bin/dmtcp_ssh\n"), @"");
-        insta::assert_snapshot!(told("libs: ['']\n"), @"");
-        insta::assert_snapshot!(told("bins: [a]\nbins: [b]\n"), @"");
+        insta::assert_snapshot!(told("bins: []\nlibraries: []\n"), @"/c.yaml:2:1: unknown field `libraries`, expected `bins` or `libs`; allowed are two lists of names or absolute paths, `bins` and `libs`");
+        insta::assert_snapshot!(told("bins: 7\nlibs: []\n"), @"/c.yaml:1:7: bins: invalid type: integer `7`, expected a sequence; allowed are two lists of names or absolute paths, `bins` and `libs`");
+        insta::assert_snapshot!(told("bins: [dmtcp_launch\nlibs: []\n"), @"/c.yaml:2:5: did not find expected ',' or ']'; allowed are two lists of names or absolute paths, `bins` and `libs`");
+        insta::assert_snapshot!(told("bins:\n  - 1: 2\nlibs: []\n"), @"/c.yaml:2:5: bins[0]: invalid type: map, expected a string; allowed are two lists of names or absolute paths, `bins` and `libs`");
+        insta::assert_snapshot!(told("- dmtcp_launch\n"), @"/c.yaml:1:1: invalid type: sequence, expected the lists; allowed are two lists of names or absolute paths, `bins` and `libs`");
+        insta::assert_snapshot!(told("bins:\n  - dmtcp_launch\n  - bin/dmtcp_ssh\n"), @r#"/c.yaml:3:5: "bin/dmtcp_ssh" is neither a name nor an absolute path; allowed are two lists of names or absolute paths, `bins` and `libs`"#);
+        insta::assert_snapshot!(told("libs: ['']\n"), @r#"/c.yaml:1:1: "" is neither a name nor an absolute path; allowed are two lists of names or absolute paths, `bins` and `libs`"#);
+        insta::assert_snapshot!(told("bins: [a]\nbins: [b]\n"), @"/c.yaml:1:1: duplicate field `bins`; allowed are two lists of names or absolute paths, `bins` and `libs`");
     }
 
     #[test]
     fn survives_nonsense() {
-        for text in ["\0", "{{{{", "&a [*a, *a]", "bins: !!binary x", "%YAML 9.9\n---\n", "bins: [\"\\0\"]", "bins: ['/']", "bins: [..]", "? :", "--- a\n--- b\n"] {
+        for text in [
+            "\0",
+            "{{{{",
+            "&a [*a, *a]",
+            "bins: !!binary x",
+            "%YAML 9.9\n---\n",
+            "bins: [\"\\0\"]",
+            "bins: ['/']",
+            "bins: [..]",
+            "? :",
+            "--- a\n--- b\n",
+        ] {
             assert!(parse(Path::new("/c"), text).is_err(), "{text:?}");
         }
         let deep = "[".repeat(20_000);
@@ -211,7 +230,9 @@ mod tests {
     fn files_that_cannot_be_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.yaml");
-        let told = |path: &Path| load(Some(path)).unwrap_err().to_string().replace(dir.path().to_str().unwrap(), "DIR");
+        let told = |path: &Path| {
+            load(Some(path)).unwrap_err().to_string().replace(dir.path().to_str().unwrap(), "DIR")
+        };
         insta::assert_snapshot!(told(&path), @"cannot read DIR/c.yaml: there is no such file");
         insta::assert_snapshot!(told(dir.path()), @"cannot read DIR: it is not a regular file");
         std::fs::write(&path, vec![b'#'; 70_000]).unwrap();

@@ -1,34 +1,16 @@
 //! Finds the installations of DMTCP on the host and chooses the one that fits an image. Only complete ones of a
 //! supported version count; everything else is told as a problem. Nothing is copied or bound here.
 
-use crate::conf::{self, Conf, ConfError, Entry};
-use crate::elf::{self, ElfError, Needs};
+use crate::conf::{self, ConfError};
+use crate::elf::Needs;
 use crate::ldcache::LdCache;
+use crate::look::{LAUNCH, LIBRARY, Looker, Place, REQUIRED, path_of, places, trusted};
 use crate::{closure, version};
-use nix::unistd::{AccessFlags, access};
 use semver::Version;
 use stasis_plugin_api::host::Host;
 use stasis_plugin_api::report::ProbedFile;
 use std::collections::BTreeSet;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-
-const LAUNCH: &str = "dmtcp_launch";
-const LIBRARY: &str = "libdmtcp.so";
-/// Without one of these nothing works.
-const REQUIRED: [&str; 5] = [LAUNCH, "dmtcp_restart", "dmtcp_coordinator", "dmtcp_command", "mtcp_restart"];
-/// What some version or other installs beside them.
-const OPTIONAL: [&str; 7] = [
-    "dmtcp_discover_rm",
-    "dmtcp_get_libc_offset",
-    "dmtcp_nocheckpoint",
-    "dmtcp_rm_loclaunch",
-    "dmtcp_srun_helper",
-    "dmtcp_ssh",
-    "dmtcp_sshd",
-];
-/// Where the libraries lie, relative to the prefix.
-const LIB_DIRS: [&str; 3] = ["lib/dmtcp", "lib64/dmtcp", "lib/x86_64-linux-gnu/dmtcp"];
 
 /// Where to look.
 #[derive(Debug, Clone, Default)]
@@ -123,20 +105,10 @@ impl Installation {
             .map(PathBuf::as_path)
     }
 
-    /// The versions of symbols that its files and the libraries delivered with them ask for.
+    /// The versions of symbols that its files ask for, and the libraries that an empty image would get with them.
     pub(crate) fn needs(&self) -> Result<Needs, String> {
-        let mut needs = Needs::default();
-        let libraries = closure::closure(self)?;
-        let files = self.required().into_iter().chain(libraries.iter().map(|(_, path)| path.as_path()));
-        for file in files {
-            match elf::of(file) {
-                Ok(elf) => needs.add(&elf),
-                // A wrapper script in the place of a program.
-                Err(elf::OpenError::Elf(ElfError::NotElf)) if file != self.libdmtcp => {}
-                Err(error) => return Err(format!("{}: {error}", file.display())),
-            }
-        }
-        Ok(needs)
+        // Nothing is found below a file that is no directory, so that every library counts.
+        Ok(closure::lacking(self, Path::new("/dev/null"))?.1)
     }
 }
 
@@ -177,210 +149,13 @@ pub(crate) fn choose<'a>(found: &'a Found, image_root: &Path) -> Result<&'a Inst
     let mut reasons = Vec::new();
     for installation in &found.installations {
         let Installation { version_text, prefix_label, .. } = installation;
-        match installation.needs().map(|needs| needs.unmet_by(&libc)) {
+        match closure::lacking(installation, image_root).map(|(_, needs)| needs.unmet_by(&libc)) {
             Ok(None) => return Ok(installation),
             Ok(Some(why)) => reasons.push(format!("DMTCP {version_text} at {prefix_label} {why}")),
             Err(why) => reasons.push(format!("DMTCP {version_text} at {prefix_label} cannot be used: {why}")),
         }
     }
     Err(reasons)
-}
-
-/// A place where an installation may be.
-#[derive(Debug, Default)]
-struct Place {
-    /// For messages.
-    label: String,
-    /// Where programs are sought.
-    bins: Vec<PathBuf>,
-    /// Where programs that the list of files names are sought as well.
-    also: Vec<PathBuf>,
-    /// Where libraries are sought.
-    libs: Vec<PathBuf>,
-    /// The absolute paths of the list of files count here.
-    listed: bool,
-    /// Libraries may be where the loader finds them.
-    cache: bool,
-}
-
-impl Place {
-    fn prefix(prefix: &Path) -> Self {
-        Self {
-            label: prefix.display().to_string(),
-            bins: vec![prefix.join("bin")],
-            libs: LIB_DIRS.iter().map(|dir| prefix.join(dir)).collect(),
-            ..Self::default()
-        }
-    }
-
-    /// Around a directory that holds dmtcp_launch, possibly a link to the real one.
-    fn around(launch: &Path) -> Self {
-        let real = launch.canonicalize().unwrap_or_else(|_| launch.to_owned());
-        let mut place = Self { cache: true, ..Self::default() };
-        for bin in [launch.parent(), real.parent()].into_iter().flatten() {
-            if !place.bins.iter().any(|known| known == bin) {
-                let prefix = bin.parent().unwrap_or(bin);
-                place.bins.push(bin.to_owned());
-                place.libs.extend(LIB_DIRS.iter().map(|dir| prefix.join(dir)));
-            }
-        }
-        let bin = place.bins.first().map(PathBuf::as_path).unwrap_or(launch);
-        let prefix = bin.parent().filter(|_| bin.ends_with("bin")).unwrap_or(bin);
-        place.label = prefix.display().to_string();
-        place
-    }
-}
-
-/// The places in the order in which they count: the list of files, the prefixes, `PATH`.
-fn places(search: &Search, conf: Option<&Conf>) -> Vec<Place> {
-    let mut dirs: Vec<PathBuf> = Vec::new();
-    // A relative directory in PATH would mean whatever directory the caller is in.
-    for dir in std::env::split_paths(&search.path).filter(|dir| dir.is_absolute()) {
-        if !dirs.contains(&dir) {
-            dirs.push(dir);
-        }
-    }
-    let also = if conf.is_some() { dirs.clone() } else { Vec::new() };
-    let mut places = Vec::new();
-    if let Some(conf) = conf.filter(|conf| conf.has_places()) {
-        let told = conf.entry(LAUNCH).and_then(|entry| entry.path.clone());
-        let launch = told.or_else(|| dirs.iter().map(|dir| dir.join(LAUNCH)).find(|path| path.is_file()));
-        let place = launch.map_or_else(Place::default, |launch| Place::around(&launch));
-        let label = conf.path.display().to_string();
-        let label = if place.label.is_empty() { label } else { place.label };
-        places.push(Place { label, listed: true, cache: true, also: dirs.clone(), ..place });
-    }
-    places.extend(search.prefixes.iter().filter(|prefix| prefix.is_absolute()).map(|prefix| Place::prefix(prefix)));
-    let on_path = dirs.iter().map(|dir| dir.join(LAUNCH)).filter(|path| path.is_file());
-    places.extend(on_path.map(|launch| Place { also: also.clone(), ..Place::around(&launch) }));
-    if places.is_empty() {
-        let libs = dirs.iter().filter(|dir| dir.ends_with("bin")).filter_map(|dir| dir.parent());
-        let libs = libs.map(|prefix| prefix.join(LIB_DIRS[0])).collect();
-        places.push(Place { label: "PATH".to_owned(), bins: dirs, libs, cache: true, ..Place::default() });
-    }
-    places
-}
-
-/// Looks for files.
-struct Looker<'a> {
-    conf: Option<&'a Conf>,
-    cache: LdCache,
-    /// Only what root alone can change counts.
-    root: bool,
-}
-
-impl Looker<'_> {
-    /// A report for each file that is required, listed, or there.
-    fn look(&self, place: &Place) -> Vec<ProbedFile> {
-        let mut files: Vec<ProbedFile> =
-            REQUIRED.iter().map(|name| self.file(place, name, true, false)).collect();
-        files.push(self.file(place, LIBRARY, true, true));
-        let listed = |library| {
-            let entries = self.conf.map(|conf| if library { &conf.libs } else { &conf.bins });
-            entries.into_iter().flatten().map(move |entry| (entry.name.clone(), library))
-        };
-        for (name, library) in listed(false).chain(listed(true)) {
-            if !files.iter().any(|file| file.name == name) {
-                files.push(self.file(place, &name, false, library));
-            }
-        }
-        let plugins = path_of(&files, LIBRARY).and_then(Path::parent).map(plugins_in).unwrap_or_default();
-        let programs = OPTIONAL.iter().map(|name| ((*name).to_owned(), false));
-        for (name, library) in programs.chain(plugins.into_iter().map(|name| (name, true))) {
-            if !files.iter().any(|file| file.name == name) {
-                let file = self.file(place, &name, false, library);
-                files.extend(Some(file).filter(|file| file.found.is_some()));
-            }
-        }
-        files
-    }
-
-    fn file(&self, place: &Place, name: &str, required: bool, library: bool) -> ProbedFile {
-        let entry = self.conf.and_then(|conf| conf.entry(name));
-        let mut sought = Vec::new();
-        let mut unfit = None;
-        for (path, told) in self.candidates(place, name, entry, library) {
-            match self.check(&path, library) {
-                Ok(true) => {
-                    let found = Some(path.display().to_string());
-                    return ProbedFile { name: name.to_owned(), required, found, note: None };
-                }
-                Ok(false) => {}
-                Err(why) => {
-                    unfit.get_or_insert(format!("{}: {why}", path.display()));
-                }
-            }
-            sought.push(told);
-        }
-        sought.dedup();
-        let cache = if library && place.cache { Some("the loader's cache".to_owned()) } else { None };
-        sought.extend(cache);
-        let nowhere = || match sought.is_empty() {
-            true => "PATH names no directory".to_owned(),
-            false => format!("sought in {}", sought.join(", ")),
-        };
-        ProbedFile { name: name.to_owned(), required, found: None, note: Some(unfit.unwrap_or_else(nowhere)) }
-    }
-
-    /// The paths at which a file may be, each with the place that is told when it is not.
-    fn candidates(
-        &self,
-        place: &Place,
-        name: &str,
-        entry: Option<&Entry>,
-        library: bool,
-    ) -> Vec<(PathBuf, String)> {
-        if let Some(path) = entry.and_then(|entry| entry.path.as_ref()).filter(|_| place.listed) {
-            return vec![(path.clone(), path.display().to_string())];
-        }
-        let below = |dir: &PathBuf| (dir.join(name), dir.display().to_string());
-        if !library {
-            let also = place.also.iter().filter(|_| entry.is_some() || place.listed);
-            let also = also.filter(|dir| !place.bins.contains(dir));
-            return place.bins.iter().chain(also).map(below).collect();
-        }
-        let mut paths: Vec<_> = place.libs.iter().map(below).collect();
-        if place.cache {
-            let cached = self.cache.find(name).iter();
-            paths.extend(cached.map(|path| (path.clone(), path.display().to_string())));
-        }
-        paths
-    }
-
-    /// Whether the file is there; `Err` when it is and cannot be used.
-    fn check(&self, path: &Path, library: bool) -> Result<bool, String> {
-        match path.metadata() {
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                return Err("you may not look there".to_owned());
-            }
-            Err(_) => return Ok(false),
-            Ok(meta) if !meta.is_file() => return Err("not a regular file".to_owned()),
-            Ok(_) => {}
-        }
-        if self.root {
-            trusted(path).map_err(|why| format!("root does not run it: {why}"))?;
-        }
-        if library {
-            let elf = elf::of(path).map_err(|error| error.to_string())?;
-            return if elf.is_native() { Ok(true) } else { Err("made for another processor".to_owned()) };
-        }
-        let allowed = access(path, AccessFlags::X_OK | AccessFlags::R_OK);
-        allowed.map(|()| true).map_err(|_| "you may not read and run it".to_owned())
-    }
-}
-
-/// The libraries of DMTCP beside its main one.
-fn plugins_in(dir: &Path) -> Vec<String> {
-    let names = dir.read_dir().into_iter().flatten().flatten();
-    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut names: Vec<String> =
-        names.filter(|name| name.starts_with("libdmtcp_") && name.ends_with(".so")).collect();
-    names.sort();
-    names
-}
-
-fn path_of<'a>(files: &'a [ProbedFile], name: &str) -> Option<&'a Path> {
-    files.iter().find(|file| file.name == name)?.found.as_deref().map(Path::new)
 }
 
 /// What was found in a place, as an installation.
@@ -431,17 +206,218 @@ fn incomplete(files: &[ProbedFile]) -> String {
     format!("DMTCP not installed or incomplete: {}", told.join("; "))
 }
 
-/// Whether nobody but root can change the file, where links lead included. `Err` tells who can.
-fn trusted(path: &Path) -> Result<(), String> {
-    let real = path.canonicalize().map_err(|error| error.to_string())?;
-    for step in path.ancestors().chain(real.ancestors()).filter(|step| !step.as_os_str().is_empty()) {
-        let meta = step.symlink_metadata().map_err(|error| format!("{}: {error}", step.display()))?;
-        if meta.uid() != 0 {
-            return Err(format!("{} belongs to uid {}", step.display(), meta.uid()));
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preload::SHIM;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    fn put(file: &Path, content: &[u8]) {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, content).unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// A prefix with everything, whose dmtcp_launch says that version.
+    fn install(prefix: &Path, version: &str) {
+        let script = format!("#!/bin/sh\necho 'dmtcp_launch (DMTCP) {version}'\n");
+        for name in REQUIRED {
+            put(&prefix.join("bin").join(name), script.as_bytes());
         }
-        if !meta.is_symlink() && meta.mode() & 0o022 != 0 {
-            return Err(format!("others than root may write to {}", step.display()));
+        put(&prefix.join("lib/dmtcp/libdmtcp.so"), SHIM);
+    }
+
+    /// What is found in these prefixes, and on this PATH, below a directory.
+    struct Tried {
+        dir: tempfile::TempDir,
+    }
+
+    impl Tried {
+        fn new() -> Self {
+            Self { dir: tempfile::tempdir().unwrap() }
+        }
+
+        fn at(&self, path: &str) -> PathBuf {
+            self.dir.path().join(path)
+        }
+
+        fn search(&self, prefixes: &[&str], path: &[&str], conf: &str) -> Found {
+            // Always with a list of files of its own: the host may have one.
+            fs::write(self.at("conf.yaml"), conf.replace("DIR", self.dir.path().to_str().unwrap())).unwrap();
+            let path = std::env::join_paths(path.iter().map(|dir| self.at(dir))).unwrap();
+            let search = Search {
+                config: Some(self.at("conf.yaml")),
+                prefixes: prefixes.iter().map(|prefix| self.at(prefix)).collect(),
+                path: path.into_string().unwrap(),
+                euid: 1000,
+            };
+            super::search(&search).unwrap()
+        }
+
+        fn told(&self, texts: &[String]) -> String {
+            texts.join("\n").replace(self.dir.path().to_str().unwrap(), "DIR")
         }
     }
-    Ok(())
+
+    fn versions(found: &Found) -> Vec<&str> {
+        found.installations.iter().map(|one| one.version_text.as_str()).collect()
+    }
+
+    #[test]
+    fn several_installations_come_newest_first() {
+        let tried = Tried::new();
+        for (prefix, version) in
+            [("a", "4.2.0"), ("b", "5.0"), ("c", "3.0.0"), ("old", "2.6.0"), ("new", "6.0")]
+        {
+            install(&tried.at(prefix), version);
+        }
+        put(&tried.at("b/bin/dmtcp_ssh"), b"#!/bin/sh\n");
+        put(&tried.at("b/lib/dmtcp/libdmtcp_modify-env.so"), SHIM);
+        // The same one again, by another way.
+        symlink(tried.at("b"), tried.at("link")).unwrap();
+        let found = tried.search(&["a", "b", "old", "new"], &["c/bin", "link/bin"], "");
+        assert_eq!(versions(&found), ["5.0", "4.2.0", "3.0.0"]);
+        let newest = &found.installations[0];
+        assert_eq!(newest.prefix_label, tried.at("b").display().to_string());
+        assert_eq!(newest.optional, [tried.at("b/bin/dmtcp_ssh")]);
+        assert_eq!(newest.plugins, [tried.at("b/lib/dmtcp/libdmtcp_modify-env.so")]);
+        assert_eq!(newest.mtcp_restart, tried.at("b/bin/mtcp_restart"));
+        insta::assert_snapshot!(tried.told(&found.problems), @"
+DMTCP 2.6.0 at DIR/old is not supported (>=3.0, <6)
+DMTCP 6.0 at DIR/new is not supported (>=3.0, <6)
+");
+        let names: Vec<_> = found.files.iter().map(|file| file.name.as_str()).collect();
+        assert_eq!(names[5..], ["libdmtcp.so", "dmtcp_ssh", "libdmtcp_modify-env.so"]);
+        assert!(found.files.iter().all(|file| file.found.as_ref().unwrap().contains("/b/")));
+    }
+
+    #[test]
+    fn half_an_installation_names_what_is_missing() {
+        let tried = Tried::new();
+        install(&tried.at("p"), "5.0");
+        fs::remove_file(tried.at("p/bin/dmtcp_coordinator")).unwrap();
+        fs::remove_file(tried.at("p/bin/mtcp_restart")).unwrap();
+        fs::set_permissions(tried.at("p/bin/dmtcp_command"), fs::Permissions::from_mode(0o000)).unwrap();
+        put(&tried.at("p/lib/dmtcp/libdmtcp.so"), b"#!/bin/sh\n");
+        let found = tried.search(&["p", "nothing"], &[], "");
+        assert!(found.installations.is_empty());
+        insta::assert_snapshot!(tried.told(&found.problems), @"
+DMTCP not installed or incomplete: dmtcp_coordinator, mtcp_restart (sought in DIR/p/bin); dmtcp_command (DIR/p/bin/dmtcp_command: you may not read and run it); libdmtcp.so (DIR/p/lib/dmtcp/libdmtcp.so: not an ELF file)
+DMTCP not installed or incomplete: dmtcp_launch, dmtcp_restart, dmtcp_coordinator, dmtcp_command, mtcp_restart (sought in DIR/nothing/bin); libdmtcp.so (sought in DIR/nothing/lib/dmtcp, DIR/nothing/lib64/dmtcp, DIR/nothing/lib/x86_64-linux-gnu/dmtcp)
+");
+        assert_eq!(choose(&found, Path::new("/")).unwrap_err(), found.problems);
+        assert_eq!(found.files[0].found, Some(tried.at("p/bin/dmtcp_launch").display().to_string()));
+    }
+
+    #[test]
+    fn nothing_anywhere() {
+        let tried = Tried::new();
+        let found = tried.search(&[], &["x/bin", "y"], "");
+        insta::assert_snapshot!(tried.told(&found.problems), @"DMTCP not installed or incomplete: dmtcp_launch, dmtcp_restart, dmtcp_coordinator, dmtcp_command, mtcp_restart (sought in DIR/x/bin, DIR/y); libdmtcp.so (sought in DIR/x/lib/dmtcp, the loader's cache)");
+        assert!(found.files.iter().all(|file| file.required && file.found.is_none()));
+        let found = tried.search(&[], &[], "");
+        insta::assert_snapshot!(tried.told(&found.problems), @"DMTCP not installed or incomplete: dmtcp_launch, dmtcp_restart, dmtcp_coordinator, dmtcp_command, mtcp_restart (PATH names no directory); libdmtcp.so (sought in the loader's cache)");
+    }
+
+    #[test]
+    fn versions_that_cannot_be_told() {
+        let tried = Tried::new();
+        install(&tried.at("p"), "nonsense");
+        let found = tried.search(&["p"], &[], "");
+        insta::assert_snapshot!(tried.told(&found.problems), @r#"DIR/p/bin/dmtcp_launch printed no version: "dmtcp_launch (DMTCP) nonsense""#);
+    }
+
+    #[test]
+    fn absolute_paths_of_the_list_are_taken_as_they_are() {
+        let tried = Tried::new();
+        install(&tried.at("p"), "5.0");
+        fs::create_dir_all(tried.at("libs")).unwrap();
+        fs::rename(tried.at("p/lib/dmtcp/libdmtcp.so"), tried.at("libs/libdmtcp.so")).unwrap();
+        fs::create_dir_all(tried.at("other")).unwrap();
+        fs::rename(tried.at("p/bin/dmtcp_command"), tried.at("other/dmtcp_command")).unwrap();
+        let conf = "bins: [DIR/p/bin/dmtcp_launch, dmtcp_command, dmtcp_discover_rm, DIR/p/bin/dmtcp_ssh]\n\
+                    libs: [DIR/libs/libdmtcp.so, libdmtcp_alloc.so]\n";
+        let found = tried.search(&[], &["other"], conf);
+        assert_eq!(versions(&found), ["5.0"]);
+        let one = &found.installations[0];
+        assert_eq!(one.libdmtcp, tried.at("libs/libdmtcp.so"));
+        assert_eq!(one.command, tried.at("other/dmtcp_command"));
+        assert_eq!(one.restart, tried.at("p/bin/dmtcp_restart"));
+        let missing = found.files.iter().filter(|file| file.found.is_none());
+        let missing: Vec<_> = missing
+            .map(|file| format!("{} {}: {}", file.name, file.required, file.note.as_ref().unwrap()))
+            .collect();
+        insta::assert_snapshot!(tried.told(&missing), @"
+dmtcp_discover_rm false: sought in DIR/p/bin, DIR/other
+dmtcp_ssh false: sought in DIR/p/bin/dmtcp_ssh
+libdmtcp_alloc.so false: sought in DIR/p/lib/dmtcp, DIR/p/lib64/dmtcp, DIR/p/lib/x86_64-linux-gnu/dmtcp, the loader's cache
+");
+        // One that is required and not there.
+        let conf = conf.replace("DIR/libs/libdmtcp.so", "DIR/none/libdmtcp.so");
+        let found = tried.search(&[], &["other"], &conf);
+        insta::assert_snapshot!(tried.told(&found.problems), @"DMTCP not installed or incomplete: libdmtcp.so (sought in DIR/none/libdmtcp.so, the loader's cache)");
+    }
+
+    #[test]
+    fn names_of_the_list_are_sought_on_path() {
+        let tried = Tried::new();
+        install(&tried.at("p"), "4.2.0");
+        let found = tried.search(
+            &[],
+            &["p/bin"],
+            "bins: [dmtcp_launch, dmtcp_sshd]\nlibs: [libdmtcp.so, libdmtcp_pid.so]\n",
+        );
+        assert_eq!(versions(&found), ["4.2.0"]);
+        let missing: Vec<_> =
+            found.files.iter().filter(|file| file.found.is_none()).map(|file| file.name.as_str()).collect();
+        assert_eq!(missing, ["dmtcp_sshd", "libdmtcp_pid.so"]);
+    }
+
+    #[test]
+    fn a_link_on_path_leads_to_the_prefix() {
+        let tried = Tried::new();
+        install(&tried.at("opt/dmtcp"), "5.0");
+        fs::create_dir_all(tried.at("usr/bin")).unwrap();
+        symlink(tried.at("opt/dmtcp/bin/dmtcp_launch"), tried.at("usr/bin/dmtcp_launch")).unwrap();
+        let found = tried.search(&[], &["usr/bin"], "");
+        assert_eq!(found.installations[0].libdmtcp, tried.at("opt/dmtcp/lib/dmtcp/libdmtcp.so"));
+    }
+
+    #[test]
+    fn root_believes_only_root() {
+        let tried = Tried::new();
+        install(&tried.at("p"), "5.0");
+        put(&tried.at("conf.yaml"), b"");
+        // The temporary directory is writable by all, whoever runs this test.
+        let mut search = Search { config: Some(tried.at("conf.yaml")), euid: 0, ..Search::default() };
+        assert!(matches!(super::search(&search), Err(DiscoverError::Untrusted { .. })));
+        search.config = None;
+        search.prefixes = vec![tried.at("p")];
+        let found = super::search(&search).unwrap();
+        assert!(found.installations.is_empty());
+        assert!(found.problems[0].contains("root does not run it"), "{:?}", found.problems);
+        assert!(trusted(Path::new("/etc/passwd")).is_ok());
+    }
+
+    #[test]
+    fn the_newest_that_the_image_can_load_is_chosen() {
+        let tried = Tried::new();
+        install(&tried.at("new"), "5.0");
+        install(&tried.at("old"), "4.2.0");
+        // A library that needs a newer glibc than the image has: this test's own program stands for it.
+        let own = fs::read(std::env::current_exe().unwrap()).unwrap();
+        put(&tried.at("new/lib/dmtcp/libdmtcp.so"), &own);
+        let found = tried.search(&["new", "old"], &[], "");
+        assert_eq!(choose(&found, Path::new("/")).unwrap().version_text, "5.0");
+        // libm defines fewer versions than libc, and stands for an old one.
+        let libm = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib64/libm.so.6", "/usr/lib/libm.so.6"];
+        let libm = fs::read(libm.iter().find(|path| Path::new(path).exists()).unwrap()).unwrap();
+        put(&tried.at("image/usr/lib/libc.so.6"), &libm);
+        assert_eq!(choose(&found, &tried.at("image")).unwrap().version_text, "4.2.0");
+        let only_new = tried.search(&["new"], &[], "");
+        let reasons = choose(&only_new, &tried.at("image")).unwrap_err();
+        assert!(reasons[0].contains("DMTCP 5.0 at") && reasons[0].contains("glibc"), "{reasons:?}");
+        assert!(choose(&found, &tried.at("nowhere")).unwrap_err()[0].contains("no libc.so.6"));
+    }
 }

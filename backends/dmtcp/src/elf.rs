@@ -8,8 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 
-
-
 /// More entries than any real file has; what comes after them is not looked at.
 const MOST: usize = 4096;
 /// An interpreter's path or a library's name is never longer.
@@ -124,8 +122,8 @@ impl Needs {
             return Some(format!("needs glibc {needed}, and the image has {has}"));
         }
         // Names without a number: GLIBC_ABI_DT_RELR and the like.
-        let names = self.versions.get("libc.so.6").into_iter().flatten();
-        let missing = names.filter(|name| !libc.versions_defined.contains(*name)).next();
+        let mut names = self.versions.get("libc.so.6").into_iter().flatten();
+        let missing = names.find(|name| !libc.versions_defined.contains(*name));
         missing.map(|name| format!("needs {name}, which the image's glibc lacks"))
     }
 }
@@ -199,7 +197,8 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
         self.segments.iter().find_map(|segment| {
             let start = segment.p_vaddr(self.endian);
             let inside = address.checked_sub(start)?;
-            let loaded = segment.p_type(self.endian) == elf::PT_LOAD && inside < segment.p_filesz(self.endian);
+            let loaded =
+                segment.p_type(self.endian) == elf::PT_LOAD && inside < segment.p_filesz(self.endian);
             if loaded { segment.p_offset(self.endian).checked_add(inside) } else { None }
         })
     }
@@ -357,7 +356,7 @@ mod tests {
 
     #[test]
     fn a_loop_of_version_records_ends() {
-        let mut bytes = vec![0u8; 64];
+        let mut bytes = [0u8; 64];
         bytes[2] = 1; // one entry
         bytes[8] = 16; // at the next record
         bytes[12] = 0; // no next

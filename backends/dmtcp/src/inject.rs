@@ -4,11 +4,9 @@ use crate::discover::Installation;
 use crate::preload::{BIN, DEPS, HOST, LIB, LISTENER_FD, PORT, SHIM, SHIM_PATH, SOCKET, tool};
 use crate::{closure, discover};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
-use nix::sys::stat::Mode;
 use stasis_plugin_api::prelude::*;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// DMTCP's own files while it runs: a shared area of 2.3 MB that must never meet a full file system.
 pub(crate) const TMP: &str = "/.stasis/tmp";
@@ -36,15 +34,13 @@ pub(crate) fn needs(
     for source in std::iter::once(&installation.libdmtcp).chain(&installation.plugins) {
         binds.extend(bind(source, LIB));
     }
-    let closure = closure::closure(installation).map_err(|why| {
+    let (lacking, _) = closure::lacking(installation, &image.root).map_err(|why| {
         BackendError::new(kind::UNUSABLE, "DMTCP cannot be brought into the container").because(why)
     })?;
-    for (soname, source) in closure {
-        // The image's own copy fits the image's programs better than ours.
-        if !image_has(&image.root, &soname) {
-            binds.push(Bind { source, target: Path::new(DEPS).join(soname), writable: false });
-        }
-    }
+    // The image's own copies fit the image's programs better than ours.
+    binds.extend(
+        lacking.into_iter().map(|(soname, source)| Bind { source, target: Path::new(DEPS).join(soname), writable: false }),
+    );
     let (path, bytes) = shim;
     Ok(Needs {
         binds,
@@ -54,7 +50,7 @@ pub(crate) fn needs(
             Directory { path: COORD.into(), mode: 0o700, tmpfs: None },
             Directory { path: DEPS.into(), mode: 0o755, tmpfs: None },
         ],
-        seccomp: vec![SeccompRule { syscall: MADVISE, argument: Some((2, MADV_GUARD_INSTALL)), errno: Errno::EINVAL as i32 }],
+        seccomp: vec![SeccompRule { syscall: MADVISE, argument: Some((2, MADV_GUARD_INSTALL)), except: false, errno: Errno::EINVAL as i32 }],
         supervisor: Supervisor::Interposed,
         stdio: vec![StdioKind::File, StdioKind::Pty],
         helpers: vec![coordinator(path)],
@@ -99,18 +95,6 @@ fn coordinator(shim: &str) -> Helper {
 /// The flags by which launch, restart and command find the coordinator.
 pub(crate) fn address() -> [String; 4] {
     ["--coord-host", HOST, "--coord-port", PORT].map(str::to_owned)
-}
-
-fn image_has(root: &Path, soname: &str) -> bool {
-    let Ok(root) = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) else { return false };
-    let how = || {
-        OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS)
-    };
-    ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "usr/lib64"]
-        .iter()
-        .any(|directory| openat2(&root, &PathBuf::from(directory).join(soname), how()).is_ok())
 }
 
 /// The installation for an image: the newest that its libc can load.

@@ -231,9 +231,14 @@ mod tests {
         let script = ProgramKind::Script { interpreter: "/usr/bin/env".to_owned() };
         assert_eq!(kind("script"), script);
         assert_eq!(kind("/bin/absolute"), script);
-        assert!(matches!(kind("dynamic"), ProgramKind::Dynamic { interpreter, musl: false } if interpreter.contains("ld-linux")));
+        assert!(
+            matches!(kind("dynamic"), ProgramKind::Dynamic { interpreter, musl: false } if interpreter.contains("ld-linux"))
+        );
         let found = program(&root, "static", "");
-        assert_eq!((found.kind, found.setuid, found.path.as_str()), (ProgramKind::Static, true, "/bin/static"));
+        assert_eq!(
+            (found.kind, found.setuid, found.path.as_str()),
+            (ProgramKind::Static, true, "/bin/static")
+        );
         // The first of that name cannot be run, the second is nothing the kernel knows.
         let found = program(&root, "plain", "/bin:/usr/bin/");
         assert_eq!((found.kind, found.path.as_str()), (ProgramKind::NotElf, "/usr/bin/plain"));
@@ -248,9 +253,23 @@ mod tests {
     fn the_walk_opens_what_the_kernel_opens() {
         let top = image();
         let root = top.path().join("root");
-        for path in ["bin/script", "/bin/absolute", "/bin/../bin/./script", "../bin/script", "bin/out", "bin/outside", "bin/loop", "none", "bin/script/x"] {
+        for path in [
+            "bin/script",
+            "/bin/absolute",
+            "/bin/../bin/./script",
+            "../bin/script",
+            "bin/out",
+            "bin/outside",
+            "bin/loop",
+            "none",
+            "bin/script/x",
+        ] {
             let inode = |file: Result<File, Errno>| file.map(|file| file.metadata().unwrap().ino());
-            assert_eq!(inode(open_by_walk(&root, Path::new(path))), inode(open(&root, Path::new(path))), "{path}");
+            assert_eq!(
+                inode(open_by_walk(&root, Path::new(path))),
+                inode(open(&root, Path::new(path))),
+                "{path}"
+            );
         }
     }
 

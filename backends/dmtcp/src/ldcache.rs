@@ -122,7 +122,10 @@ mod tests {
         old.extend(&new);
         for bytes in [new, old] {
             let found = LdCache::parse(&bytes).unwrap();
-            assert_eq!(found.find("liba.so.1"), [Path::new("/usr/lib/liba.so.1"), Path::new("/opt/lib/liba.so.1")]);
+            assert_eq!(
+                found.find("liba.so.1"),
+                [Path::new("/usr/lib/liba.so.1"), Path::new("/opt/lib/liba.so.1")]
+            );
             assert!(found.find("libb.so.1").is_empty() && found.find("").is_empty());
         }
     }

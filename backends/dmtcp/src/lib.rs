@@ -14,6 +14,7 @@ mod inject;
 mod inside;
 mod launch;
 mod ldcache;
+mod look;
 mod preload;
 mod probe;
 mod restart;

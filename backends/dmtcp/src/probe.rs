@@ -45,11 +45,14 @@ fn of(search: &Search) -> Probe {
         format!("DMTCP {version_text} at {prefix_label} serves images that cannot load the newer one")
     }));
     if SHIM.is_empty() {
-        probe.reason = Some("this build of the backend lacks its preload library, which exists for x86_64 only".to_owned());
+        probe.reason = Some(
+            "this build of the backend lacks its preload library, which exists for x86_64 only".to_owned(),
+        );
         probe.help = Some("use another backend on this machine".to_owned());
     } else if let Err(why) = closure::closure(installation) {
         probe.reason = Some(format!("DMTCP {} cannot be used: {why}", installation.version_text));
-        probe.help = Some("install the package of that library (libatomic1, libstdc++6, libgcc-s1)".to_owned());
+        probe.help =
+            Some("install the package of that library (libatomic1, libstdc++6, libgcc-s1)".to_owned());
     } else {
         probe.usable = true;
     }
@@ -60,7 +63,8 @@ fn features(installation: &Installation) -> Vec<Feature> {
     let shim = !SHIM.is_empty();
     let json = installation.version.major >= 5;
     let text = &installation.version_text;
-    let feature = |name: &str, available, reason: String| Feature { name: name.to_owned(), available, reason };
+    let feature =
+        |name: &str, available, reason: String| Feature { name: name.to_owned(), available, reason };
     vec![
         feature(
             "private coordinator",
@@ -80,4 +84,70 @@ fn features(installation: &Installation) -> Vec<Feature> {
             },
         ),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+
+    fn install(prefix: &Path, version: &str) {
+        for dir in ["bin", "lib/dmtcp"] {
+            std::fs::create_dir_all(prefix.join(dir)).unwrap();
+        }
+        for name in ["dmtcp_launch", "dmtcp_restart", "dmtcp_coordinator", "dmtcp_command", "mtcp_restart"] {
+            let file = prefix.join("bin").join(name);
+            std::fs::write(&file, format!("#!/bin/sh\necho 'x (DMTCP) {version}'\n")).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        std::fs::write(prefix.join("lib/dmtcp/libdmtcp.so"), SHIM).unwrap();
+    }
+
+    fn search(dir: &Path, conf: &str) -> Search {
+        std::fs::write(dir.join("conf.yaml"), conf).unwrap();
+        let prefixes = vec![dir.join("a"), dir.join("b")];
+        Search { config: Some(dir.join("conf.yaml")), prefixes, path: String::new(), euid: 1000 }
+    }
+
+    #[test]
+    fn tells_versions_and_features() {
+        let dir = tempfile::tempdir().unwrap();
+        install(&dir.path().join("a"), "5.1");
+        install(&dir.path().join("b"), "4.2.0");
+        let probe = of(&search(dir.path(), ""));
+        assert!(probe.usable && probe.reason.is_none());
+        assert_eq!(probe.engine_version.as_deref(), Some("5.1.0"));
+        let features = probe.features.iter().map(|f| format!("{} {}: {}", f.name, f.available, f.reason));
+        insta::assert_snapshot!(features.collect::<Vec<_>>().join("\n"), @"
+private coordinator true: a unix socket as descriptor 821: no other user reaches it
+blocking checkpoint true: dmtcp_command --bcheckpoint
+status as JSON true: dmtcp_command --json
+");
+        let warnings = probe.warnings.join("\n").replace(dir.path().to_str().unwrap(), "DIR");
+        insta::assert_snapshot!(warnings, @"
+DMTCP 5.1 was not tried with this backend; 4.2 to 5.0 were
+DMTCP 4.2.0 at DIR/b serves images that cannot load the newer one
+");
+    }
+
+    #[test]
+    fn an_unusable_host_tells_why_and_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        install(&dir.path().join("b"), "2.6.0");
+        let probe = of(&search(dir.path(), ""));
+        assert!(!probe.usable && probe.engine_version.is_none());
+        let reason = probe.reason.unwrap().replace(dir.path().to_str().unwrap(), "DIR");
+        insta::assert_snapshot!(format!("{reason}\n{}", probe.help.unwrap()), @r#"
+DMTCP not installed or incomplete: dmtcp_launch, dmtcp_restart, dmtcp_coordinator, dmtcp_command, mtcp_restart (sought in DIR/a/bin); libdmtcp.so (sought in DIR/a/lib/dmtcp, DIR/a/lib64/dmtcp, DIR/a/lib/x86_64-linux-gnu/dmtcp); DMTCP 2.6.0 at DIR/b is not supported (>=3.0, <6)
+install DMTCP 4.2 or later, or name its prefix in plugins.toml: [backends.dmtcp.options] prefixes = ["/opt/dmtcp"]
+"#);
+        let probe = of(&search(dir.path(), "bins: 7"));
+        assert!(!probe.usable && probe.files.is_empty());
+        let told = format!("{}\n{}", probe.reason.unwrap(), probe.help.unwrap());
+        insta::assert_snapshot!(told.replace(dir.path().to_str().unwrap(), "DIR"), @"
+DIR/conf.yaml:1:7: bins: invalid type: integer `7`, expected a sequence; allowed are two lists of names or absolute paths, `bins` and `libs`
+correct DIR/conf.yaml, for example: bins: [dmtcp_launch], libs: [libdmtcp.so]; DMTCP is found without the file too
+");
+    }
 }

@@ -12,6 +12,13 @@ use std::time::Duration;
 /// Reading the images takes as long as the disk wants.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Lets every `brk` but the question where it stands fail (x86_64: call 12). A restored process has the
+/// break of `mtcp_restart`, which the kernel puts anywhere within 1 GiB (seen on 6.18): where that lies
+/// above the restored heap, glibc takes the kernel's answer to a growing heap for a success and the
+/// process dies of the memory that is not there. DMTCP 5.0 and before do not notice. With a failing
+/// `brk` glibc takes memory from `mmap`.
+const NO_BREAK: SeccompRule = SeccompRule { syscall: 12, argument: Some((0, 0)), except: true, errno: 0 };
+
 /// The installation that made the generation.
 fn same_version(host: &Host<'_>, generation: &GenerationView) -> Result<Installation> {
     let found = discover::search(&discover::Search::from_host(host)).map_err(|e| BackendError::new(kind::UNUSABLE, e.to_string()))?;
@@ -69,6 +76,7 @@ pub(crate) fn plan(host: &mut Host<'_>, request: &RestartRequest) -> Result<Rest
     let missing = |e: std::io::Error| BackendError::new(kind::DAMAGED, format!("cannot read {}", library.display())).because(e);
     let shim = std::fs::read(&library).map_err(missing)?;
     let mut needs = inject::needs(&installation, &request.image, &request.process, (&shim_path, &shim))?;
+    needs.seccomp.push(NO_BREAK);
     let open_files = listed(generation, "open-files");
     if !open_files.is_empty() {
         needs.env.insert("STASIS_DMTCP_LINKS".to_owned(), open_files.join(":"));

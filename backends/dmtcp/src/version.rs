@@ -128,7 +128,8 @@ pub(crate) fn parse(line: &str) -> Option<(Version, String)> {
     let end = text.find(['-', '+']).unwrap_or(text.len());
     let (numbers, suffix) = text.split_at(end);
     let mut parts = numbers.split('.').map(|part| part.parse::<u64>().ok());
-    let mut version = Version::new(parts.next()??, parts.next().unwrap_or(Some(0))?, parts.next().unwrap_or(Some(0))?);
+    let mut version =
+        Version::new(parts.next()??, parts.next().unwrap_or(Some(0))?, parts.next().unwrap_or(Some(0))?);
     if parts.next().is_some() {
         return None;
     }
@@ -163,9 +164,16 @@ mod tests {
         ] {
             assert_eq!(parse(line), Some((version.parse().unwrap(), text.to_owned())), "{line}");
         }
-        for line in
-            ["", "(DMTCP)", "dmtcp_launch 5.0", "(DMTCP) nonsense", "(DMTCP) 5.", "(DMTCP) 1.2.3.4", "(DMTCP) -1", "(DMTCP) 99999999999999999999.0"]
-        {
+        for line in [
+            "",
+            "(DMTCP)",
+            "dmtcp_launch 5.0",
+            "(DMTCP) nonsense",
+            "(DMTCP) 5.",
+            "(DMTCP) 1.2.3.4",
+            "(DMTCP) -1",
+            "(DMTCP) 99999999999999999999.0",
+        ] {
             assert_eq!(parse(line), None, "{line}");
         }
     }

@@ -18,8 +18,11 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// How long the application may take to end after a helper that it cannot do without.
+const HELPER_GRACE: Duration = Duration::from_secs(2);
 
 /// Where a container is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -222,7 +225,7 @@ impl Live {
     }
 
     /// Reads what init says until it is gone. In a thread of its own.
-    pub fn hear_init(&self, channel: &Channel) {
+    pub fn hear_init(self: &Arc<Self>, channel: &Channel) {
         while let Ok(Some((message, fds))) = channel.recv::<FromInit>() {
             self.hear(message, fds);
         }
@@ -236,17 +239,21 @@ impl Live {
         });
     }
 
-    fn hear(&self, message: FromInit, fds: Vec<OwnedFd>) {
+    fn hear(self: &Arc<Self>, message: FromInit, fds: Vec<OwnedFd>) {
         match message {
             FromInit::Ended(ending) => self.change(|s| {
                 s.ending.get_or_insert(ending);
                 s.phase = s.phase.max(Phase::Ending);
             }),
             FromInit::HelperEnded { name, ending, essential: true } => {
-                // At a normal end the engine's helpers go first or last; only a death before the end counts.
-                if !self.wait(Some(Instant::now() + Duration::from_millis(100)), |s| s.phase >= Phase::Ending) {
-                    self.end(Some(&format!("the engine's {name} ended ({ending})")));
-                }
+                // A helper that goes with its application may be seen first; a big process takes a moment
+                // to end. Only when it does not is the helper the cause.
+                let live = Arc::clone(self);
+                std::thread::spawn(move || {
+                    if !live.wait(Some(Instant::now() + HELPER_GRACE), |s| s.phase >= Phase::Ending) {
+                        live.end(Some(&format!("the engine's {name} ended ({ending})")));
+                    }
+                });
             }
             FromInit::Ran { id, .. } | FromInit::Surveyed { id, .. } | FromInit::ExecStarted { id } => self.pass_on(id, message, fds),
             FromInit::ExecEnded { id, .. } => {

@@ -292,7 +292,7 @@ impl Check<'_> {
         self.variables(needs)?;
         for rule in &needs.seccomp {
             let what = || format!("a rule for system call {}", rule.syscall);
-            self.possible((1..=MAX_ERRNO).contains(&rule.errno), what, "there is no such errno")?;
+            self.possible((0..=MAX_ERRNO).contains(&rule.errno), what, "there is no such errno")?;
             self.possible(rule.argument.is_none_or(|(i, _)| i < 6), what, "there are six arguments")?;
             self.possible(u32::try_from(rule.syscall).is_ok(), what, "there is no such system call")?;
         }

@@ -59,7 +59,7 @@ fn a_launch() {
         n.env_remove.push("ENGINE_*".to_owned());
         n.helpers.push(helper());
         n.first_pid = Some(1000);
-        n.seccomp.push(SeccompRule { syscall: 425, argument: None, errno: 38 });
+        n.seccomp.push(SeccompRule { syscall: 425, argument: None, except: false, errno: 38 });
     });
     let made = launched(engine_spec(""), needs.clone()).unwrap();
     assert!(made.namespaces.time && !made.namespaces.net);
@@ -126,8 +126,8 @@ fn what_cannot_be() {
     insta::assert_snapshot!(wrong(|n| drop(n.env.insert("A B".to_owned(), String::new()))), @r#"backend "b" asks for variable "A B", which cannot be: no shell can set it"#);
     insta::assert_snapshot!(wrong(|n| n.first_pid = Some(1)), @r#"backend "b" asks for first pid 1, which cannot be: init has pid 1"#);
     insta::assert_snapshot!(wrong(|n| n.ignore_signals.push(9)), @r#"backend "b" asks for signal 9 ignored, which cannot be: this signal cannot be ignored"#);
-    insta::assert_snapshot!(wrong(|n| n.seccomp.push(SeccompRule { syscall: 1, argument: None, errno: 0 })), @r#"backend "b" asks for a rule for system call 1, which cannot be: there is no such errno"#);
-    insta::assert_snapshot!(wrong(|n| n.seccomp.push(SeccompRule { syscall: 1, argument: Some((6, 0)), errno: 1 })), @r#"backend "b" asks for a rule for system call 1, which cannot be: there are six arguments"#);
+    insta::assert_snapshot!(wrong(|n| n.seccomp.push(SeccompRule { syscall: 1, argument: None, except: false, errno: -1 })), @r#"backend "b" asks for a rule for system call 1, which cannot be: there is no such errno"#);
+    insta::assert_snapshot!(wrong(|n| n.seccomp.push(SeccompRule { syscall: 1, argument: Some((6, 0)), except: false, errno: 1 })), @r#"backend "b" asks for a rule for system call 1, which cannot be: there are six arguments"#);
     insta::assert_snapshot!(wrong(|n| n.files.push(FileToWrite::new("/.stasis/a", 0o4755, b""))), @r#"backend "b" asks for "/.stasis/a" with mode 4755, which cannot be: only permission bits are set"#);
     insta::assert_snapshot!(wrong(|n| n.files.push(FileToWrite { path: "/.stasis/a".into(), mode: 0o600, content: "!".to_owned() })), @r#"backend "b" asks for file "/.stasis/a", which cannot be: its content is not base64"#);
     insta::assert_snapshot!(wrong(|n| n.helpers.push(Helper { argv: vec!["h".to_owned()], ..helper() })), @r#"backend "b" asks for helper "h", which cannot be: its program is not an absolute path"#);
