@@ -13,6 +13,9 @@ pub const CAPTURE_DIR: &str = "/.stasis/capture";
 /// Inside the container, at a restart: the generation that is brought back, read-only.
 pub const IMAGE_DIR: &str = "/.stasis/image";
 
+/// Inside the container: the log files of this start; helpers' output goes there too.
+pub const LOG_DIR: &str = "/.stasis/log";
+
 /// What a launch or a restart needs of the container around the application.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

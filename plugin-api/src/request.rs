@@ -94,6 +94,8 @@ pub struct InstanceView {
     pub ended: Option<String>,
     /// The staging directory on the host; inside it is [`CAPTURE_DIR`](crate::plan::CAPTURE_DIR).
     pub staging: PathBuf,
+    /// The directory of this start's log files on the host; inside it is [`LOG_DIR`](crate::plan::LOG_DIR).
+    pub logs: PathBuf,
     /// Free bytes on the staging directory's file system, the user's quota considered where known.
     pub free_bytes: u64,
     /// What runs inside. Empty where the runtime did not look (in `ready`, `alive` and `stop`).

@@ -60,7 +60,7 @@ macro_rules! as_all {
     } )+ };
 }
 
-as_all! { exit_codes pipes signals scripts }
+as_all! { exit_codes pipes standard_input signals scripts }
 
 fn exit_codes(who: Who, engine: &'static [&'static str]) -> Outcome<()> {
     let place = Place::new(who, engine)?;
@@ -83,14 +83,29 @@ fn exit_codes(who: Who, engine: &'static [&'static str]) -> Outcome<()> {
 fn pipes(who: Who, engine: &'static [&'static str]) -> Outcome<()> {
     let place = Place::new(who, engine)?;
     let small = place.image("small");
-    let script = "cat; echo to stderr >&2; exit 5";
-    let mut running = place.env.spawn(&place.words("exec", &small, &["sh", "-c", script]))?;
+    let script = "n=0; while [ $n -lt 20000 ]; do n=$((n + 1)); echo a line of some length; done; \
+                  echo to stderr >&2; exit 5";
+    let run = place.env.stasis(&place.words("exec", &small, &["sh", "-c", script]))?;
     let long = "a line of some length\n".repeat(20_000);
-    drop(running.feed(&long)?);
-    let run = running.wait()?;
     assert_eq!(run.code, 5, "{}", run.err);
     assert!(run.out == long, "{} of {} bytes came through", run.out.len(), long.len());
     assert!(run.err.ends_with("to stderr\n"), "{}", run.err);
+    place.env.finish()
+}
+
+fn standard_input(who: Who, engine: &'static [&'static str]) -> Outcome<()> {
+    let place = Place::new(who, engine)?;
+    let small = place.image("small");
+    let mut running = place.env.spawn(&place.words("exec", &small, &["cat"]))?;
+    let long = "a line of some length\n".repeat(20_000);
+    drop(running.feed(&long)?);
+    let run = running.wait()?;
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert!(run.out == long, "{} of {} bytes came through", run.out.len(), long.len());
+    let mut shell = place.env.spawn(&place.words("shell", &small, &[]))?;
+    drop(shell.feed("echo in the shell of $STASIS_TEST_IMAGE; exit 4\n")?);
+    let shell = shell.wait()?;
+    assert_eq!((shell.code, shell.out.as_str()), (4, "in the shell of small\n"), "{}", shell.err);
     place.env.finish()
 }
 
@@ -118,13 +133,11 @@ fn scripts(who: Who, engine: &'static [&'static str]) -> Outcome<()> {
     let small = place.image("small");
     let run = place.env.ok(&place.words("run", &small, &["sh", "-c", "echo $STASIS_TEST_IMAGE"]))?;
     assert_eq!(run.out, "small\n");
+    // Another image, so another checkpoint.
+    let place = Place { env: Env::new(who)?, ..place };
     let plain = place.image("plain");
     let run = place.env.ok(&place.words("run", &plain, &["echo", "two words", "*"]))?;
     assert_eq!(run.out, "two words *\nafter\n");
-    let mut shell = place.env.spawn(&place.words("shell", &small, &[]))?;
-    drop(shell.feed("echo in the shell of $STASIS_TEST_IMAGE; exit 4\n")?);
-    let shell = shell.wait()?;
-    assert_eq!((shell.code, shell.out.as_str()), (4, "in the shell of small\n"), "{}", shell.err);
     place.env.finish()
 }
 
@@ -192,8 +205,7 @@ fn run_is_saved(who: Who) -> Outcome<()> {
     let first =
         env.spawn(&["run", "--backend", "dmtcp", "--checkpoint", "kept", &small, "sh", "-c", script])?;
     first.wait_for("line 5.")?;
-    let listed: serde_json::Value =
-        serde_json::from_str(&env.ok(&["instance", "list", "--all", "--json"])?.out)?;
+    let listed: serde_json::Value = serde_json::from_str(&env.ok(&["instance", "list", "--json"])?.out)?;
     let name = listed["instances"][0]["instance"].as_str().ok_or("the run has no record")?.to_owned();
     env.ok(&["checkpoint", "instance", &name])?;
     let saved = first.so_far().lines().count();

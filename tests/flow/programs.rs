@@ -88,7 +88,7 @@ fn files(who: Who) -> Outcome<()> {
     env.ok(&["checkpoint", "instance", "job"])?;
     assert_eq!(post(port, "second")?, "next line 3; log 2; deleted but held; in True");
     env.ok(&["instance", "stop", "job"])?;
-    env.ok(&["instance", "start", "-B", &bind, "--restart", "job", &image, "job"])?;
+    env.ok(&["instance", "start", "--restart", "job", &image, "job"])?;
     // The file that is read goes on where it stood at the capture, and so does the log.
     assert_eq!(post(port, "again")?, "next line 3; log 2; deleted but held; in True");
     env.ok(&["instance", "stop", "job"])?;
@@ -171,8 +171,8 @@ fn entered() -> Outcome<()> {
     assert_eq!(inside.out, "inside\n");
     let seven = job.env.stasis(&["exec", "instance://job", "sh", "-c", "exit 7"])?;
     assert_eq!(seven.code, 7, "{}", seven.err);
-    let logs = job.env.ok(&["instance", "logs", "job"])?;
-    assert!(format!("{}{}", logs.out, logs.err).contains("GET / HTTP"), "{logs:?}");
+    let logs = job.env.ok(&["instance", "logs", "--err", "job"])?;
+    assert!(logs.out.contains("GET / HTTP"), "{logs:?}");
     // Whoever enters does not become part of what is saved.
     job.save()?;
     job.restart()?;

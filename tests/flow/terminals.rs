@@ -64,6 +64,8 @@ fn interrupt_and_quit(engine: &[&str]) -> Outcome<()> {
 fn job_control(engine: &[&str]) -> Outcome<()> {
     let env = Env::new(Who::User)?;
     let mut terminal = start(&env, engine, "shell", &[])?;
+    // What is typed before somebody reads is echoed by the terminal too.
+    terminal.wait_for("> ")?;
     terminal.types("echo one$((1 + 1))three\n")?;
     terminal.wait_for("one2three\n")?;
     assert_eq!(terminal.shown().matches("echo one$((1 + 1))three").count(), 1, "{}", terminal.shown());

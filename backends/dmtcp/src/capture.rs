@@ -26,8 +26,8 @@ pub(crate) fn capture(host: &mut Host<'_>, request: &CaptureRequest) -> Result<C
     host.progress(0, 0, "saving");
     let patience = host.time_left().saturating_sub(Duration::from_secs(1));
     let output = coordinator::command(host, &["-bc"], patience)?;
-    judge(host, &output)?;
-    let set = complete(host, staging, before.peers)?;
+    judge(host, &request.instance.logs, &output)?;
+    let set = complete(host, &request.instance, before.peers)?;
     for image in &set.images {
         images::check(&staging.join(&image.file))?;
     }
@@ -47,12 +47,12 @@ fn room(instance: &InstanceView) -> Result<()> {
         .help("free some space there, or remove older generations with `stasis checkpoint prune`"))
 }
 
-fn judge(host: &Host<'_>, output: &RunOutput) -> Result<()> {
+fn judge(host: &Host<'_>, logs: &Path, output: &RunOutput) -> Result<()> {
     if output.code == Some(0) {
         return Ok(());
     }
     let alive = host.application().is_ok_and(|a| a.running);
-    let said = format!("{}\n{}", output.stderr, host.stderr_tail().unwrap_or_default());
+    let said = format!("{}\n{}", output.stderr, coordinator::said(host, logs));
     let error = match (output.code, output.timed_out) {
         (_, true) => BackendError::new(kind::TIMED_OUT, "DMTCP did not complete the capture in the time given"),
         (Some(2), _) if alive => BackendError::new(kind::BUSY, "DMTCP says that the application is not in a state to be saved"),
@@ -62,10 +62,10 @@ fn judge(host: &Host<'_>, output: &RunOutput) -> Result<()> {
 }
 
 /// DMTCP 4.2 answers before the images are complete, so they are waited for whatever the version.
-fn complete(host: &Host<'_>, staging: &Path, expected: u32) -> Result<Set> {
+fn complete(host: &Host<'_>, instance: &InstanceView, expected: u32) -> Result<Set> {
     let end = Instant::now() + host.time_left();
     loop {
-        let set = images::list(staging)?;
+        let set = images::list(&instance.staging)?;
         if set.unfinished.is_empty() && u32::try_from(set.images.len()).is_ok_and(|n| n >= expected) && status(host).is_ok_and(|s| s.running) {
             return Ok(set);
         }
@@ -73,7 +73,7 @@ fn complete(host: &Host<'_>, staging: &Path, expected: u32) -> Result<Set> {
         if !host.application()?.running {
             return Err(asserts::explain(
                 BackendError::new(kind::APPLICATION_ENDED, "the application ended before its state was complete"),
-                &host.stderr_tail().unwrap_or_default(),
+                &coordinator::said(host, &instance.logs),
             ));
         }
         if Instant::now() > end {

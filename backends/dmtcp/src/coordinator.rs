@@ -5,6 +5,7 @@ use crate::asserts;
 use crate::inject;
 use crate::preload::{SHIM_PATH, tool};
 use stasis_plugin_api::prelude::*;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A start that is not complete after this has failed.
@@ -49,19 +50,19 @@ pub(crate) fn status(host: &Host<'_>) -> Result<Status> {
 }
 
 /// Waits until so many processes run. Fails early when the application ended.
-pub(crate) fn wait(host: &Host<'_>, expected: u32, within: Duration) -> Result<u32> {
+pub(crate) fn wait(host: &Host<'_>, logs: &Path, expected: u32, within: Duration) -> Result<u32> {
     let end = Instant::now() + within.min(host.time_left());
     loop {
         let application = host.application()?;
         if !application.running {
-            return Err(ended(host, application.ended.as_deref()));
+            return Err(ended(host, logs, application.ended.as_deref()));
         }
         let last = match status(host) {
             Ok(status) if status.running && status.peers >= expected => return Ok(status.peers),
             other => other,
         };
         if Instant::now() >= end {
-            return Err(incomplete(host, expected, last.unwrap_or_default()));
+            return Err(incomplete(host, logs, expected, last.unwrap_or_default()));
         }
         if host.cancelled() {
             return Err(BackendError::new(kind::CANCELLED, "waiting for the application was cancelled"));
@@ -70,15 +71,23 @@ pub(crate) fn wait(host: &Host<'_>, expected: u32, within: Duration) -> Result<u
     }
 }
 
-fn ended(host: &Host<'_>, how: Option<&str>) -> BackendError {
-    let said = host.stderr_tail().unwrap_or_default();
+/// What DMTCP and the application said last: DMTCP's own log, then the application's stderr, where the
+/// loader speaks.
+pub(crate) fn said(host: &Host<'_>, logs: &Path) -> String {
+    let log = std::fs::read(logs.join(inject::ENGINE_LOG_NAME)).unwrap_or_default();
+    let last = &log[log.len().saturating_sub(16 << 10)..];
+    format!("{}{}", String::from_utf8_lossy(last), host.stderr_tail().unwrap_or_default())
+}
+
+fn ended(host: &Host<'_>, logs: &Path, how: Option<&str>) -> BackendError {
+    let said = said(host, logs);
     let error = BackendError::new(kind::APPLICATION_ENDED, "the application ended while it was started")
         .because(how.unwrap_or("nobody saw how"));
     asserts::explain(error, &said)
 }
 
-fn incomplete(host: &Host<'_>, expected: u32, last: Status) -> BackendError {
-    let said = host.stderr_tail().unwrap_or_default();
+fn incomplete(host: &Host<'_>, logs: &Path, expected: u32, last: Status) -> BackendError {
+    let said = said(host, logs);
     let error = BackendError::failed("the application runs but cannot be saved");
     let error = match last {
         Status { peers: 0, .. } => error.because("no process of it has joined DMTCP"),

@@ -10,6 +10,8 @@ use std::path::Path;
 
 /// DMTCP's own files while it runs: a shared area of 2.3 MB that must never meet a full file system.
 pub(crate) const TMP: &str = "/.stasis/tmp";
+/// What DMTCP says inside the application goes there instead of into the application's own stderr.
+pub(crate) const ENGINE_LOG_NAME: &str = "engine.log";
 /// Bytes of that file system.
 const TMP_SIZE: u64 = 64 << 20;
 /// The listener's directory.
@@ -42,6 +44,8 @@ pub(crate) fn needs(
         lacking.into_iter().map(|(soname, source)| Bind { source, target: Path::new(DEPS).join(soname), writable: false }),
     );
     let (path, bytes) = shim;
+    let mut env = environment(path, process.env.get("LD_LIBRARY_PATH").map(String::as_str));
+    env.insert("JALIB_STDERR_PATH".to_owned(), format!("{LOG_DIR}/{ENGINE_LOG_NAME}"));
     Ok(Needs {
         binds,
         files: vec![FileToWrite::new(path, 0o755, bytes)],
@@ -54,8 +58,8 @@ pub(crate) fn needs(
         supervisor: Supervisor::Interposed,
         stdio: vec![StdioKind::File, StdioKind::Pty],
         helpers: vec![coordinator(path)],
-        env: environment(path, process.env.get("LD_LIBRARY_PATH").map(String::as_str)),
-        env_remove: ["DMTCP_*", "MTCP_*", "LD_PRELOAD"].map(str::to_owned).to_vec(),
+        env,
+        env_remove: ["DMTCP_*", "MTCP_*", "JALIB_*", "LD_PRELOAD"].map(str::to_owned).to_vec(),
         ..Needs::default()
     })
 }

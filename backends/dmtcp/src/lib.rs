@@ -61,8 +61,8 @@ impl CheckpointBackend for Dmtcp {
         launch::plan(host, request)
     }
 
-    fn ready(&self, host: &mut Host<'_>, _: &InstanceView) -> Result<ReadyReport> {
-        coordinator::wait(host, 1, coordinator::START).map(|processes| ReadyReport { processes, notes: Vec::new() })
+    fn ready(&self, host: &mut Host<'_>, instance: &InstanceView) -> Result<ReadyReport> {
+        coordinator::wait(host, &instance.logs, 1, coordinator::START).map(|processes| ReadyReport { processes, notes: Vec::new() })
     }
 
     fn status(&self, host: &mut Host<'_>, _: &InstanceView) -> Result<StatusReport> {

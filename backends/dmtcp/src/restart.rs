@@ -87,7 +87,9 @@ pub(crate) fn plan(host: &mut Host<'_>, request: &RestartRequest) -> Result<Rest
     }
     host.remember("engine-version", installation.version.to_string());
     host.remember("shim", shim_path);
-    let mut argv = vec![tool("dmtcp_restart"), "--join-coordinator".to_owned()];
+    // Quiet: its own warnings (of root, of a session that it leads already) are of no use to anybody.
+    let mut argv = ["-q", "-q", "--join-coordinator"].map(str::to_owned).to_vec();
+    argv.insert(0, tool("dmtcp_restart"));
     argv.extend(inject::address());
     argv.extend(["--ckptdir", CAPTURE_DIR, "--tmpdir", inject::TMP].map(str::to_owned));
     argv.extend(images.iter().map(|i| Path::new(IMAGE_DIR).join(i).to_string_lossy().into_owned()));
@@ -101,11 +103,11 @@ pub(crate) fn alive(host: &mut Host<'_>, request: &AliveRequest) -> Result<Ready
     if let Ok(file) = std::fs::File::open(&library) {
         host.keep_fd("shim", file.as_fd())?;
     }
-    let processes = coordinator::wait(host, expected, PATIENCE).map_err(|mut error| {
+    let processes = coordinator::wait(host, &request.instance.logs, expected, PATIENCE).map_err(|mut error| {
         error.what = format!("generation {} could not be brought back: {}", request.generation.number, error.what);
         error
     })?;
-    let said = host.stderr_tail()?;
+    let said = coordinator::said(host, &request.instance.logs);
     if asserts::is_bad(&said) {
         let error = BackendError::failed(format!("generation {} came back incomplete", request.generation.number));
         return Err(asserts::explain(error, &said));

@@ -331,7 +331,9 @@ fn again(back: &Back, wanted: &Wanted, image: &Image, facts: &HostFacts, name: &
     binds::remap(&mut spec, &wanted.args.bind_remap, facts)?;
     name.clone_into(&mut spec.name);
     spec.root.directory.clone_from(&image.root);
-    wanted.image.clone_into(&mut spec.image);
+    if wanted.image != "-" {
+        wanted.image.clone_into(&mut spec.image);
+    }
     let terminal = wanted.name.is_none() && facts.stdin_tty && (facts.stdout_tty || wanted.action == Action::Shell);
     spec.stdio = if terminal { StdioKind::Pty } else { StdioKind::File };
     Ok(spec)

@@ -183,7 +183,7 @@ pub fn null() -> Result<OwnedFd> {
 /// # Errors
 /// What the kernel says.
 pub fn log(name: &str) -> Result<OwnedFd> {
-    let path = Path::new(crate::launch::inject::LOG_DIR).join(OsStr::new(name));
+    let path = Path::new(stasis_plugin_api::plan::LOG_DIR).join(OsStr::new(name));
     let file = std::fs::OpenOptions::new().append(true).create(true).open(&path);
     file.map(OwnedFd::from).map_err(|e| Error::new(format!("cannot open the log {}", path.display())).because(&e))
 }

@@ -60,7 +60,7 @@ pub fn start(
     };
     telling.wait()?;
     drop(owned);
-    wait_until_ready(helper, pid, Path::new(crate::launch::inject::LOG_DIR).join(log_name))?;
+    wait_until_ready(helper, pid, Path::new(stasis_plugin_api::plan::LOG_DIR).join(log_name))?;
     Ok(pid.as_raw())
 }
 

@@ -7,15 +7,12 @@ use crate::sys::mount as sys;
 use nix::fcntl::OFlag;
 use nix::mount::MsFlags;
 use nix::sys::stat::Mode;
-use stasis_plugin_api::plan::{CAPTURE_DIR, DescriptorSource, Helper, IMAGE_DIR, INJECT};
+use stasis_plugin_api::plan::{CAPTURE_DIR, DescriptorSource, Helper, IMAGE_DIR, INJECT, LOG_DIR};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-
-/// The log files of this start.
-pub const LOG_DIR: &str = "/.stasis/log";
 
 fn base(making: &mut Making) -> Result<()> {
     making.fresh("tmpfs", Path::new(INJECT), MsFlags::empty(), Some("mode=0755,size=64m"))

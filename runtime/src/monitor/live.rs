@@ -297,6 +297,7 @@ impl Live {
             application: i32::try_from(self.application.load(Ordering::Relaxed)).unwrap_or(0),
             ended: self.state().ending.map(|e| e.to_string()),
             staging,
+            logs: self.logs.clone().unwrap_or_default(),
             free_bytes,
             survey,
             stderr_tail: self.stderr_tail(),

@@ -240,7 +240,7 @@ fn what_a_plugin_prints_goes_nowhere() {
 fn events_arrive_with_level_and_target() {
     let services = Recorder::default();
     run(&plugin("log"), EngineState::new(), &services, ENOUGH).answer.unwrap();
-    let target = || "stasis_faulty".to_owned();
+    let target = || "stasis_faulty::odd".to_owned();
     let want = [(2, target(), "something odd pid=5".to_owned()), (4, target(), "detail".to_owned())];
     assert_eq!(*services.logs.borrow(), want);
 }
