@@ -197,10 +197,10 @@ impl Env {
         if let Ok(host) = nix::unistd::gethostname() {
             text = text.replace(&format!("/instances/{}/", host.to_string_lossy()), "/instances/HOST/");
         }
-        for before in ["pid ", "PID=", "PID ", "uid ", "port ", "127.0.0.1:"] {
+        for before in ["pid ", "PID=", "process ", "uid ", "port ", "127.0.0.1:", "it has ", " of "] {
             text = number_after(&text, before);
         }
-        text
+        time_after(&text, "since ")
     }
 
     /// The end of a test: stops every instance and sees to it that nothing runs on and nothing half made lies around.
@@ -274,6 +274,19 @@ pub(crate) fn is_root() -> bool {
 /// Gives a file to `uid` where that is not us.
 pub(crate) fn own(path: &Path, uid: u32) -> std::io::Result<()> {
     if is_root() && uid != 0 { chown(path, Some(uid), Some(uid)) } else { Ok(()) }
+}
+
+/// Puts TIME where a time, as 2026-01-02T03:04:05Z, follows `before`.
+fn time_after(text: &str, before: &str) -> String {
+    let mut parts = text.split(before);
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit() || "-:TZ".contains(c));
+        out.push_str(before);
+        out.push_str(if rest.len() < part.len() { "TIME" } else { "" });
+        out.push_str(rest);
+    }
+    out
 }
 
 /// Puts N where a number follows `before`.

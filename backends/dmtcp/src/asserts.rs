@@ -84,6 +84,11 @@ pub(crate) fn explain(error: BackendError, output: &str) -> BackendError {
     error.engine_output(last_lines(output))
 }
 
+/// Whether the output tells of a failure of DMTCP's or of its loading.
+pub(crate) fn is_known(output: &str) -> bool {
+    output.contains("ASSERT at") || MEANINGS.iter().any(|m| output.contains(m.sign))
+}
+
 /// Whether the engine told of a failure on stderr.
 pub(crate) fn is_bad(output: &str) -> bool {
     output.contains("Bind failed") || output.contains("ASSERT at")

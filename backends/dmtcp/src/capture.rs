@@ -91,7 +91,8 @@ fn report(host: &mut Host<'_>, staging: &Path, set: Set) -> Result<CaptureReport
     let shim = host.state("shim").unwrap_or(SHIM_PATH).to_owned();
     // After a restart by a newer plugin the library in use is the older one, which lies in the generation.
     let bytes = if shim == SHIM_PATH { SHIM.to_vec() } else { kept_shim(host)? };
-    std::fs::write(staging.join(SHIM_FILE), bytes).map_err(|e| BackendError::failed("cannot write the preload library beside the images").because(e))?;
+    write_new(&staging.join(SHIM_FILE), &bytes)
+        .map_err(|e| BackendError::failed("cannot write the preload library beside the images").because(e))?;
     files.push(SHIM_FILE.to_owned());
     let facts = [
         ("images", serde_json::json!(set.images.iter().map(|i| &i.file).collect::<Vec<_>>())),
@@ -106,6 +107,15 @@ fn report(host: &mut Host<'_>, staging: &Path, set: Set) -> Result<CaptureReport
         facts: facts.map(|(k, v)| (k.to_owned(), v)).into(),
         notes: Vec::new(),
     })
+}
+
+/// The application can write here too: a link that it made is not followed.
+fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::io::Write::write_all(&mut std::fs::File::create_new(path)?, bytes)
 }
 
 fn kept_shim(host: &Host<'_>) -> Result<Vec<u8>> {

@@ -81,7 +81,9 @@ pub(crate) fn said(host: &Host<'_>, logs: &Path) -> String {
 
 fn ended(host: &Host<'_>, logs: &Path, how: Option<&str>) -> BackendError {
     let said = said(host, logs);
-    let error = BackendError::new(kind::APPLICATION_ENDED, "the application ended while it was started")
+    // What the loader or DMTCP ended is no end of the application's own.
+    let kind = if asserts::is_known(&said) { kind::FAILED } else { kind::APPLICATION_ENDED };
+    let error = BackendError::new(kind, "the application ended while it was started")
         .because(how.unwrap_or("nobody saw how"));
     asserts::explain(error, &said)
 }

@@ -16,7 +16,8 @@ use crate::monitor::services::Around;
 use crate::name::{BackendName, CheckpointName, InstanceName};
 use crate::spec::{ContainerSpec, apply};
 use crate::store::{BackendStamp, Generation, Holder, Store};
-use crate::worker::{NoServices, Plugin, Worker, engine};
+use crate::worker::{NoServices, Plugin, Worker, WorkerError, engine};
+use stasis_plugin_api::error::kind;
 use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::plan::StdioKind;
 use stasis_plugin_api::request::{AliveRequest, ImageView, LaunchRequest, ProbeRequest, RestartRequest, Subject};
@@ -190,7 +191,7 @@ fn stand(
     let ear = std::thread::spawn(move || ear.hear_init(&hearing));
     let mut restarted = None;
     if let Some((worker, generation)) = rest {
-        let outcome = handshake(&live, worker, generation.as_ref(), teller).and_then(|()| settle(&live));
+        let outcome = handshake(&live, worker, generation.as_ref(), order.foreground && generation.is_none(), teller).and_then(|()| settle(&live));
         if let Err(error) = outcome {
             container.kill();
             // Locks are free again only when nobody holds the container any more.
@@ -319,7 +320,7 @@ pub fn ask(
 }
 
 /// Waits until the engine says that the application can be saved.
-fn handshake(live: &Live, mut worker: Worker, generation: Option<&Generation>, teller: &dyn Teller) -> Result<()> {
+fn handshake(live: &Live, mut worker: Worker, generation: Option<&Generation>, foreground: bool, teller: &dyn Teller) -> Result<()> {
     let Some(engine_live) = &live.engine else { return Ok(()) };
     let around = Around { live, teller, doing: "starting" };
     let mut memory = lock(&engine_live.memory).clone();
@@ -332,13 +333,18 @@ fn handshake(live: &Live, mut worker: Worker, generation: Option<&Generation>, t
         }
     };
     *lock(&engine_live.memory) = memory;
-    let outcome = outcome?;
+    let outcome = match outcome {
+        // A command in the foreground that is done so soon is no failure: its output and its code tell.
+        Err(WorkerError::Backend { error, .. }) if foreground && error.kind == kind::APPLICATION_ENDED => return Ok(()),
+        other => other?,
+    };
     for note in outcome.notes {
         teller.note(&note);
     }
     let ended = live.state().ending;
     match ended {
         None => Ok(()),
+        Some(_) if foreground => Ok(()),
         Some(ending) => Err(Error::new("the application ended while it was started").because(ending)),
     }
 }

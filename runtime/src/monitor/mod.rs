@@ -21,6 +21,7 @@ use crate::monitor::control::Reply;
 use crate::monitor::order::MonitorOrder;
 use crate::sys::channel::Channel;
 use crate::sys::fd;
+use std::os::fd::AsFd;
 
 /// The role word with which our binary becomes the monitor of an instance.
 pub const ROLE: &str = "__monitor";
@@ -57,12 +58,24 @@ pub fn main() -> i32 {
     let channel = Channel::from(channel);
     let library = fd::inherited(LIBRARY).ok();
     fd::close_from(LIBRARY + 1);
+    leave_streams();
     match run(&channel, library) {
         Ok(code) => code,
         Err(error) => {
             // The command may have been interrupted; then there is nobody to tell.
             let _ = channel.send(&Reply::Failed(error));
             255
+        }
+    }
+}
+
+/// The command's streams belong to whoever waits for their end.
+fn leave_streams() {
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+    if let Ok(null) = null {
+        for number in 0..3 {
+            // A stream that cannot be replaced only keeps somebody waiting.
+            let _ = fd::place(null.as_fd(), number);
         }
     }
 }
