@@ -127,6 +127,8 @@ impl Env {
         if !out.status.success() {
             return Err(String::from_utf8_lossy(&out.stderr).into());
         }
+        // Giving a file away takes this bit from it, and with it the copy would be another image.
+        fs::set_permissions(to.join("opt/subjects/bin/idle-setuid"), fs::Permissions::from_mode(0o4755))?;
         Ok(to)
     }
 
@@ -221,24 +223,39 @@ impl Env {
         if half.is_empty() { Ok(()) } else { Err(format!("left behind: {half:?}").into()) }
     }
 
-    /// Processes that belong to this test: its directory is in their arguments, environment or mounts.
+    /// Processes that belong to this test: what it started, which has its runtime directory in the environment, and
+    /// what runs in its containers, whose mounts come out of its directory.
+    ///
+    /// They are killed when a test has failed, so nothing that anybody else started may be among them: names in
+    /// arguments do not count, and of mounts only those do that are not also everybody's.
     pub(crate) fn survivors(&self) -> Vec<(Pid, String)> {
-        let name =
-            self.dir.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let of_test = |file: PathBuf| {
-            fs::read(file).is_ok_and(|text| text.windows(name.len()).any(|part| part == name.as_bytes()))
-        };
+        let ours = format!("STASIS_RUNTIME_DIR={}", self.path("run").display());
+        let dir = format!("{}/", self.dir.path().display());
+        let host = fs::read_link("/proc/thread-self/ns/mnt").ok();
+        let root = fs::read_link("/proc/self/ns/mnt").ok();
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-        pids.filter(|pid| {
-            let proc = PathBuf::from(format!("/proc/{pid}"));
-            ["cmdline", "environ", "mountinfo"].iter().any(|file| of_test(proc.join(file)))
-        })
-        .map(|pid| {
-            let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            (Pid::from_raw(pid), String::from_utf8_lossy(&text).replace('\0', " "))
-        })
-        .collect()
+        let started = |pid: i32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|variable| variable == ours.as_bytes())
+        };
+        let contained = |pid: i32| {
+            let namespace = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+            let apart = namespace.is_some() && namespace != host && namespace != root;
+            let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+            // The fourth field: what is mounted, as a path in its file system.
+            apart
+                && mounts
+                    .lines()
+                    .any(|line| line.split(' ').nth(3).is_some_and(|what| what.starts_with(&dir)))
+        };
+        pids.filter(|pid| *pid > 1 && (started(*pid) || contained(*pid)))
+            .filter(|pid| u32::try_from(*pid) != Ok(std::process::id()))
+            .map(|pid| {
+                let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                (Pid::from_raw(pid), String::from_utf8_lossy(&text).replace('\0', " "))
+            })
+            .collect()
     }
 
     /// What a capture may not leave in the store.

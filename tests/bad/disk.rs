@@ -1,28 +1,21 @@
 //! A file system that is full costs the generation, never the job.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 use crate::http::{free_port, get, post};
 use crate::need::need;
 
-/// A small file system for the length of a test.
-struct Small(PathBuf);
-
-impl Small {
-    fn mount(at: &Path, uid: u32, mebibytes: u32) -> nix::Result<Self> {
-        let options = format!("size={mebibytes}m,mode=0700,uid={uid},gid={uid}");
-        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))?;
-        Ok(Self(at.to_owned()))
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
+/// Mounts a small file system that only the thread of this test and what it starts can see: nothing of it reaches the
+/// host, and it goes away with them.
+fn small(at: &Path, uid: u32, mebibytes: u32) -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    let options = format!("size={mebibytes}m,mode=0700,uid={uid},gid={uid}");
+    mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
 }
 
 #[test]
@@ -30,7 +23,7 @@ fn the_store_is_full_at_a_capture() {
     need!(root, image, userns, dmtcp);
     for who in [Who::User, Who::Myself] {
         let env = Env::new(who).unwrap();
-        let full = Small::mount(&env.path("data"), env.uid(), 100).unwrap();
+        small(&env.path("data"), env.uid(), 220).unwrap();
         let (any, port) = (image(&env, "any"), free_port().unwrap());
         let number = port.to_string();
         let program = ["python3", "/opt/subjects/memory.py", &number, "0"];
@@ -38,7 +31,7 @@ fn the_store_is_full_at_a_capture() {
         env.ok(&[&flags[..], &program[..]].concat()).unwrap();
         assert_eq!(post(port, "1").unwrap(), "1");
         env.ok(&["checkpoint", "instance", "one"]).unwrap();
-        std::fs::write(env.path("data/filler"), vec![0; 40 << 20]).unwrap();
+        std::fs::write(env.path("data/filler"), vec![0; 150 << 20]).unwrap();
         assert_eq!(post(port, "2").unwrap(), "2");
         let told = env.fails(&["checkpoint", "instance", "one"]).unwrap();
         insta::allow_duplicates! { insta::assert_snapshot!(sizes_hidden(&told), @""); }
@@ -50,7 +43,6 @@ fn the_store_is_full_at_a_capture() {
         assert_eq!(get(port, "/").unwrap(), "1");
         env.ok(&["instance", "stop", "one"]).unwrap();
         env.finish().unwrap();
-        drop(full);
     }
 }
 
@@ -59,7 +51,7 @@ fn the_store_is_full_at_a_capture() {
 fn the_store_becomes_full_during_a_capture() {
     need!(root, image, userns, dmtcp);
     let env = Env::new(Who::User).unwrap();
-    let full = Small::mount(&env.path("data"), env.uid(), 900).unwrap();
+    small(&env.path("data"), env.uid(), 900).unwrap();
     let (any, port) = (image(&env, "any"), free_port().unwrap());
     let program = ["python3", "/opt/subjects/memory.py", &port.to_string(), "256"];
     let flags = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &any, "one"];
@@ -81,14 +73,13 @@ fn the_store_becomes_full_during_a_capture() {
     assert_eq!(get(port, "/check").unwrap(), "good");
     env.ok(&["instance", "stop", "one"]).unwrap();
     env.finish().unwrap();
-    drop(full);
 }
 
 #[test]
 fn nothing_can_be_written_to_the_store() {
     need!(root, image, userns);
     let env = Env::new(Who::User).unwrap();
-    let full = Small::mount(&env.path("data"), env.uid(), 1).unwrap();
+    small(&env.path("data"), env.uid(), 1).unwrap();
     let _ = std::fs::write(env.path("data/filler"), vec![0; 2 << 20]);
     insta::assert_snapshot!(env.fails(&["checkpoint", "create", "x"]).unwrap(), @"
     exit 255
@@ -98,7 +89,7 @@ fn nothing_can_be_written_to_the_store() {
     ");
     let small = image(&env, "small");
     insta::assert_snapshot!(env.fails(&["instance", "start", &small, "one", IDLE]).unwrap(), @"");
-    drop(full);
+    let _ = std::fs::remove_file(env.path("data/filler"));
     let data = env.path("data");
     std::fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o500)).unwrap();
     insta::assert_snapshot!(env.fails(&["checkpoint", "create", "x"]).unwrap(), @"

@@ -126,3 +126,37 @@ fn kept_shim(host: &Host<'_>) -> Result<Vec<u8>> {
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).map_err(|e| gone().because(e))?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_of_the_applications_is_replaced_and_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (precious, path) = (dir.path().join("precious"), dir.path().join(SHIM_FILE));
+        std::fs::write(&precious, "mine").unwrap();
+        std::os::unix::fs::symlink(&precious, &path).unwrap();
+        for _ in 0..2 {
+            write_new(&path, b"library").unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"library");
+            assert_eq!(std::fs::read(&precious).unwrap(), b"mine");
+        }
+    }
+
+    #[test]
+    fn no_room_is_told_before_anything_is_written() {
+        let process = ProcessInfo { resident: 100 << 20, ..Default::default() };
+        let mut instance = InstanceView {
+            staging: "/store/staging".into(),
+            free_bytes: 183 << 20,
+            survey: Survey { processes: vec![process], sockets: Vec::new() },
+            ..Default::default()
+        };
+        let error = room(&instance).unwrap_err();
+        assert_eq!(error.kind, kind::NO_SPACE);
+        insta::assert_snapshot!(error, @"there is no room for the state: it may take 184 MiB, and 183 MiB are free at /store/staging");
+        instance.free_bytes = 184 << 20;
+        room(&instance).unwrap();
+    }
+}

@@ -2,7 +2,6 @@
 //! supported version count; everything else is told as a problem. Nothing is copied or bound here.
 
 use crate::conf::{self, ConfError};
-use crate::elf::Needs;
 use crate::ldcache::LdCache;
 use crate::look::{LAUNCH, LIBRARY, Looker, Place, REQUIRED, path_of, places, trusted};
 use crate::{closure, version};
@@ -103,12 +102,6 @@ impl Installation {
     pub(crate) fn required(&self) -> [&Path; 6] {
         [&self.launch, &self.restart, &self.coordinator, &self.command, &self.mtcp_restart, &self.libdmtcp]
             .map(PathBuf::as_path)
-    }
-
-    /// The versions of symbols that its files ask for, and the libraries that an empty image would get with them.
-    pub(crate) fn needs(&self) -> Result<Needs, String> {
-        // Nothing is found below a file that is no directory, so that every library counts.
-        Ok(closure::lacking(self, Path::new("/dev/null"))?.1)
     }
 }
 

@@ -57,10 +57,6 @@ impl Elf {
             || self.needed.iter().any(|name| name.starts_with("libc.musl-"))
     }
 
-    /// Started without a loader, so that nothing can be preloaded into it.
-    pub(crate) fn is_static(&self) -> bool {
-        self.interpreter.is_none()
-    }
 }
 
 fn file_name(path: &str) -> &str {
@@ -96,16 +92,6 @@ impl Needs {
         for (library, versions) in &elf.versions_needed {
             self.versions.entry(library.clone()).or_default().extend(versions.iter().cloned());
         }
-    }
-
-    /// The highest version of glibc needed: `2.34`.
-    pub(crate) fn glibc(&self) -> Option<String> {
-        text_of(self.highest("GLIBC_"))
-    }
-
-    /// The highest version of libstdc++'s symbols needed: `3.4.21`.
-    pub(crate) fn glibcxx(&self) -> Option<String> {
-        text_of(self.highest("GLIBCXX_"))
     }
 
     fn highest(&self, prefix: &str) -> Option<Vec<u32>> {
@@ -304,7 +290,7 @@ mod tests {
     #[test]
     fn reads_a_dynamic_program() {
         let elf = read(File::open(std::env::current_exe().unwrap()).unwrap()).unwrap();
-        assert!(elf.is_native() && elf.dynamic && !elf.is_static() && !elf.is_musl());
+        assert!(elf.is_native() && elf.dynamic && elf.interpreter.is_some() && !elf.is_musl());
         assert!(elf.needed.iter().any(|name| name == "libc.so.6"), "{:?}", elf.needed);
         assert!(elf.versions_needed["libc.so.6"].contains("GLIBC_2.34"));
         assert!(elf.interpreter.unwrap().contains("ld-linux"));
@@ -335,7 +321,7 @@ mod tests {
     #[test]
     fn survives_damage_everywhere() {
         let shim = crate::preload::SHIM;
-        assert!(parse(shim).unwrap().is_static());
+        assert!(parse(shim).unwrap().interpreter.is_none());
         // Every truncation and every single byte set to 0xff of a small file, and many of a large one.
         for end in 0..shim.len() {
             let _ = parse(&shim[..end]);

@@ -57,21 +57,6 @@ pub(crate) fn list(staging: &Path) -> Result<Set> {
     Ok(set)
 }
 
-/// Removes the links that the preload library made at a restart, so that restored processes found the contents of
-/// their open files in the generation. DMTCP would write the next capture's contents through them into a read-only
-/// place, and the application would die of it.
-pub(crate) fn drop_links(staging: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(staging).map_err(|e| cannot(staging, &e))?.take(LIMIT) {
-        let entry = entry.map_err(|e| cannot(staging, &e))?;
-        if entry.file_type().is_ok_and(|t| t.is_symlink()) {
-            let path = entry.path();
-            std::fs::remove_file(&path)
-                .map_err(|e| BackendError::failed(format!("cannot remove the link {}", path.display())).because(e))?;
-        }
-    }
-    Ok(())
-}
-
 /// `ckpt_PROGRAM_HOSTID-PID-TIME.dmtcp`.
 fn parse(file: &str) -> SavedImage {
     let inner = file.trim_start_matches("ckpt_").trim_end_matches(".dmtcp");
@@ -140,17 +125,12 @@ mod tests {
     }
 
     #[test]
-    fn links_are_removed_and_never_followed() {
+    fn links_are_no_part_of_a_capture() {
         let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        std::fs::write(elsewhere.path().join("kept"), "").unwrap();
         std::fs::create_dir(dir.path().join("ckpt_b_1-2-3_files")).unwrap();
         std::os::unix::fs::symlink(elsewhere.path(), dir.path().join("ckpt_a_1-2-3_files")).unwrap();
         std::os::unix::fs::symlink("/none", dir.path().join("ckpt_a_1-2-3.dmtcp")).unwrap();
         let seen = list(dir.path()).unwrap();
         assert_eq!((seen.images.len(), seen.open_files), (0, vec!["ckpt_b_1-2-3_files".to_owned()]));
-        drop_links(dir.path()).unwrap();
-        let left: Vec<_> = dir.path().read_dir().unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["ckpt_b_1-2-3_files"]);
-        assert!(elsewhere.path().join("kept").exists());
     }
 }

@@ -107,7 +107,6 @@ pub(crate) fn alive(host: &mut Host<'_>, request: &AliveRequest) -> Result<Ready
         error.what = format!("generation {} could not be brought back: {}", request.generation.number, error.what);
         error
     })?;
-    images::drop_links(&request.instance.staging)?;
     let said = coordinator::said(host, &request.instance.logs);
     if asserts::is_bad(&said) {
         let error = BackendError::failed(format!("generation {} came back incomplete", request.generation.number));

@@ -45,6 +45,10 @@ fn run(channel: &Channel, order: std::os::fd::OwnedFd) -> crate::error::Result<(
     let unclear = |e: &dyn std::error::Error| Error::new("init cannot read its order").because(e);
     std::fs::File::from(order).read_to_end(&mut text).map_err(|e| unclear(&e))?;
     let order: Order = serde_json::from_slice(&text).map_err(|e| unclear(&e))?;
+    // It ends by killing everybody that it sees, which has to be its own pid namespace.
+    if std::process::id() != 1 {
+        return Err(Error::new("init is not pid 1 of a pid namespace"));
+    }
     for ignored in [Signal::SIGPIPE, Signal::SIGTTOU, Signal::SIGTTIN] {
         signal::ignore(ignored);
     }

@@ -58,6 +58,9 @@ fn flags(spec: &ContainerSpec) -> CloneFlags {
 /// What the host refuses, with the remedy.
 pub fn start(order: &Order) -> Result<Container> {
     let spec = &order.spec;
+    if spec.init && !spec.namespaces.pid {
+        return Err(Error::new(format!("the container {} asks for an init and for no pid namespace", spec.name)));
+    }
     let broken = |e: std::io::Error| Error::new("cannot talk to the container's first process").because(&e);
     let (ours, theirs) = Channel::pair().map_err(broken)?;
     let forked = process::clone_into(flags(spec)).map_err(|e| userns::clone_error(e, spec.namespaces.user))?;
@@ -160,10 +163,11 @@ fn first_process(channel: &Channel) -> i32 {
 /// namespace could not be looked into by its owner.
 fn become_init(channel: &Channel, order: &Order) -> Error {
     let cannot = |what: &str, e: nix::errno::Errno| Error::new(format!("cannot start the container's init ({what})")).because(e.desc());
-    if order.spec.namespaces.user && order.spec.ids.uid != 0 {
-        if let Err(e) = process::keep_capabilities_over_exec() {
-            return cannot("capabilities", e).help(userns::forbidden_help(Some(e)));
-        }
+    if order.spec.namespaces.user
+        && order.spec.ids.uid != 0
+        && let Err(e) = process::keep_capabilities_over_exec()
+    {
+        return cannot("capabilities", e).help(userns::forbidden_help(Some(e)));
     }
     let again = match crate::sys::channel::in_memory("stasis-order", order) {
         Ok(fd) => fd,

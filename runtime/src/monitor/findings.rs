@@ -38,5 +38,5 @@ pub fn judge(doing: &str, engine: &str, findings: Vec<Finding>, accepted: &[Stri
     if !kinds.is_empty() {
         helps.push(format!("to go on and lose it: --accept-loss={}", kinds.join(",")));
     }
-    Ok(Err(if helps.is_empty() { error } else { error.help(helps.join("; ")) })?)
+    Err(if helps.is_empty() { error } else { error.help(helps.join("; ")) })
 }

@@ -37,6 +37,9 @@ pub enum Phase {
     Gone,
 }
 
+/// A message of init's with its descriptors.
+pub type Heard = (FromInit, Vec<OwnedFd>);
+
 /// What changes.
 #[derive(Debug)]
 pub struct State {
@@ -100,7 +103,7 @@ pub struct Live {
     changed: Condvar,
     wake: Mutex<UnixStream>,
     init: Mutex<Channel>,
-    pending: Mutex<HashMap<u64, Sender<(FromInit, Vec<OwnedFd>)>>>,
+    pending: Mutex<HashMap<u64, Sender<Heard>>>,
     next: AtomicU64,
 }
 
@@ -212,7 +215,7 @@ impl Live {
     }
 
     /// Registers a request: its id, and where its answers arrive.
-    pub fn expect(&self) -> (u64, Receiver<(FromInit, Vec<OwnedFd>)>) {
+    pub fn expect(&self) -> (u64, Receiver<Heard>) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = channel();
         lock(&self.pending).insert(id, sender);
@@ -329,7 +332,7 @@ pub fn process_view(spec: &ContainerSpec) -> ProcessView {
 
 /// Free bytes for this user on a directory's file system.
 pub fn free_bytes(path: &std::path::Path) -> u64 {
-    nix::sys::statvfs::statvfs(path).map_or(0, |s| s.blocks_available() as u64 * s.fragment_size() as u64)
+    nix::sys::statvfs::statvfs(path).map_or(0, |s| s.blocks_available().saturating_mul(s.fragment_size()))
 }
 
 /// The last bytes of a file, from a line's beginning where possible.
