@@ -87,11 +87,11 @@ fn the_command_that_asked_for_a_capture() {
     std::thread::sleep(Duration::from_millis(150));
     capture.signal(Signal::SIGKILL).unwrap();
     drop(capture);
-    assert_eq!(get(port, "/check").unwrap(), "good");
     let deadline = Instant::now() + Duration::from_secs(60);
     while env.stasis(&["checkpoint", "instance", "one"]).unwrap().code != 0 && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(100));
     }
+    assert_eq!(get(port, "/check").unwrap(), "good");
     env.ok(&["checkpoint", "verify", "kept"]).unwrap();
     env.finish().unwrap();
 }

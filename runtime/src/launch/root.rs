@@ -43,6 +43,10 @@ pub fn make(order: &Order) -> Result<Made> {
     sys::propagation(slash, MsFlags::MS_REC | MsFlags::MS_SLAVE).map_err(|e| cannot("separate the mounts of", slash, e))?;
     let workshop = workshop(&order.mount_point)?;
     let (root, mode) = base(order, &workshop)?;
+    // A bind of everything below `/dev` or `/tmp` must not bring it along. Not before the overlay stands,
+    // which has to clone it.
+    sys::propagation(&sys::path_of(workshop.as_fd()), MsFlags::MS_UNBINDABLE)
+        .map_err(|e| cannot("separate", &order.mount_point, e))?;
     let mut making = Making { root, workshop, notes: Vec::new(), files: 0, writable: order.spec.root.write != RootWrite::ReadOnly };
     for mount in &order.spec.mounts {
         making.mount(mount)?;
@@ -81,8 +85,6 @@ fn workshop(mount_point: &Path) -> Result<OwnedFd> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     sys::mount(Some(Path::new("stasis")), mount_point, Some("tmpfs"), flags, Some("mode=0755,size=64m"))
         .map_err(|e| cannot("mount a tmpfs at", mount_point, e))?;
-    // A bind of everything below `/dev` or `/tmp` must not bring it along.
-    sys::propagation(mount_point, MsFlags::MS_UNBINDABLE).map_err(|e| cannot("separate", mount_point, e))?;
     sys::open_place(mount_point).map_err(|e| cannot("open", mount_point, e))
 }
 
