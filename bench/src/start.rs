@@ -1,5 +1,7 @@
 //! How long it takes to start `true` in a container, beside those who do the same.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::process::Command;
 
 use crate::Result;
@@ -40,21 +42,20 @@ pub(crate) fn measure(place: &Place, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// What stasis shares and does not share without an engine: user and mount namespaces, the usual places of the host.
+/// What stasis shares and does not share without an engine: a mount namespace, for an ordinary user also one of users,
+/// and the usual places of the host.
 fn bwrap(image: &str, more: &[&str]) -> Command {
     let mut command = Command::new("bwrap");
-    command.args([
-        "--unshare-user",
-        "--ro-bind",
-        image,
-        "/",
-        "--proc",
-        "/proc",
-        "--dev-bind",
-        "/dev",
-        "/dev",
-    ]);
+    if !std::fs::metadata("/proc/self").is_ok_and(|found| found.uid() == 0) {
+        command.arg("--unshare-user");
+    }
+    command.args(["--ro-bind", image, "/", "--proc", "/proc", "--dev-bind", "/dev", "/dev"]);
     command.args(["--ro-bind", "/sys", "/sys", "--bind", "/tmp", "/tmp", "--bind", "/var/tmp", "/var/tmp"]);
+    // It makes no place for a mount where the image has none.
+    let home = std::env::var("HOME").unwrap_or_default();
+    if Path::new(image).join(home.trim_start_matches('/')).is_dir() && home.len() > 1 {
+        command.args(["--bind", &home, &home]);
+    }
     command.args(more).args(["--", "true"]);
     command
 }

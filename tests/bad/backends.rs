@@ -71,10 +71,18 @@ fn unknown_disabled_and_missing() {
 fn a_checkpoint_is_bound_to_its_backend() {
     need!(image, userns, dmtcp);
     let env = saved(Who::User).unwrap();
-    insta::assert_snapshot!(told(&env, &["--backend", "faulty"]), @"");
+    insta::assert_snapshot!(told(&env, &["--backend", "faulty"]), @"
+    exit 255
+    FATAL:   the checkpoint belongs to the backend dmtcp, --backend says faulty
+             hint:    leave --backend out, or say --backend dmtcp
+    ");
     let small = image(&env, "small");
     let again = env.fails(&["instance", "start", "--backend", "faulty", "--restart", "kept", &small, "one"]);
-    insta::assert_snapshot!(again.unwrap(), @"");
+    insta::assert_snapshot!(again.unwrap(), @"
+    exit 255
+    FATAL:   the checkpoint belongs to the backend dmtcp, --backend says faulty
+             hint:    leave --backend out, or say --backend dmtcp
+    ");
     env.finish().unwrap();
 }
 
@@ -83,7 +91,11 @@ fn a_version_of_the_plugin_that_is_not_accepted() {
     need!(image, userns);
     let env = Env::new(Who::User).unwrap();
     env.configure("[backends.dmtcp]\nversion = \">=7, <8\"\n").unwrap();
-    insta::assert_snapshot!(told(&env, &["--backend", "dmtcp"]), @"");
+    insta::assert_snapshot!(told(&env, &["--backend", "dmtcp"]), @r#"
+    exit 255
+    FATAL:   backend "dmtcp" ($BACKENDS/libstasis_dmtcp.so) has version 0.1.0, but plugins.toml demands >=7, <8
+             hint:    install a version that fits, or change version of [backends.dmtcp] in plugins.toml
+    "#);
     let digest = "0".repeat(64);
     env.configure(&format!("[backends.dmtcp]\nsha256 = \"{digest}\"\n")).unwrap();
     let told = told(&env, &["--backend", "dmtcp"]);
@@ -102,7 +114,11 @@ fn a_version_of_the_plugin_that_is_not_accepted() {
 fn options_that_the_backend_does_not_have() {
     need!(image, userns);
     let env = Env::new(Who::User).unwrap();
-    insta::assert_snapshot!(told(&env, &["--backend", "dmtcp", "--backend-option", "nope=1"]), @"");
+    insta::assert_snapshot!(told(&env, &["--backend", "dmtcp", "--backend-option", "nope=1"]), @r#"
+    exit 255
+    FATAL:   --backend-option: backend "dmtcp" has no option "nope"
+             hint:    it has "config", "prefixes"; see stasis backend info dmtcp
+    "#);
     insta::assert_snapshot!(told(&env, &["--backend", "dmtcp", "--backend-option", "nope"]), @"
     exit 1
     error: invalid value 'nope' for '--backend-option <NAME=VALUE>': write it as NAME=VALUE
@@ -110,8 +126,16 @@ fn options_that_the_backend_does_not_have() {
     For more information, try '--help'.
     ");
     env.configure("[backends.dmtcp]\n[backends.dmtcp.options]\nnope = 1\n").unwrap();
-    insta::assert_snapshot!(told(&env, &["--backend", "dmtcp"]), @"");
+    insta::assert_snapshot!(told(&env, &["--backend", "dmtcp"]), @r#"
+    exit 255
+    FATAL:   plugins.toml: backend "dmtcp" has no option "nope"
+             hint:    it has "config", "prefixes"; see stasis backend info dmtcp
+    "#);
     env.configure("[backends.dmtcp]\n[backends.dmtcp.options]\nprefixes = 7\n").unwrap();
-    insta::assert_snapshot!(told(&env, &["--backend", "dmtcp"]), @"");
+    insta::assert_snapshot!(told(&env, &["--backend", "dmtcp"]), @r#"
+    exit 255
+    FATAL:   plugins.toml: option "prefixes" of backend "dmtcp" takes a list of texts
+             hint:    prefixes: directories in which DMTCP is installed; the newest that fits the image is taken
+    "#);
     env.finish().unwrap();
 }

@@ -18,7 +18,11 @@ fn two_at_once() {
     let good = both.iter().filter(|run| run.code == 0).count();
     assert!(good >= 1, "{both:?}");
     for run in both.iter().filter(|run| run.code != 0) {
-        insta::allow_duplicates! { insta::assert_snapshot!(env.told(run), @""); }
+        insta::allow_duplicates! { insta::assert_snapshot!(env.told(run), @r#"
+        exit 255
+        FATAL:   instance "one" is being saved already
+                 hint:    wait until that capture is complete
+        "#); }
     }
     let generations = std::fs::read_dir(store(&env, "kept").join("generations")).unwrap().count();
     assert_eq!(generations, good, "each success is a generation");
@@ -54,8 +58,16 @@ fn of_an_instance_without_an_engine() {
     let env = Env::new(Who::User).unwrap();
     let small = image(&env, "small");
     env.ok(&["instance", "start", &small, "one", IDLE]).unwrap();
-    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @"");
-    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "--stop", "one"]).unwrap(), @"");
+    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @r#"
+    exit 255
+    FATAL:   instance "one" was not started with checkpointing
+             hint:    start it with `--checkpoint NAME`
+    "#);
+    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "--stop", "one"]).unwrap(), @r#"
+    exit 255
+    FATAL:   instance "one" was not started with checkpointing
+             hint:    start it with `--checkpoint NAME`
+    "#);
     assert!(
         env.ok(&["instance", "list"]).unwrap().out.contains("one"),
         "it was stopped though nothing was saved"
@@ -70,7 +82,25 @@ fn objects_that_would_be_lost_are_refused_unless_accepted() {
     for kind in ["timerfd", "memfd", "pty"] {
         told.push_str(&lost(kind).unwrap());
     }
-    insta::assert_snapshot!(told, @"");
+    insta::assert_snapshot!(told, @r#"
+    timerfd: exit 255
+    FATAL:   DMTCP cannot save instance "one"
+             because: descriptor 3 of python3 (pid N), anon_inode:[timerfd]: DMTCP brings the descriptor back and the timer never fires again
+             because: the application runs on, and nothing was saved
+             hint:    close it before saving; to go on and lose it: --accept-loss=timerfd
+    memfd: exit 255
+    FATAL:   DMTCP cannot save instance "one"
+             because: descriptor 3 of python3 (pid N), /memfd:subject (deleted): DMTCP does not bring memory of memfd_create back
+             because: descriptor 4 of python3 (pid N), /memfd:subject (deleted): DMTCP does not bring memory of memfd_create back
+             because: memory of python3 (pid N), /memfd:subject (deleted): DMTCP does not bring memory of memfd_create back
+             because: the application runs on, and nothing was saved
+             hint:    use files in /dev/shm instead; to go on and lose it: --accept-loss=memfd
+    pty: exit 255
+    FATAL:   DMTCP cannot save instance "one"
+             because: descriptor 3 of python3 (pid N), /dev/ptmx: DMTCP does not bring pseudo terminals of the application's own back
+             because: the application runs on, and nothing was saved
+             hint:    end what holds the terminal before saving; to go on and lose it: --accept-loss=pty
+    "#);
 }
 
 fn lost(kind: &str) -> Outcome<String> {

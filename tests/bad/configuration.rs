@@ -65,7 +65,7 @@ fn mistakes_in_plugins_toml() {
     "#);
     insta::assert_snapshot!(told("schema = 1\n[backends.dmtcp]\nsha256 = \"abc\"\n"), @r#"
     exit 255
-    FATAL:   $DIR/plugins.toml:3:10: not a SHA-256 digest: it has 3 characters
+    FATAL:   $DIR/plugins.toml:3:10: not a SHA-256 digest: it has N characters
                 |
               3 | sha256 = "abc"
                 |          ^^^^^
@@ -147,10 +147,35 @@ fn mistakes_in_dmtcp_conf_yaml() {
         env.write("dmtcp-conf.yaml", text).unwrap();
         env.fails(&start).unwrap()
     };
-    insta::assert_snapshot!(env.fails(&start).unwrap(), @"");
-    insta::assert_snapshot!(told("bins: [dmtcp_launch\nlibs: []\n"), @"");
-    insta::assert_snapshot!(told("bins: []\nlibraries: []\n"), @"");
-    insta::assert_snapshot!(told("bins: 7\nlibs: []\n"), @"");
-    insta::assert_snapshot!(told("bins:\n  - 1: 2\nlibs: []\n"), @"");
+    insta::assert_snapshot!(env.fails(&start).unwrap(), @"
+    exit 255
+    FATAL:   DMTCP cannot be used here
+             because: cannot read $DIR/dmtcp-conf.yaml: there is no such file
+             hint:    make $DIR/dmtcp-conf.yaml readable, or take the option `config` out of plugins.toml
+    ");
+    insta::assert_snapshot!(told("bins: [dmtcp_launch\nlibs: []\n"), @"
+    exit 255
+    FATAL:   DMTCP cannot be used here
+             because: $DIR/dmtcp-conf.yaml:2:5: did not find expected ',' or ']'; allowed are two lists of names or absolute paths, `bins` and `libs`
+             hint:    correct $DIR/dmtcp-conf.yaml, for example: bins: [dmtcp_launch], libs: [libdmtcp.so]; DMTCP is found without the file too
+    ");
+    insta::assert_snapshot!(told("bins: []\nlibraries: []\n"), @"
+    exit 255
+    FATAL:   DMTCP cannot be used here
+             because: $DIR/dmtcp-conf.yaml:2:1: unknown field `libraries`, expected `bins` or `libs`; allowed are two lists of names or absolute paths, `bins` and `libs`
+             hint:    correct $DIR/dmtcp-conf.yaml, for example: bins: [dmtcp_launch], libs: [libdmtcp.so]; DMTCP is found without the file too
+    ");
+    insta::assert_snapshot!(told("bins: 7\nlibs: []\n"), @"
+    exit 255
+    FATAL:   DMTCP cannot be used here
+             because: $DIR/dmtcp-conf.yaml:1:7: bins: invalid type: integer `7`, expected a sequence; allowed are two lists of names or absolute paths, `bins` and `libs`
+             hint:    correct $DIR/dmtcp-conf.yaml, for example: bins: [dmtcp_launch], libs: [libdmtcp.so]; DMTCP is found without the file too
+    ");
+    insta::assert_snapshot!(told("bins:\n  - 1: 2\nlibs: []\n"), @"
+    exit 255
+    FATAL:   DMTCP cannot be used here
+             because: $DIR/dmtcp-conf.yaml:2:5: bins[0]: invalid type: map, expected a string; allowed are two lists of names or absolute paths, `bins` and `libs`
+             hint:    correct $DIR/dmtcp-conf.yaml, for example: bins: [dmtcp_launch], libs: [libdmtcp.so]; DMTCP is found without the file too
+    ");
     env.finish().unwrap();
 }

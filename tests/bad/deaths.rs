@@ -16,7 +16,11 @@ fn the_monitor_under_an_engine() {
     env.ok(&["checkpoint", "instance", "one"]).unwrap();
     kill(monitor(&env, "one").unwrap(), Signal::SIGKILL).unwrap();
     nothing_runs(&env).unwrap();
-    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @"");
+    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @r#"
+    exit 255
+    FATAL:   instance "one" was lost: its monitor died
+             hint:    the last state saved is generation 1 of checkpoint "kept"; bring it back with --restart kept
+    "#);
     let list = env.ok(&["instance", "list"]).unwrap();
     assert!(list.out.contains("lost: its monitor died"), "{list:?}");
     // What was saved comes back under the same name.
@@ -32,7 +36,10 @@ fn the_monitor_without_an_engine() {
     env.ok(&["instance", "start", &small, "one", IDLE]).unwrap();
     kill(monitor(&env, "one").unwrap(), Signal::SIGKILL).unwrap();
     nothing_runs(&env).unwrap();
-    insta::assert_snapshot!(env.fails(&["exec", "instance://one", "true"]).unwrap(), @"");
+    insta::assert_snapshot!(env.fails(&["exec", "instance://one", "true"]).unwrap(), @r#"
+    exit 255
+    FATAL:   instance "one" was lost: its monitor died
+    "#);
     env.ok(&["instance", "start", &small, "one", IDLE]).unwrap();
     env.finish().unwrap();
 }
@@ -46,7 +53,11 @@ fn the_monitor_during_a_capture() {
     kill(monitor(&env, "one").unwrap(), Signal::SIGKILL).unwrap();
     let capture: Run = capture.wait().unwrap();
     assert_ne!(capture.code, 0, "{capture:?}");
-    insta::assert_snapshot!(env.told(&capture), @"");
+    insta::assert_snapshot!(env.told(&capture), @"
+    exit 255
+    FATAL:   the monitor died before it answered
+             hint:    `stasis instance list` tells what is left
+    ");
     nothing_runs(&env).unwrap();
     // The generation before it comes back, and what was begun is cleared away.
     env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
@@ -60,7 +71,11 @@ fn the_engine_of_an_idle_instance() {
     env.ok(&["checkpoint", "instance", "one"]).unwrap();
     kill_named(&env, "dmtcp_coordinator").unwrap();
     nothing_runs(&env).unwrap();
-    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @"");
+    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @r#"
+    exit 255
+    FATAL:   instance "one" has ended (exit 99)
+             hint:    the last state saved is generation 1 of checkpoint "kept"; bring it back with --restart kept
+    "#);
     env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
     env.finish().unwrap();
 }
@@ -114,7 +129,11 @@ fn the_machine() {
     crate::env::own(&path, env.uid()).unwrap();
     let list = env.ok(&["instance", "list"]).unwrap();
     assert!(list.out.contains("lost: the machine was rebooted"), "{list:?}");
-    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @"");
+    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @r#"
+    exit 255
+    FATAL:   instance "one" was lost: the machine was rebooted
+             hint:    the last state saved is generation 1 of checkpoint "kept"; bring it back with --restart kept
+    "#);
     env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
     env.finish().unwrap();
 }

@@ -34,7 +34,13 @@ fn the_store_is_full_at_a_capture() {
         std::fs::write(env.path("data/filler"), vec![0; 150 << 20]).unwrap();
         assert_eq!(post(port, "2").unwrap(), "2");
         let told = env.fails(&["checkpoint", "instance", "one"]).unwrap();
-        insta::allow_duplicates! { insta::assert_snapshot!(sizes_hidden(&told), @""); }
+        insta::allow_duplicates! { insta::assert_snapshot!(sizes_hidden(&told), @"
+        exit 255
+        FATAL:   there is no room for the state
+                 because: it may take N MiB, and N MiB are free at $DIR/data/checkpoints/kept/staging
+                 because: the application runs on, and nothing was saved
+                 hint:    free some space there, or remove older generations with `stasis checkpoint prune`
+        "); }
         assert_eq!(get(port, "/").unwrap(), "2", "the job was lost");
         std::fs::remove_file(env.path("data/filler")).unwrap();
         env.ok(&["checkpoint", "instance", "one"]).unwrap();
@@ -91,15 +97,20 @@ fn nothing_can_be_written_to_the_store() {
              hint:    make room on the file system of $DIR/data/checkpoints/.new-x/checkpoint.json (df), or remove old generations: stasis checkpoint prune
     ");
     let small = image(&env, "small");
-    insta::assert_snapshot!(env.fails(&["instance", "start", &small, "one", IDLE]).unwrap(), @"");
+    insta::assert_snapshot!(env.fails(&["instance", "start", &small, "one", IDLE]).unwrap(), @"
+    exit 255
+    FATAL:   cannot write $DIR/data/instances/HOST/one/instance.json: no space is left on the file system
+             because: No space left on device (os error 28)
+             hint:    make room on the file system of $DIR/data/instances/HOST/one/instance.json (df)
+    ");
     let _ = std::fs::remove_file(env.path("data/filler0"));
     let checkpoints = env.path("data/checkpoints");
     std::fs::set_permissions(&checkpoints, std::os::unix::fs::PermissionsExt::from_mode(0o500)).unwrap();
     insta::assert_snapshot!(env.fails(&["checkpoint", "create", "x"]).unwrap(), @"
     exit 255
-    FATAL:   cannot make directory $DIR/data/checkpoints: permission denied
+    FATAL:   cannot make directory $DIR/data/checkpoints/.new-x: permission denied
              because: Permission denied (os error 13)
-             hint:    check owner and mode: ls -ld $DIR/data/checkpoints
+             hint:    check owner and mode: ls -ld $DIR/data/checkpoints/.new-x
     ");
     env.finish().unwrap();
 }

@@ -47,8 +47,23 @@ fn not_installed() {
     let text =
         format!("[backends.dmtcp]\n[backends.dmtcp.options]\nprefixes = [\"{}\"]\n", nowhere.display());
     env.configure(&text).unwrap();
-    insta::assert_snapshot!(told(&env), @"");
-    insta::assert_snapshot!(env.told(&env.stasis(&["backend", "check", "dmtcp"]).unwrap()), @"");
+    insta::assert_snapshot!(told(&env), @r#"
+    exit 255
+    FATAL:   DMTCP cannot be used here
+             because: DMTCP not installed or incomplete: dmtcp_launch, dmtcp_restart, dmtcp_coordinator, dmtcp_command, mtcp_restart (sought in $DIR/nowhere/bin); libdmtcp.so (sought in $DIR/nowhere/lib/dmtcp, $DIR/nowhere/lib64/dmtcp, $DIR/nowhere/lib/x86_64-linux-gnu/dmtcp)
+             hint:    install DMTCP 4.2 or later, or name its prefix in plugins.toml: [backends.dmtcp.options] prefixes = ["/opt/dmtcp"]
+    "#);
+    insta::assert_snapshot!(env.told(&env.stasis(&["backend", "check", "dmtcp"]).unwrap()), @r#"
+    exit 2
+    dmtcp 0.1.0 (DMTCP , accepts >=3.0, <6): cannot be used here: DMTCP not installed or incomplete: dmtcp_launch, dmtcp_restart, dmtcp_coordinator, dmtcp_command, mtcp_restart (sought in $DIR/nowhere/bin); libdmtcp.so (sought in $DIR/nowhere/lib/dmtcp, $DIR/nowhere/lib64/dmtcp, $DIR/nowhere/lib/x86_64-linux-gnu/dmtcp)
+      hint: install DMTCP 4.2 or later, or name its prefix in plugins.toml: [backends.dmtcp.options] prefixes = ["/opt/dmtcp"]
+      dmtcp_launch                 required  missing (sought in $DIR/nowhere/bin)
+      dmtcp_restart                required  missing (sought in $DIR/nowhere/bin)
+      dmtcp_coordinator            required  missing (sought in $DIR/nowhere/bin)
+      dmtcp_command                required  missing (sought in $DIR/nowhere/bin)
+      mtcp_restart                 required  missing (sought in $DIR/nowhere/bin)
+      libdmtcp.so                  required  missing (sought in $DIR/nowhere/lib/dmtcp, $DIR/nowhere/lib64/dmtcp, $DIR/nowhere/lib/x86_64-linux-gnu/dmtcp)
+    "#);
     // What needs no engine does not speak of one.
     let list = env.ok(&["checkpoint", "list"]).unwrap();
     assert_eq!(list.err, "");
@@ -62,7 +77,12 @@ fn half_installed() {
     need!(image, userns, dmtcp);
     let mut env = with_prefix(&["dmtcp_launch", "dmtcp_restart", "dmtcp_command", "libdmtcp.so"]).unwrap();
     env.set("PATH", "/no/such/place");
-    insta::assert_snapshot!(told(&env), @"");
+    insta::assert_snapshot!(told(&env), @r#"
+    exit 255
+    FATAL:   DMTCP cannot be used here
+             because: DMTCP not installed or incomplete: dmtcp_coordinator, mtcp_restart (sought in $DIR/prefix/bin)
+             hint:    install DMTCP 4.2 or later, or name its prefix in plugins.toml: [backends.dmtcp.options] prefixes = ["/opt/dmtcp"]
+    "#);
     env.finish().unwrap();
 }
 
@@ -79,7 +99,12 @@ fn another_version() {
         let told = told(&env);
         assert!(told.starts_with("exit 255\n") && told.contains(version), "{version}: {told}");
         if version == "2.6.0" {
-            insta::assert_snapshot!(told, @"");
+            insta::assert_snapshot!(told, @r#"
+            exit 255
+            FATAL:   DMTCP cannot be used here
+                     because: DMTCP 2.6.0 at $DIR/prefix is not supported (>=3.0, <6)
+                     hint:    install DMTCP 4.2 or later, or name its prefix in plugins.toml: [backends.dmtcp.options] prefixes = ["/opt/dmtcp"]
+            "#);
         }
     }
     env.finish().unwrap();

@@ -47,15 +47,37 @@ fn a_flipped_bit_a_cut_and_a_missing_file() {
     let mut damaged = whole.clone();
     damaged[whole.len() / 2] ^= 1;
     fs::write(&file, &damaged).unwrap();
-    insta::assert_snapshot!(told(&env, &RESTART), @"");
-    insta::assert_snapshot!(told(&env, &["checkpoint", "verify", "kept"]), @"");
+    insta::assert_snapshot!(told(&env, &RESTART), @"
+    exit 255
+    FATAL:   $FILE is damaged: its content is not what was saved
+             hint:    choose an older generation, or delete what is damaged; nothing was changed
+    ");
+    insta::assert_snapshot!(told(&env, &["checkpoint", "verify", "kept"]), @r#"
+    exit 255
+    INFO:    Generation 1 of checkpoint "kept" is whole.
+    ERROR:   $FILE is damaged: its content is not what was saved
+             hint:    choose an older generation, or delete what is damaged; nothing was changed
+    FATAL:   1 of N generations of checkpoint "kept" cannot be brought back
+    "#);
     fs::write(&file, &whole[..whole.len() - 4096]).unwrap();
-    insta::assert_snapshot!(told(&env, &RESTART), @"");
+    insta::assert_snapshot!(told(&env, &RESTART), @"
+    exit 255
+    FATAL:   $FILE is damaged: cut short: it has N of N bytes
+             hint:    choose an older generation, or delete what is damaged; nothing was changed
+    ");
     fs::remove_file(&file).unwrap();
-    insta::assert_snapshot!(told(&env, &RESTART), @"");
+    insta::assert_snapshot!(told(&env, &RESTART), @"
+    exit 255
+    FATAL:   $FILE is damaged: it is missing
+             hint:    choose an older generation, or delete what is damaged; nothing was changed
+    ");
     let manifest = file.parent().unwrap().ancestors().find(|dir| dir.join("manifest.json").exists()).unwrap();
     fs::write(manifest.join("manifest.json"), "{\"format\": 1, ").unwrap();
-    insta::assert_snapshot!(told(&env, &RESTART), @"");
+    insta::assert_snapshot!(told(&env, &RESTART), @"
+    exit 255
+    FATAL:   $DIR/data/checkpoints/kept/generations/000002/manifest.json is damaged: EOF while parsing a value at line 1 column 14
+             hint:    choose an older generation, or delete what is damaged; nothing was changed
+    ");
     // The one before it is untouched.
     env.ok(&["instance", "start", "--restart", "kept@1", "-", "one"]).unwrap();
     env.finish().unwrap();
@@ -83,11 +105,23 @@ fn what_is_in_use_is_not_deleted_and_has_one_writer() {
     let env = started(Who::User).unwrap();
     let small = image(&env, "small");
     env.ok(&["checkpoint", "instance", "one"]).unwrap();
-    insta::assert_snapshot!(told(&env, &["checkpoint", "delete", "kept"]), @"");
+    insta::assert_snapshot!(told(&env, &["checkpoint", "delete", "kept"]), @r#"
+    exit 255
+    FATAL:   checkpoint "kept" is in use by instance "one" (process N, since TIME)
+             hint:    stop it first: stasis instance stop one
+    "#);
     let second = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &small, "two", IDLE];
-    insta::assert_snapshot!(told(&env, &second), @"");
+    insta::assert_snapshot!(told(&env, &second), @r#"
+    exit 255
+    FATAL:   checkpoint "kept" is in use by instance "one" (process N, since TIME)
+             hint:    stop it first: stasis instance stop one
+    "#);
     let second = ["instance", "start", "--restart", "kept", &small, "two"];
-    insta::assert_snapshot!(told(&env, &second), @"");
+    insta::assert_snapshot!(told(&env, &second), @r#"
+    exit 255
+    FATAL:   checkpoint "kept" is in use by instance "one" (process N, since TIME)
+             hint:    stop it first: stasis instance stop one
+    "#);
     // The first one is still the one that is saved.
     env.ok(&["checkpoint", "instance", "one"]).unwrap();
     env.ok(&["instance", "stop", "one"]).unwrap();
@@ -106,6 +140,10 @@ fn hostile_links_in_the_store_lead_nowhere() {
     let linked = env.stasis(&["checkpoint", "delete", "linked"]).unwrap();
     let kept = env.stasis(&["checkpoint", "delete", "kept"]).unwrap();
     assert!(outside.join("precious").exists(), "{linked:?} {kept:?}");
-    insta::assert_snapshot!(env.told(&linked), @"");
+    insta::assert_snapshot!(env.told(&linked), @"
+    exit 255
+    FATAL:   $DIR/data/checkpoints/linked is not safe to use: it is a symbolic link, and links are not followed
+             hint:    the store takes only directories of your own that nobody else can write to; look at `ls -ld $DIR/data/checkpoints/linked`, or choose another store
+    ");
     env.finish().unwrap();
 }

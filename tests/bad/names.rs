@@ -26,7 +26,7 @@ fn names_of_checkpoints() {
     "#);
     insta::assert_snapshot!(told(&long), @r#"
     exit 255
-    FATAL:   checkpoint name "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn"... is not allowed: it has 300 characters of at most 64
+    FATAL:   checkpoint name "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn"... is not allowed: it has N characters of at most 64
              hint:    a name has 1 to 64 characters out of A-Z a-z 0-9 . _ - and begins with a letter or a digit
     "#);
     insta::assert_snapshot!(told("."), @r#"
@@ -112,7 +112,7 @@ fn names_of_instances() {
     "#);
     insta::assert_snapshot!(told(&long), @r#"
     exit 255
-    FATAL:   instance name "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn"... is not allowed: it has 300 characters of at most 64
+    FATAL:   instance name "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn"... is not allowed: it has N characters of at most 64
              hint:    a name has 1 to 64 characters out of A-Z a-z 0-9 . _ - and begins with a letter or a digit
     "#);
     insta::assert_snapshot!(told("_x"), @r#"
@@ -169,7 +169,11 @@ fn what_exists_and_what_does_not() {
     FATAL:   no instance found with name "nope" (none is running)
              hint:    see what there is: stasis instance list
     "#);
-    insta::assert_snapshot!(env.fails(&["instance", "stop", "nope"]).unwrap(), @"");
+    insta::assert_snapshot!(env.fails(&["instance", "stop", "nope"]).unwrap(), @r#"
+    exit 1
+    ERROR:   no instance found with name "nope" (none is running)
+             hint:    see what there is: stasis instance list
+    "#);
     insta::assert_snapshot!(env.fails(&["instance", "logs", "nope"]).unwrap(), @r#"
     exit 255
     FATAL:   no instance found with name "nope" (none is running)
@@ -200,11 +204,27 @@ fn what_exists_and_what_does_not() {
     "#);
     env.ok(&["instance", "start", &small, "one", IDLE]).unwrap();
     let told = env.fails(&["instance", "start", &small, "one", IDLE]).unwrap();
-    insta::assert_snapshot!(told, @"");
-    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @"");
+    insta::assert_snapshot!(told, @r#"
+    exit 255
+    FATAL:   instance "one" is running already (process N, since TIME)
+             hint:    choose another name, or stop it first: stasis instance stop one
+    "#);
+    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @r#"
+    exit 255
+    FATAL:   instance "one" was not started with checkpointing
+             hint:    start it with `--checkpoint NAME`
+    "#);
     env.ok(&["instance", "stop", "one"]).unwrap();
-    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @"");
-    insta::assert_snapshot!(env.fails(&["instance", "stop", "one"]).unwrap(), @"");
+    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @r#"
+    exit 255
+    FATAL:   no instance found with name "one" (none is running)
+             hint:    see what there is: stasis instance list
+    "#);
+    insta::assert_snapshot!(env.fails(&["instance", "stop", "one"]).unwrap(), @r#"
+    exit 1
+    ERROR:   no instance found with name "one" (none is running)
+             hint:    see what there is: stasis instance list
+    "#);
     env.finish().unwrap();
 }
 

@@ -54,7 +54,11 @@ fn libraries_that_are_no_plugin() {
     let cut = told(&env);
     assert!(cut.starts_with("exit 255\n") && cut.contains("cut.so"), "{cut}");
     odd(&env, &env.site.backends.join("libstasis_dmtcp.so")).unwrap();
-    insta::assert_snapshot!(told(&env), @"");
+    insta::assert_snapshot!(told(&env), @r#"
+    exit 255
+    FATAL:   $BACKENDS/libstasis_dmtcp.so is configured as backend "odd" but calls itself "dmtcp"
+             hint:    in plugins.toml, write [backends.dmtcp], or another library for "odd"
+    "#);
     env.finish().unwrap();
 }
 
@@ -162,31 +166,198 @@ fn at_capture(env: &Env, start: &[&str]) -> Outcome<String> {
 #[test]
 fn a_plugin_that_answers_with_errors() {
     need!(image, userns);
-    insta::assert_snapshot!(each_call("error").unwrap(), @"");
+    insta::assert_snapshot!(each_call("error").unwrap(), @"
+    == examine
+    exit 255
+    FATAL:   asked to fail in examine
+             because: the test wants it
+             hint:    ask for something else
+    == plan_launch
+    exit 255
+    FATAL:   asked to fail in plan_launch
+             because: the test wants it
+             hint:    ask for something else
+    == ready
+    exit 255
+    FATAL:   asked to fail in ready
+             because: the test wants it
+             hint:    ask for something else
+    == capture
+    exit 255
+    FATAL:   asked to fail in capture
+             because: the test wants it
+             because: the application runs on, and nothing was saved
+             hint:    ask for something else
+    == plan_restart
+    exit 255
+    FATAL:   asked to fail in plan_restart
+             because: the test wants it
+             hint:    ask for something else
+    == alive
+    exit 255
+    FATAL:   asked to fail in alive
+             because: the test wants it
+             hint:    ask for something else
+    == stop
+    exit 0
+    INFO:    Stopping one instance of $IMAGES/small (PID=N)
+    ");
 }
 
 #[test]
 fn a_plugin_that_panics() {
     need!(image, userns);
-    insta::assert_snapshot!(each_call("panic").unwrap(), @"");
+    insta::assert_snapshot!(each_call("panic").unwrap(), @"
+    == examine
+    exit 255
+    FATAL:   the backend panicked in examine
+             because: asked to panic in examine (tests/faulty-backend/src/faults.rs:N)
+    == plan_launch
+    exit 255
+    FATAL:   the backend panicked in plan_launch
+             because: asked to panic in plan_launch (tests/faulty-backend/src/faults.rs:N)
+    == ready
+    exit 255
+    FATAL:   the backend panicked in ready
+             because: asked to panic in ready (tests/faulty-backend/src/faults.rs:N)
+    == capture
+    exit 255
+    FATAL:   the backend panicked in capture
+             because: asked to panic in capture (tests/faulty-backend/src/faults.rs:N)
+             because: the application runs on, and nothing was saved
+    == plan_restart
+    exit 255
+    FATAL:   the backend panicked in plan_restart
+             because: asked to panic in plan_restart (tests/faulty-backend/src/faults.rs:N)
+    == alive
+    exit 255
+    FATAL:   the backend panicked in alive
+             because: asked to panic in alive (tests/faulty-backend/src/faults.rs:N)
+    == stop
+    exit 0
+    INFO:    Stopping one instance of $IMAGES/small (PID=N)
+    ");
 }
 
 #[test]
 fn a_plugin_that_crashes() {
     need!(image, userns);
-    insta::assert_snapshot!(each_call("crash").unwrap(), @"");
+    insta::assert_snapshot!(each_call("crash").unwrap(), @r#"
+    == load
+    exit 255
+    FATAL:   backend "faulty" was killed by signal 6 (SIGABRT) in load
+             hint:    this is a fault of the plugin; stasis backend info faulty names the library
+    == describe
+    exit 255
+    FATAL:   backend "faulty" was killed by signal 6 (SIGABRT) in load
+             hint:    this is a fault of the plugin; stasis backend info faulty names the library
+    == examine
+    exit 255
+    FATAL:   backend "faulty" was killed by signal 6 (SIGABRT) in examine
+             hint:    this is a fault of the plugin; stasis backend info faulty names the library
+    == plan_launch
+    exit 255
+    FATAL:   backend "faulty" was killed by signal 6 (SIGABRT) in plan_launch
+             hint:    this is a fault of the plugin; stasis backend info faulty names the library
+    == ready
+    exit 255
+    FATAL:   backend "faulty" was killed by signal 6 (SIGABRT) in ready
+             hint:    this is a fault of the plugin; stasis backend info faulty names the library
+    == capture
+    exit 255
+    FATAL:   backend "faulty" was killed by signal 6 (SIGABRT) in capture
+             because: the application runs on, and nothing was saved
+             hint:    this is a fault of the plugin; stasis backend info faulty names the library
+    == plan_restart
+    exit 255
+    FATAL:   backend "faulty" was killed by signal 6 (SIGABRT) in plan_restart
+             hint:    this is a fault of the plugin; stasis backend info faulty names the library
+    == alive
+    exit 255
+    FATAL:   backend "faulty" was killed by signal 6 (SIGABRT) in alive
+             hint:    this is a fault of the plugin; stasis backend info faulty names the library
+    == stop
+    exit 0
+    INFO:    Stopping one instance of $IMAGES/small (PID=N)
+    "#);
 }
 
 #[test]
 fn a_plugin_that_ends_its_process() {
     need!(image, userns);
-    insta::assert_snapshot!(each_call("exit").unwrap(), @"");
+    insta::assert_snapshot!(each_call("exit").unwrap(), @r#"
+    == examine
+    exit 255
+    FATAL:   backend "faulty" exited with code 0 in examine
+             hint:    this is a fault of the plugin; stasis backend info faulty names the library
+    == plan_launch
+    exit 255
+    FATAL:   backend "faulty" exited with code 0 in plan_launch
+             hint:    this is a fault of the plugin; stasis backend info faulty names the library
+    == ready
+    exit 255
+    FATAL:   backend "faulty" exited with code 0 in ready
+             hint:    this is a fault of the plugin; stasis backend info faulty names the library
+    == capture
+    exit 255
+    FATAL:   backend "faulty" exited with code 0 in capture
+             because: the application runs on, and nothing was saved
+             hint:    this is a fault of the plugin; stasis backend info faulty names the library
+    == plan_restart
+    exit 255
+    FATAL:   backend "faulty" exited with code 0 in plan_restart
+             hint:    this is a fault of the plugin; stasis backend info faulty names the library
+    == alive
+    exit 255
+    FATAL:   backend "faulty" exited with code 0 in alive
+             hint:    this is a fault of the plugin; stasis backend info faulty names the library
+    == stop
+    exit 0
+    INFO:    Stopping one instance of $IMAGES/small (PID=N)
+    "#);
 }
 
 #[test]
 fn a_plugin_that_hangs() {
     need!(image, userns);
-    insta::assert_snapshot!(each_call("hang").unwrap(), @"");
+    insta::assert_snapshot!(each_call("hang").unwrap(), @r#"
+    == load
+    exit 255
+    FATAL:   backend "faulty" did not finish load within 10 s and was ended
+             hint:    stasis backend check faulty tells whether its engine works here
+    == describe
+    exit 255
+    FATAL:   backend "faulty" did not finish load within 10 s and was ended
+             hint:    stasis backend check faulty tells whether its engine works here
+    == examine
+    exit 255
+    FATAL:   backend "faulty" did not finish examine within 20 s and was ended
+             hint:    stasis backend check faulty tells whether its engine works here
+    == plan_launch
+    exit 255
+    FATAL:   backend "faulty" did not finish plan_launch within 20 s and was ended
+             hint:    stasis backend check faulty tells whether its engine works here
+    == ready
+    exit 255
+    FATAL:   backend "faulty" did not finish ready within 15 s and was ended
+             hint:    stasis backend check faulty tells whether its engine works here
+    == capture
+    exit 255
+    FATAL:   backend "faulty" did not finish capture within 60 s and was ended
+             because: the application runs on, and nothing was saved
+             hint:    stasis backend check faulty tells whether its engine works here
+    == plan_restart
+    exit 255
+    FATAL:   backend "faulty" did not finish plan_restart within 20 s and was ended
+             hint:    stasis backend check faulty tells whether its engine works here
+    == alive
+    exit 255
+    FATAL:   backend "faulty" did not finish alive within 70 s and was ended
+             hint:    stasis backend check faulty tells whether its engine works here
+    == stop
+    exit 0
+    INFO:    Stopping one instance of $IMAGES/small (PID=N)
+    "#);
 }
 
 #[test]
@@ -196,7 +367,10 @@ fn a_plugin_that_lies() {
     let small = image(&env, "small");
     let flags = ["--backend", "faulty", "--backend-option", "misbehave=lie:capture", "--checkpoint", "kept"];
     env.ok(&[&["instance", "start"], &flags[..], &[&small, "one", IDLE]].concat()).unwrap();
-    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @"");
+    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @r#"
+    exit 255
+    FATAL:   generation 1 of checkpoint "kept" was not saved: $DIR/data/checkpoints/kept/staging/state cannot be saved: there is no such file
+    "#);
     env.finish().unwrap();
 }
 
@@ -210,7 +384,11 @@ fn a_plugin_whose_files_are_of_no_use() {
     env.ok(&[&["instance", "start"], &flags[..], &[&small, "one", IDLE]].concat()).unwrap();
     env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
     let told = env.fails(&["instance", "start", "--restart", "kept", &small, "one"]).unwrap();
-    insta::assert_snapshot!(told, @"");
+    insta::assert_snapshot!(told, @"
+    exit 255
+    FATAL:   $DIR/data/checkpoints/kept/generations/000001/state is of no use
+             because: expected value at line 1 column 1
+    ");
     env.finish().unwrap();
 }
 

@@ -21,11 +21,31 @@ fn programs_that_this_engine_cannot_save() {
         let run = env.stasis(&["exec", "--backend", "dmtcp", "--checkpoint", "kept", &small, &program, "5"]);
         env.told(&run.unwrap())
     };
-    insta::assert_snapshot!(exec("idle-static"), @"");
-    insta::assert_snapshot!(exec("idle-setuid"), @"");
-    insta::assert_snapshot!(exec("no-interpreter"), @"");
+    insta::assert_snapshot!(exec("idle-static"), @"
+    exit 255
+    FATAL:   DMTCP cannot save this program
+             because: /opt/subjects/bin/idle-static: it is statically linked: DMTCP works by a library that such a program does not load
+             hint:    take a dynamically linked build, or another backend
+    ");
+    insta::assert_snapshot!(exec("idle-setuid"), @"
+    exit 255
+    FATAL:   DMTCP cannot save this program
+             because: /opt/subjects/bin/idle-setuid: it is setuid or setgid, and the loader then ignores DMTCP's library
+             hint:    take the bit away in the image, or take another backend
+    ");
+    insta::assert_snapshot!(exec("no-interpreter"), @"
+    exit 255
+    FATAL:   DMTCP cannot save this program
+             because: /no/such/interpreter: there is no such program in the image
+             hint:    check the name
+    ");
     if env.site.image("small/opt/subjects/bin/idle-musl").exists() {
-        insta::assert_snapshot!(exec("idle-musl"), @"");
+        insta::assert_snapshot!(exec("idle-musl"), @"
+        exit 255
+        FATAL:   DMTCP cannot save this program
+                 because: /opt/subjects/bin/idle-musl: it uses musl: DMTCP works with glibc only
+                 hint:    take an image with glibc, or another backend
+        ");
     }
     assert_eq!(env.ok(&["instance", "list"]).unwrap().out.lines().count(), 1);
     env.finish().unwrap();
@@ -67,7 +87,12 @@ fn programs_that_are_not_found_or_end_at_once_under_an_engine() {
             assert!(told.starts_with("exit 255\n") && told.contains(reason), "{words:?}: {told}");
         }
     }
-    insta::assert_snapshot!(told(&env, &["sh", "-c", "echo went wrong >&2; exit 3"]), @"");
+    insta::assert_snapshot!(told(&env, &["sh", "-c", "echo went wrong >&2; exit 3"]), @"
+    exit 255
+    FATAL:   the application ended while it was started
+             because: exit 3
+             | went wrong
+    ");
     assert_eq!(env.ok(&["instance", "list"]).unwrap().out.lines().count(), 1);
     // Nothing of it binds the checkpoint: the next start, which works, does.
     let small = image(&env, "small");

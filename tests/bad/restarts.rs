@@ -12,7 +12,12 @@ fn other_arguments() {
     let env = saved(Who::User).unwrap();
     let small = image(&env, "small");
     let told = env.fails(&["instance", "start", "--restart", "kept", &small, "one", "sleep", "7"]).unwrap();
-    insta::assert_snapshot!(told, @"");
+    insta::assert_snapshot!(told, @"
+    exit 255
+    FATAL:   the arguments differ from those that the saved application was started with
+             because: it was started with: /.singularity.d/startscript /opt/subjects/bin/idle
+             hint:    give the same arguments, or none
+    ");
     env.ok(&["instance", "start", "--restart", "kept", &small, "one", IDLE]).unwrap();
     env.finish().unwrap();
 }
@@ -29,7 +34,12 @@ fn the_port_is_taken() {
     env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
     let taken = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
     let told = env.fails(&["instance", "start", "--restart", "kept", &server, "one"]).unwrap();
-    insta::assert_snapshot!(told.replace(&number, "$PORT"), @"");
+    insta::assert_snapshot!(told.replace(&number, "$PORT"), @"
+    exit 255
+    FATAL:   port N is taken
+             because: the application listened on 127.0.0.1:N, and binding it again fails: Address already in use
+             hint:    end the program that listens there, or restart with --net
+    ");
     assert_eq!(env.ok(&["instance", "list"]).unwrap().out.lines().count(), 1);
     drop(taken);
     env.ok(&["instance", "start", "--restart", "kept", &server, "one"]).unwrap();
@@ -50,7 +60,13 @@ fn a_peer_outside_the_container() {
     env.ok(&[&flags[..], &program[..]].concat()).unwrap();
     assert_eq!(get(port, "/").unwrap(), "works");
     let told = env.fails(&["checkpoint", "instance", "one"]).unwrap();
-    insta::assert_snapshot!(told.replace(&other, "$PEER").replace(&number, "$PORT"), @"");
+    insta::assert_snapshot!(told.replace(&other, "$PEER").replace(&number, "$PORT"), @r#"
+    exit 255
+    FATAL:   DMTCP cannot save instance "one"
+             because: the connection of pid N to 127.0.0.1:N: its other end is outside of the container: a restart would fail as a whole
+             because: the application runs on, and nothing was saved
+             hint:    save while no such connection is open
+    "#);
     assert_eq!(get(port, "/").unwrap(), "works");
     env.finish().unwrap();
 }
@@ -84,7 +100,11 @@ fn another_user_brings_nothing_back() {
         let run = Running::start(command, false).unwrap().wait().unwrap();
         std::fs::remove_file(&config).unwrap();
         assert_ne!(run.code, 0, "{what}: {run:?}");
-        insta::allow_duplicates! { insta::assert_snapshot!(env.told(&run), @""); }
+        insta::allow_duplicates! { insta::assert_snapshot!(env.told(&run), @"
+        exit 255
+        FATAL:   $DIR/data is not safe to use: it belongs to uid N, and you are uid N
+                 hint:    the store takes only directories of your own that nobody else can write to; look at `ls -ld $DIR/data`, or choose another store
+        "); }
     }
     env.finish().unwrap();
 }

@@ -125,6 +125,9 @@ pub struct ActionArgs {
     /// The exit code that says: saved, run me again
     #[arg(long, value_name = "N", value_parser = parse_exit_code, help_heading = "Checkpoints")]
     pub requeue_code: Option<u8>,
+    /// Take a checkpoint over from another machine that is gone for good
+    #[arg(long, help_heading = "Checkpoints")]
+    pub force: bool,
     /// Print what would be done, and do nothing
     #[arg(long, action = ArgAction::SetTrue, help_heading = "Checkpoints")]
     pub dry_run: bool,

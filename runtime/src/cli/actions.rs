@@ -128,10 +128,10 @@ fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
     let mut side = Foreground::new(&mut begun, teller)?;
     let outcome = serve::serve(begun, &signals, Some(&mut side));
     side.finish();
-    if let Some(reason) = &outcome.reason
-        && outcome.exit_code.is_none()
-    {
-        report::warning(reason);
+    match (&outcome.reason, outcome.exit_code) {
+        (Some(reason), None) => report::warning(reason),
+        (Some(reason), Some(_)) => report::info(reason),
+        (None, _) => {}
     }
     Ok(outcome.code())
 }

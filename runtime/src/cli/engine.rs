@@ -107,7 +107,7 @@ pub fn order(session: &Session, args: &ActionArgs, plugin: PluginOrder, checkpoi
         restart,
         accept_loss: args.accept_loss.clone(),
         keep: keep.map(|n| n as usize),
-        force: false,
+        force: args.force,
         interval: args.checkpoint_interval.map(|d| d.as_secs().max(1)),
         capture_on: args.checkpoint_on.clone(),
         requeue_code: args.requeue_code.unwrap_or(75),

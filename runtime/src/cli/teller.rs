@@ -15,6 +15,10 @@ impl Teller for Terminal {
         report::warning(text);
     }
 
+    fn done(&self, text: &str) {
+        report::info(text);
+    }
+
     fn progress(&self, done: u64, total: u64, doing: &str) {
         let Ok(mut bar) = self.bar.lock() else { return };
         if bar.as_ref().is_none_or(|(what, _)| what != doing) {

@@ -53,6 +53,7 @@ fn shown(it: &Becoming<'_>) -> String {
 
 fn prepare(it: &Becoming<'_>) -> std::result::Result<(), (&'static str, Errno)> {
     let step = |doing: &'static str| move |e: Errno| (doing, e);
+    fd::close_on_exec_from(3);
     if it.session {
         nix::unistd::setsid().map_err(step("new session"))?;
     }

@@ -87,7 +87,7 @@ pub fn forbidden_help(errno: Option<Errno>) -> String {
         Some(Errno::ENOSPC | Errno::EUSERS) => {
             "the limit on namespaces is reached; end other containers or raise `sysctl user.max_user_namespaces`".to_owned()
         }
-        Some(Errno::ENOSYS | Errno::EINVAL) => {
+        Some(Errno::EINVAL) => {
             "this kernel has no user namespaces (CONFIG_USER_NS)".to_owned()
         }
         _ => "user namespaces are refused here, perhaps by the sandbox or container that stasis runs in".to_owned(),
@@ -98,6 +98,7 @@ pub fn forbidden_help(errno: Option<Errno>) -> String {
 pub fn clone_error(errno: Errno, user: bool) -> Error {
     let error = Error::new("cannot make the container's namespaces").because(errno.desc());
     match errno {
+        Errno::ENOSYS => error.help("stasis needs Linux 5.2 or later, and a sandbox that lets it make processes with clone"),
         Errno::EAGAIN => error.help("the limit on processes is reached (`ulimit -u`)"),
         Errno::ENOMEM => error.help("memory is exhausted on this machine"),
         _ if user => error.help(forbidden_help(Some(errno))),

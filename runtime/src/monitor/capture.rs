@@ -58,6 +58,7 @@ pub fn capture(live: &Live, stop: bool, accept_loss: &[String], teller: &dyn Tel
     if stop {
         live.change(|s| {
             s.requested = true;
+            s.exit_code.get_or_insert(engine.order.requeue_code);
             s.reason = Some(format!("stopped after generation {} was saved", captured.generation));
             s.phase = s.phase.max(Phase::Ending);
         });

@@ -23,7 +23,6 @@ pub struct Foreground {
     raw: Option<Raw>,
     copying: Vec<JoinHandle<()>>,
     capture_on: Vec<i32>,
-    requeue_code: u8,
     same_group: bool,
 }
 
@@ -40,7 +39,6 @@ impl Foreground {
             raw: None,
             copying: Vec::new(),
             capture_on: order.map(|o| o.capture_on.clone()).unwrap_or_default(),
-            requeue_code: order.map_or(0, |o| o.requeue_code),
             same_group: begun.live.spec.stdio == StdioKind::Inherit,
         };
         if let Some(master) = &foreground.master {
@@ -76,13 +74,11 @@ impl Foreground {
     /// Saves and ends with the code that means "run me again". When that fails the application gets
     /// the signal itself.
     fn capture(&self, live: &Arc<Live>, number: i32) {
-        let (live, teller, code) = (Arc::clone(live), Arc::clone(&self.teller), self.requeue_code);
+        let (live, teller) = (Arc::clone(live), Arc::clone(&self.teller));
         std::thread::spawn(move || {
-            live.change(|s| s.exit_code = Some(code));
             match capture::capture(&live, true, &[], &*teller) {
-                Ok(saved) => teller.note(&format!("Generation {} of checkpoint \"{}\" saved, run me again", saved.generation, saved.checkpoint)),
+                Ok(saved) => teller.done(&format!("Generation {} of checkpoint \"{}\" saved, run me again", saved.generation, saved.checkpoint)),
                 Err(error) => {
-                    live.change(|s| s.exit_code = None);
                     teller.note(&format!("nothing was saved: {error}"));
                     live.signal(Target::Application, number);
                 }

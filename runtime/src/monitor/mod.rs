@@ -34,6 +34,10 @@ pub const LIBRARY: i32 = 4;
 pub trait Teller: Sync {
     /// Something for the user to know.
     fn note(&self, text: &str);
+    /// Something that was done as asked.
+    fn done(&self, text: &str) {
+        self.note(text);
+    }
     /// How far a long step is.
     fn progress(&self, done: u64, total: u64, doing: &str);
 }

@@ -39,9 +39,21 @@ pub fn clone_into(namespaces: CloneFlags) -> Result<Forked, Errno> {
         -1 if Errno::last() == Errno::ENOSYS => clone_before_clone3(namespaces),
         -1 => Err(Errno::last()),
         0 => Ok(Forked::Child),
-        // SAFETY: the kernel stored a fresh descriptor.
-        pid => Ok(Forked::Parent(Pid::from_raw(pid as i32), unsafe { OwnedFd::from_raw_fd(pidfd) })),
+        pid => parent(pid as i32, pidfd),
     }
+}
+
+/// Kernels before 5.2 ignore the wish for a descriptor; without one a process cannot be ended for sure.
+fn parent(pid: i32, pidfd: RawFd) -> Result<Forked, Errno> {
+    let pid = Pid::from_raw(pid);
+    if pidfd < 0 {
+        // Our own child, which nobody has waited for: the number is still its.
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(pid, None);
+        return Err(Errno::ENOSYS);
+    }
+    // SAFETY: the kernel stored a fresh descriptor.
+    Ok(Forked::Parent(pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
 }
 
 /// Kernels before 5.3, and sandboxes that answer ENOSYS, have no clone3.
@@ -53,8 +65,7 @@ fn clone_before_clone3(namespaces: CloneFlags) -> Result<Forked, Errno> {
     match pid {
         -1 => Err(Errno::last()),
         0 => Ok(Forked::Child),
-        // SAFETY: the kernel stored a fresh descriptor.
-        pid => Ok(Forked::Parent(Pid::from_raw(pid as i32), unsafe { OwnedFd::from_raw_fd(pidfd) })),
+        pid => parent(pid as i32, pidfd),
     }
 }
 
