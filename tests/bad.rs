@@ -11,6 +11,7 @@ mod engines;
 mod generations;
 mod images;
 mod names;
+mod namespaces;
 mod plugins;
 mod programs;
 mod restarts;

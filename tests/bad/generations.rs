@@ -7,20 +7,17 @@ use super::*;
 use crate::need::need;
 
 /// The largest file of a generation: the image of a process.
-fn largest(env: &Env, generation: &str) -> PathBuf {
-    let dir = store(env, "kept").join("generations").join(generation);
+fn largest(env: &Env, generation: &str) -> Outcome<PathBuf> {
     let mut files: Vec<(u64, PathBuf)> = Vec::new();
-    let mut waiting = vec![dir];
+    let mut waiting = vec![store(env, "kept").join("generations").join(generation)];
     while let Some(dir) = waiting.pop() {
-        for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
-            if path.is_dir() {
-                waiting.push(path)
-            } else {
-                files.push((path.metadata().unwrap().len(), path))
-            }
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.is_dir() { waiting.push(path) } else { files.push((path.metadata()?.len(), path)) }
         }
     }
-    files.into_iter().max().map(|(_, path)| path).unwrap()
+    let largest = files.into_iter().max().map(|(_, path)| path);
+    largest.ok_or_else(|| format!("generation {generation} is empty").into())
 }
 
 fn told(env: &Env, words: &[&str]) -> String {
@@ -41,7 +38,7 @@ fn a_flipped_bit_a_cut_and_a_missing_file() {
     let env = started(Who::User).unwrap();
     env.ok(&["checkpoint", "instance", "one"]).unwrap();
     env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
-    let file = largest(&env, "000002");
+    let file = largest(&env, "000002").unwrap();
     let whole = fs::read(&file).unwrap();
     env.ok(&["checkpoint", "verify", "kept"]).unwrap();
     let mut damaged = whole.clone();
