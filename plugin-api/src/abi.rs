@@ -6,7 +6,11 @@
 
 #![allow(unsafe_code, reason = "descriptors and the host's pointer cross the boundary here")]
 #![allow(non_local_definitions, non_camel_case_types, reason = "abi_stable 0.11 generates both")]
-#![allow(missing_docs, missing_debug_implementations, reason = "abi_stable 0.11 generates undocumented items")]
+#![allow(
+    missing_docs,
+    missing_debug_implementations,
+    reason = "abi_stable 0.11 generates undocumented items"
+)]
 #![allow(unreachable_pub, reason = "abi_stable 0.11 generates public items")]
 
 use crate::backend::CheckpointBackend;
@@ -251,11 +255,17 @@ macro_rules! export_backend {
         compile_error!("a stasis backend has to be built with panic = \"unwind\": its panics become errors");
 
         #[doc(hidden)]
-        #[allow(unsafe_code, missing_docs, unreachable_pub, missing_debug_implementations, reason = "the exported symbol of the plugin")]
+        #[allow(
+            unsafe_code,
+            missing_docs,
+            unreachable_pub,
+            missing_debug_implementations,
+            reason = "the exported symbol of the plugin"
+        )]
         mod stasis_backend_export {
             use super::*;
             use $crate::abi::abi_stable::library::{
-                CheckTypeLayout, LibHeader, RootModuleResult, __call_root_module_loader,
+                __call_root_module_loader, CheckTypeLayout, LibHeader, RootModuleResult,
             };
             use $crate::abi::abi_stable::prefix_type::PrefixTypeTrait as _;
             use $crate::abi::abi_stable::std_types::{RResult, RStr, RString};
@@ -270,7 +280,11 @@ macro_rules! export_backend {
             extern "C" fn describe() -> RResult<RString, RString> {
                 $crate::abi::describe(make)
             }
-            extern "C" fn invoke(host: HostHandle, method: RStr<'_>, call: RStr<'_>) -> RResult<RString, RString> {
+            extern "C" fn invoke(
+                host: HostHandle,
+                method: RStr<'_>,
+                call: RStr<'_>,
+            ) -> RResult<RString, RString> {
                 $crate::abi::invoke(make, host, method, call)
             }
             fn export() -> BackendModule_Ref {

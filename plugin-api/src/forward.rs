@@ -49,7 +49,12 @@ impl Subscriber for Forwarder {
             Level::DEBUG => 4,
             Level::TRACE => 5,
         };
-        host.table.log()(host.pointer, level, RStr::from(event.metadata().target()), RStr::from(line.0.as_str()));
+        host.table.log()(
+            host.pointer,
+            level,
+            RStr::from(event.metadata().target()),
+            RStr::from(line.0.as_str()),
+        );
     }
 }
 

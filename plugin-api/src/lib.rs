@@ -32,7 +32,9 @@ pub mod prelude {
     pub use crate::backend::CheckpointBackend;
     pub use crate::descriptor::{Descriptor, Maturity, OptionKind, OptionSpec};
     pub use crate::error::{BackendError, Result, kind};
-    pub use crate::host::{ApplicationState, CallContext, EngineState, Host, HostServices, RunInside, RunOutput};
+    pub use crate::host::{
+        ApplicationState, CallContext, EngineState, Host, HostServices, RunInside, RunOutput,
+    };
     pub use crate::plan::*;
     pub use crate::report::*;
     pub use crate::request::*;

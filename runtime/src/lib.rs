@@ -7,15 +7,15 @@
 
 pub mod cli;
 pub mod config;
-pub mod registry;
 pub mod image;
-pub mod spec;
-pub mod worker;
-pub mod launch;
 pub mod init;
-pub mod monitor;
 pub mod instance;
+pub mod launch;
+pub mod monitor;
+pub mod registry;
+pub mod spec;
 pub mod store;
+pub mod worker;
 
 mod causes;
 pub mod error;

@@ -105,7 +105,10 @@ mod tests {
 
     #[test]
     fn known_words_are_translated_and_unknown_ones_kept() {
-        let error = explain(BackendError::failed("x"), "[40000] WARNING at socketconnection.cpp:839 in f; REASON='Bind failed'\n");
+        let error = explain(
+            BackendError::failed("x"),
+            "[40000] WARNING at socketconnection.cpp:839 in f; REASON='Bind failed'\n",
+        );
         insta::assert_snapshot!(error, @"x: a port that the application listened on is taken");
         assert!(error.help.is_some());
         let error = explain(BackendError::failed("x"), "a strange thing\n\n");

@@ -1,9 +1,9 @@
 //! A capture: the blocking command, then every file looked at.
 
+use crate::asserts;
 use crate::coordinator::{self, status};
 use crate::images::{self, Set};
 use crate::preload::{SHIM, SHIM_PATH};
-use crate::asserts;
 use stasis_plugin_api::prelude::*;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -43,7 +43,12 @@ fn room(instance: &InstanceView) -> Result<()> {
     }
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     Err(BackendError::new(kind::NO_SPACE, "there is no room for the state")
-        .because(format!("it may take {} MiB, and {} MiB are free at {}", mib(need), mib(instance.free_bytes), instance.staging.display()))
+        .because(format!(
+            "it may take {} MiB, and {} MiB are free at {}",
+            mib(need),
+            mib(instance.free_bytes),
+            instance.staging.display()
+        ))
         .help("free some space there, or remove older generations with `stasis checkpoint prune`"))
 }
 
@@ -54,9 +59,16 @@ fn judge(host: &Host<'_>, logs: &Path, output: &RunOutput) -> Result<()> {
     let alive = host.application().is_ok_and(|a| a.running);
     let said = format!("{}\n{}", output.stderr, coordinator::said(host, logs));
     let error = match (output.code, output.timed_out) {
-        (_, true) => BackendError::new(kind::TIMED_OUT, "DMTCP did not complete the capture in the time given"),
-        (Some(2), _) if alive => BackendError::new(kind::BUSY, "DMTCP says that the application is not in a state to be saved"),
-        _ => BackendError::new(if alive { kind::FAILED } else { kind::APPLICATION_ENDED }, "DMTCP could not save the application"),
+        (_, true) => {
+            BackendError::new(kind::TIMED_OUT, "DMTCP did not complete the capture in the time given")
+        }
+        (Some(2), _) if alive => {
+            BackendError::new(kind::BUSY, "DMTCP says that the application is not in a state to be saved")
+        }
+        _ => BackendError::new(
+            if alive { kind::FAILED } else { kind::APPLICATION_ENDED },
+            "DMTCP could not save the application",
+        ),
     };
     Err(asserts::explain(error, &said))
 }
@@ -66,18 +78,27 @@ fn complete(host: &Host<'_>, instance: &InstanceView, expected: u32) -> Result<S
     let end = Instant::now() + host.time_left();
     loop {
         let set = images::list(&instance.staging)?;
-        if set.unfinished.is_empty() && u32::try_from(set.images.len()).is_ok_and(|n| n >= expected) && status(host).is_ok_and(|s| s.running) {
+        if set.unfinished.is_empty()
+            && u32::try_from(set.images.len()).is_ok_and(|n| n >= expected)
+            && status(host).is_ok_and(|s| s.running)
+        {
             return Ok(set);
         }
         host.check("waiting for the images")?;
         if !host.application()?.running {
             return Err(asserts::explain(
-                BackendError::new(kind::APPLICATION_ENDED, "the application ended before its state was complete"),
+                BackendError::new(
+                    kind::APPLICATION_ENDED,
+                    "the application ended before its state was complete",
+                ),
                 &coordinator::said(host, &instance.logs),
             ));
         }
         if Instant::now() > end {
-            return Err(BackendError::new(kind::TIMED_OUT, format!("{} of {expected} images are complete", set.images.len())));
+            return Err(BackendError::new(
+                kind::TIMED_OUT,
+                format!("{} of {expected} images are complete", set.images.len()),
+            ));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -122,7 +143,8 @@ fn kept_shim(host: &Host<'_>) -> Result<Vec<u8>> {
     let gone = || BackendError::failed("the preload library of the first start is gone");
     let fd = host.kept_fd("shim").ok_or_else(gone)?;
     let file = std::fs::File::from(fd);
-    let mut bytes = vec![0; usize::try_from(file.metadata().map_err(|e| gone().because(e))?.len()).unwrap_or(0)];
+    let mut bytes =
+        vec![0; usize::try_from(file.metadata().map_err(|e| gone().because(e))?.len()).unwrap_or(0)];
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).map_err(|e| gone().because(e))?;
     Ok(bytes)
 }

@@ -44,7 +44,8 @@ pub(crate) fn status(host: &Host<'_>) -> Result<Status> {
     let output = command(host, &["-s"], Duration::from_secs(5))?;
     match (output.code, parse(&output.stdout)) {
         (Some(0), Some(status)) => Ok(status),
-        (Some(2), _) => Err(BackendError::failed("DMTCP's coordinator does not answer").because("it is gone, or the application ended")),
+        (Some(2), _) => Err(BackendError::failed("DMTCP's coordinator does not answer")
+            .because("it is gone, or the application ended")),
         _ => Err(BackendError::failed("DMTCP's coordinator gave no status").engine_output(output.stderr)),
     }
 }
@@ -93,8 +94,12 @@ fn incomplete(host: &Host<'_>, logs: &Path, expected: u32, last: Status) -> Back
     let error = BackendError::failed("the application runs but cannot be saved");
     let error = match last {
         Status { peers: 0, .. } => error.because("no process of it has joined DMTCP"),
-        Status { peers, .. } if peers < expected => error.because(format!("{peers} of {expected} processes are there")),
-        Status { peers, .. } => error.because(format!("{peers} process(es) have joined DMTCP and never became ready")),
+        Status { peers, .. } if peers < expected => {
+            error.because(format!("{peers} of {expected} processes are there"))
+        }
+        Status { peers, .. } => {
+            error.because(format!("{peers} process(es) have joined DMTCP and never became ready"))
+        }
     };
     asserts::explain(error, &said)
 }
@@ -108,7 +113,9 @@ mod tests {
         let text = "Status...\n  Host: h\n  Port: 83\n  NUM_PEERS=3\n  RUNNING=yes\n  CKPT_INTERVAL=0 (checkpoint manually)\n";
         assert_eq!(parse(text), Some(Status { peers: 3, running: true }));
         assert_eq!(parse("  NUM_PEERS=1\n  RUNNING=no\n"), Some(Status { peers: 1, running: false }));
-        for text in ["", "NUM_PEERS=x\nRUNNING=yes", "NUM_PEERS=1", "RUNNING=yes", "NUM_PEERS=-1\nRUNNING=yes"] {
+        for text in
+            ["", "NUM_PEERS=x\nRUNNING=yes", "NUM_PEERS=1", "RUNNING=yes", "NUM_PEERS=-1\nRUNNING=yes"]
+        {
             assert_eq!(parse(text), None, "{text:?}");
         }
     }

@@ -56,7 +56,6 @@ impl Elf {
         self.interpreter.as_deref().is_some_and(|path| file_name(path).starts_with("ld-musl"))
             || self.needed.iter().any(|name| name.starts_with("libc.musl-"))
     }
-
 }
 
 fn file_name(path: &str) -> &str {

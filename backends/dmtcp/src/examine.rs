@@ -1,11 +1,17 @@
 //! What stands against saving with DMTCP: programs that it cannot enter, objects that it loses.
 
-use crate::inside::{self, ProgramKind};
 use crate::inject;
+use crate::inside::{self, ProgramKind};
 use stasis_plugin_api::prelude::*;
 
 fn fatal(kind: &str, object: impl Into<String>, why: &str, help: &str) -> Finding {
-    Finding { severity: Severity::Fatal, kind: kind.to_owned(), object: object.into(), why: why.to_owned(), help: help.to_owned() }
+    Finding {
+        severity: Severity::Fatal,
+        kind: kind.to_owned(),
+        object: object.into(),
+        why: why.to_owned(),
+        help: help.to_owned(),
+    }
 }
 
 /// The image and the program that would be started.
@@ -14,7 +20,12 @@ pub(crate) fn image(host: &Host<'_>, image: &ImageView, process: &ProcessView) -
     if let Err(error) = inject::installation(host, image) {
         let why = error.why.join("; ");
         let why = if why.is_empty() { error.what } else { why };
-        findings.push(fatal("libc", format!("the image {}", image.name), &why, error.help.as_deref().unwrap_or_default()));
+        findings.push(fatal(
+            "libc",
+            format!("the image {}", image.name),
+            &why,
+            error.help.as_deref().unwrap_or_default(),
+        ));
     }
     let Some(name) = process.argv.first() else { return Ok(findings) };
     let path = process.env.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
@@ -26,14 +37,31 @@ pub(crate) fn image(host: &Host<'_>, image: &ImageView, process: &ProcessView) -
 fn program(image: &ImageView, name: &str, path: &str, depth: usize) -> Vec<Finding> {
     let found = inside::program(&image.root, name, path);
     if found.setuid {
-        return vec![fatal("setuid", name, "it is setuid or setgid, and the loader then ignores DMTCP's library", "take the bit away in the image, or take another backend")];
+        return vec![fatal(
+            "setuid",
+            name,
+            "it is setuid or setgid, and the loader then ignores DMTCP's library",
+            "take the bit away in the image, or take another backend",
+        )];
     }
     match found.kind {
-        ProgramKind::Static => vec![fatal("static", name, "it is statically linked: DMTCP works by a library that such a program does not load", "take a dynamically linked build, or another backend")],
-        ProgramKind::Dynamic { musl: true, .. } => vec![fatal("musl", name, "it uses musl: DMTCP works with glibc only", "take an image with glibc, or another backend")],
+        ProgramKind::Static => vec![fatal(
+            "static",
+            name,
+            "it is statically linked: DMTCP works by a library that such a program does not load",
+            "take a dynamically linked build, or another backend",
+        )],
+        ProgramKind::Dynamic { musl: true, .. } => vec![fatal(
+            "musl",
+            name,
+            "it uses musl: DMTCP works with glibc only",
+            "take an image with glibc, or another backend",
+        )],
         ProgramKind::Script { interpreter } if depth > 0 => program(image, &interpreter, path, depth - 1),
         // The image's environment scripts may change PATH; a name is looked for again when it is started.
-        ProgramKind::NotFound if name.contains('/') => vec![fatal("not-found", name, "there is no such program in the image", "check the name")],
+        ProgramKind::NotFound if name.contains('/') => {
+            vec![fatal("not-found", name, "there is no such program in the image", "check the name")]
+        }
         ProgramKind::Unusable(why) => vec![fatal("unusable", name, &why, "take a program for this machine")],
         _ => Vec::new(),
     }
@@ -49,21 +77,93 @@ struct Object {
 }
 
 const DESCRIPTORS: &[Object] = &[
-    Object { kind: "timerfd", severity: Severity::Loss, signs: &["anon_inode:[timerfd]"], why: "DMTCP brings the descriptor back and the timer never fires again", help: "close it before saving" },
-    Object { kind: "io_uring", severity: Severity::Loss, signs: &["anon_inode:[io_uring]"], why: "DMTCP does not bring io_uring back", help: "switch io_uring off in the application" },
-    Object { kind: "fanotify", severity: Severity::Loss, signs: &["anon_inode:[fanotify]"], why: "DMTCP does not bring fanotify back", help: "close it before saving" },
-    Object { kind: "userfaultfd", severity: Severity::Loss, signs: &["anon_inode:[userfaultfd]"], why: "DMTCP does not bring userfaultfd back", help: "close it before saving" },
-    Object { kind: "memfd", severity: Severity::Loss, signs: &["/memfd:"], why: "DMTCP does not bring memory of memfd_create back", help: "use files in /dev/shm instead" },
-    Object { kind: "pty", severity: Severity::Loss, signs: &["/dev/ptmx", "/dev/pts/ptmx"], why: "DMTCP does not bring pseudo terminals of the application's own back", help: "end what holds the terminal before saving" },
-    Object { kind: "inotify", severity: Severity::Fatal, signs: &["anon_inode:inotify"], why: "DMTCP dies over inotify, and the application with it", help: "switch file watching off in the application" },
-    Object { kind: "pidfd", severity: Severity::Fatal, signs: &["anon_inode:[pidfd]"], why: "DMTCP fails over pidfds", help: "close it before saving" },
-    Object { kind: "gpu", severity: Severity::Fatal, signs: &["/dev/nvidia", "/dev/kfd", "/dev/dri/"], why: "DMTCP does not save a GPU's state", help: "save while the application does not use the GPU" },
-    Object { kind: "rdma", severity: Severity::Fatal, signs: &["/dev/infiniband/"], why: "DMTCP does not save InfiniBand connections", help: "save while none is open" },
+    Object {
+        kind: "timerfd",
+        severity: Severity::Loss,
+        signs: &["anon_inode:[timerfd]"],
+        why: "DMTCP brings the descriptor back and the timer never fires again",
+        help: "close it before saving",
+    },
+    Object {
+        kind: "io_uring",
+        severity: Severity::Loss,
+        signs: &["anon_inode:[io_uring]"],
+        why: "DMTCP does not bring io_uring back",
+        help: "switch io_uring off in the application",
+    },
+    Object {
+        kind: "fanotify",
+        severity: Severity::Loss,
+        signs: &["anon_inode:[fanotify]"],
+        why: "DMTCP does not bring fanotify back",
+        help: "close it before saving",
+    },
+    Object {
+        kind: "userfaultfd",
+        severity: Severity::Loss,
+        signs: &["anon_inode:[userfaultfd]"],
+        why: "DMTCP does not bring userfaultfd back",
+        help: "close it before saving",
+    },
+    Object {
+        kind: "memfd",
+        severity: Severity::Loss,
+        signs: &["/memfd:"],
+        why: "DMTCP does not bring memory of memfd_create back",
+        help: "use files in /dev/shm instead",
+    },
+    Object {
+        kind: "pty",
+        severity: Severity::Loss,
+        signs: &["/dev/ptmx", "/dev/pts/ptmx"],
+        why: "DMTCP does not bring pseudo terminals of the application's own back",
+        help: "end what holds the terminal before saving",
+    },
+    Object {
+        kind: "inotify",
+        severity: Severity::Fatal,
+        signs: &["anon_inode:inotify"],
+        why: "DMTCP dies over inotify, and the application with it",
+        help: "switch file watching off in the application",
+    },
+    Object {
+        kind: "pidfd",
+        severity: Severity::Fatal,
+        signs: &["anon_inode:[pidfd]"],
+        why: "DMTCP fails over pidfds",
+        help: "close it before saving",
+    },
+    Object {
+        kind: "gpu",
+        severity: Severity::Fatal,
+        signs: &["/dev/nvidia", "/dev/kfd", "/dev/dri/"],
+        why: "DMTCP does not save a GPU's state",
+        help: "save while the application does not use the GPU",
+    },
+    Object {
+        kind: "rdma",
+        severity: Severity::Fatal,
+        signs: &["/dev/infiniband/"],
+        why: "DMTCP does not save InfiniBand connections",
+        help: "save while none is open",
+    },
 ];
 
 const MAPPINGS: &[Object] = &[
-    Object { kind: "memfd", severity: Severity::Loss, signs: &["/memfd:"], why: "DMTCP does not bring memory of memfd_create back", help: "use files in /dev/shm instead" },
-    Object { kind: "io_uring", severity: Severity::Loss, signs: &["anon_inode:[io_uring]"], why: "DMTCP does not bring io_uring back", help: "switch io_uring off in the application" },
+    Object {
+        kind: "memfd",
+        severity: Severity::Loss,
+        signs: &["/memfd:"],
+        why: "DMTCP does not bring memory of memfd_create back",
+        help: "use files in /dev/shm instead",
+    },
+    Object {
+        kind: "io_uring",
+        severity: Severity::Loss,
+        signs: &["anon_inode:[io_uring]"],
+        why: "DMTCP does not bring io_uring back",
+        help: "switch io_uring off in the application",
+    },
 ];
 
 /// A running instance, by its survey alone.
@@ -71,15 +171,26 @@ pub(crate) fn instance(instance: &InstanceView) -> Vec<Finding> {
     let mut findings = Vec::new();
     for process in &instance.survey.processes {
         for descriptor in &process.descriptors {
-            let object = || format!("descriptor {} of {} (pid {}), {}", descriptor.number, process.name, process.pid, descriptor.target);
-            findings.extend(DESCRIPTORS.iter().filter(|o| o.is(&descriptor.target)).map(|o| o.found(object())));
+            let object = || {
+                format!(
+                    "descriptor {} of {} (pid {}), {}",
+                    descriptor.number, process.name, process.pid, descriptor.target
+                )
+            };
+            findings
+                .extend(DESCRIPTORS.iter().filter(|o| o.is(&descriptor.target)).map(|o| o.found(object())));
         }
         for mapping in &process.special_mappings {
             let object = || format!("memory of {} (pid {}), {mapping}", process.name, process.pid);
             findings.extend(MAPPINGS.iter().filter(|o| o.is(mapping)).map(|o| o.found(object())));
         }
     }
-    for socket in instance.survey.sockets.iter().filter(|s| s.protocol.starts_with("tcp") && s.state == "established" && !s.peer_inside) {
+    for socket in instance
+        .survey
+        .sockets
+        .iter()
+        .filter(|s| s.protocol.starts_with("tcp") && s.state == "established" && !s.peer_inside)
+    {
         findings.push(fatal(
             "tcp-connection",
             format!("the connection of pid {} to {}:{}", socket.pid, socket.peer, socket.peer_port),
@@ -96,7 +207,13 @@ impl Object {
     }
 
     fn found(&self, object: String) -> Finding {
-        Finding { severity: self.severity, kind: self.kind.to_owned(), object, why: self.why.to_owned(), help: self.help.to_owned() }
+        Finding {
+            severity: self.severity,
+            kind: self.kind.to_owned(),
+            object,
+            why: self.why.to_owned(),
+            help: self.help.to_owned(),
+        }
     }
 }
 
@@ -105,15 +222,27 @@ mod tests {
     use super::*;
 
     fn holding(targets: &[&str]) -> InstanceView {
-        let descriptors = targets.iter().zip(3..).map(|(t, number)| DescriptorInfo { number, target: (*t).to_owned(), ..Default::default() }).collect();
+        let descriptors = targets
+            .iter()
+            .zip(3..)
+            .map(|(t, number)| DescriptorInfo { number, target: (*t).to_owned(), ..Default::default() })
+            .collect();
         let process = ProcessInfo { pid: 12, name: "app".to_owned(), descriptors, ..Default::default() };
         InstanceView { survey: Survey { processes: vec![process], sockets: vec![] }, ..Default::default() }
     }
 
     #[test]
     fn lost_objects_are_findings_and_others_are_not() {
-        let view = holding(&["anon_inode:[timerfd]", "/memfd:x (deleted)", "anon_inode:[eventpoll]", "/log", "socket:[4]", "anon_inode:inotify"]);
-        let found: Vec<String> = instance(&view).iter().map(|f| format!("{:?} {} {}", f.severity, f.kind, f.object)).collect();
+        let view = holding(&[
+            "anon_inode:[timerfd]",
+            "/memfd:x (deleted)",
+            "anon_inode:[eventpoll]",
+            "/log",
+            "socket:[4]",
+            "anon_inode:inotify",
+        ]);
+        let found: Vec<String> =
+            instance(&view).iter().map(|f| format!("{:?} {} {}", f.severity, f.kind, f.object)).collect();
         insta::assert_snapshot!(found.join("\n"), @r"
         Loss timerfd descriptor 3 of app (pid 12), anon_inode:[timerfd]
         Loss memfd descriptor 4 of app (pid 12), /memfd:x (deleted)
@@ -124,7 +253,15 @@ mod tests {
     #[test]
     fn connections_to_the_outside_stand_against_it() {
         let mut view = holding(&[]);
-        let socket = |peer_inside| SocketInfo { protocol: "tcp".into(), peer: "10.0.0.9".into(), peer_port: 443, state: "established".into(), pid: 12, peer_inside, ..Default::default() };
+        let socket = |peer_inside| SocketInfo {
+            protocol: "tcp".into(),
+            peer: "10.0.0.9".into(),
+            peer_port: 443,
+            state: "established".into(),
+            pid: 12,
+            peer_inside,
+            ..Default::default()
+        };
         view.survey.sockets = vec![socket(true)];
         assert!(instance(&view).is_empty());
         view.survey.sockets = vec![socket(false)];

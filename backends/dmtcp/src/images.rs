@@ -72,7 +72,10 @@ pub(crate) fn check(path: &Path) -> Result<()> {
     match read {
         Ok(()) if head == *MAGIC => Ok(()),
         Ok(()) => Err(BackendError::new(kind::DAMAGED, format!("{} is no image of DMTCP's", path.display()))),
-        Err(e) => Err(BackendError::new(kind::DAMAGED, format!("cannot read the image {}", path.display())).because(e)),
+        Err(e) => {
+            Err(BackendError::new(kind::DAMAGED, format!("cannot read the image {}", path.display()))
+                .because(e))
+        }
     }
 }
 
@@ -100,7 +103,12 @@ mod tests {
     #[test]
     fn a_set_is_told_apart() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["ckpt_python3.11_98ff-40000-14c1.dmtcp", "ckpt_a_b_1-41000-2.dmtcp", "ckpt_x_1-2-3.dmtcp.temp", "dmtcp_restart_script.sh"] {
+        for name in [
+            "ckpt_python3.11_98ff-40000-14c1.dmtcp",
+            "ckpt_a_b_1-41000-2.dmtcp",
+            "ckpt_x_1-2-3.dmtcp.temp",
+            "dmtcp_restart_script.sh",
+        ] {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         std::fs::create_dir(dir.path().join("ckpt_x_1-2-3_files")).unwrap();
@@ -109,7 +117,10 @@ mod tests {
         let seen: Vec<_> = set.images.iter().map(|i| (i.name.as_str(), i.pid)).collect();
         assert_eq!(seen, [("a_b", 41000), ("python3.11", 40000)]);
         assert_eq!(set.unfinished, ["ckpt_x_1-2-3.dmtcp.temp"]);
-        assert_eq!(below(dir.path(), &set.open_files[0], 3).unwrap(), [PathBuf::from("ckpt_x_1-2-3_files/log_1")]);
+        assert_eq!(
+            below(dir.path(), &set.open_files[0], 3).unwrap(),
+            [PathBuf::from("ckpt_x_1-2-3_files/log_1")]
+        );
     }
 
     #[test]

@@ -29,7 +29,13 @@ pub(crate) fn needs(
     shim: (&str, &[u8]),
 ) -> Result<Needs> {
     let mut binds = Vec::new();
-    let tools = [&installation.launch, &installation.restart, &installation.coordinator, &installation.command, &installation.mtcp_restart];
+    let tools = [
+        &installation.launch,
+        &installation.restart,
+        &installation.coordinator,
+        &installation.command,
+        &installation.mtcp_restart,
+    ];
     for source in tools.into_iter().chain(&installation.optional) {
         binds.extend(bind(source, BIN));
     }
@@ -40,9 +46,11 @@ pub(crate) fn needs(
         BackendError::new(kind::UNUSABLE, "DMTCP cannot be brought into the container").because(why)
     })?;
     // The image's own copies fit the image's programs better than ours.
-    binds.extend(
-        lacking.into_iter().map(|(soname, source)| Bind { source, target: Path::new(DEPS).join(soname), writable: false }),
-    );
+    binds.extend(lacking.into_iter().map(|(soname, source)| Bind {
+        source,
+        target: Path::new(DEPS).join(soname),
+        writable: false,
+    }));
     let (path, bytes) = shim;
     let mut env = environment(path, process.env.get("LD_LIBRARY_PATH").map(String::as_str));
     env.insert("JALIB_STDERR_PATH".to_owned(), format!("{LOG_DIR}/{ENGINE_LOG_NAME}"));
@@ -54,7 +62,12 @@ pub(crate) fn needs(
             Directory { path: COORD.into(), mode: 0o700, tmpfs: None },
             Directory { path: DEPS.into(), mode: 0o755, tmpfs: None },
         ],
-        seccomp: vec![SeccompRule { syscall: MADVISE, argument: Some((2, MADV_GUARD_INSTALL)), except: false, errno: Errno::EINVAL as i32 }],
+        seccomp: vec![SeccompRule {
+            syscall: MADVISE,
+            argument: Some((2, MADV_GUARD_INSTALL)),
+            except: false,
+            errno: Errno::EINVAL as i32,
+        }],
         supervisor: Supervisor::Interposed,
         stdio: vec![StdioKind::File, StdioKind::Pty],
         helpers: vec![coordinator(path)],
@@ -65,7 +78,11 @@ pub(crate) fn needs(
 }
 
 fn bind(source: &Path, directory: &str) -> Option<Bind> {
-    Some(Bind { source: source.to_path_buf(), target: Path::new(directory).join(source.file_name()?), writable: false })
+    Some(Bind {
+        source: source.to_path_buf(),
+        target: Path::new(directory).join(source.file_name()?),
+        writable: false,
+    })
 }
 
 /// What DMTCP's programs need to reach the coordinator.
@@ -83,12 +100,27 @@ fn coordinator(shim: &str) -> Helper {
     let mut env = environment(shim, None);
     // It connects to nobody; a preloaded library would only stand in its own address space.
     env.remove("LD_PRELOAD");
-    let arguments = ["-q", "-q", "--exit-on-last", "--coord-port", PORT, "--ckptdir", CAPTURE_DIR, "--tmpdir", TMP, "--stale-timeout", "-1"];
+    let arguments = [
+        "-q",
+        "-q",
+        "--exit-on-last",
+        "--coord-port",
+        PORT,
+        "--ckptdir",
+        CAPTURE_DIR,
+        "--tmpdir",
+        TMP,
+        "--stale-timeout",
+        "-1",
+    ];
     Helper {
         name: "coordinator".to_owned(),
         argv: std::iter::once(tool("dmtcp_coordinator")).chain(arguments.map(str::to_owned)).collect(),
         env,
-        descriptors: vec![HelperDescriptor { number: LISTENER_FD, source: DescriptorSource::UnixListener(SOCKET.into()) }],
+        descriptors: vec![HelperDescriptor {
+            number: LISTENER_FD,
+            source: DescriptorSource::UnixListener(SOCKET.into()),
+        }],
         // A batch system sends TERM to every process; without the coordinator the application would die of it.
         ignore_signals: vec![15, 2, 1],
         readiness: Readiness::Started,
@@ -103,11 +135,15 @@ pub(crate) fn address() -> [String; 4] {
 
 /// The installation for an image: the newest that its libc can load.
 pub(crate) fn installation(host: &Host<'_>, image: &ImageView) -> Result<Installation> {
-    let found = discover::search(&discover::Search::from_host(host)).map_err(|e| BackendError::new(kind::UNUSABLE, e.to_string()))?;
+    let found = discover::search(&discover::Search::from_host(host))
+        .map_err(|e| BackendError::new(kind::UNUSABLE, e.to_string()))?;
     match discover::choose(&found, &image.root) {
         Ok(installation) => Ok(installation.clone()),
         Err(reasons) => {
-            let mut error = BackendError::new(kind::UNSUPPORTED, format!("no installed DMTCP fits the image {}", image.name));
+            let mut error = BackendError::new(
+                kind::UNSUPPORTED,
+                format!("no installed DMTCP fits the image {}", image.name),
+            );
             error.why = reasons;
             Err(error.help("let the administrator install a DMTCP built against an older glibc, and name it in `prefixes`"))
         }

@@ -33,14 +33,29 @@ impl CheckpointBackend for Dmtcp {
             name: "dmtcp".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             engine: "DMTCP".to_owned(),
-            summary: "saves dynamically linked glibc programs by a library inside them; needs DMTCP on the host".to_owned(),
+            summary:
+                "saves dynamically linked glibc programs by a library inside them; needs DMTCP on the host"
+                    .to_owned(),
             maturity: Maturity::Beta,
-            capabilities: [capability::LEAVE_RUNNING, capability::ROOTLESS, capability::KEEPS_UID, capability::TERMINAL]
-                .map(str::to_owned)
-                .to_vec(),
+            capabilities: [
+                capability::LEAVE_RUNNING,
+                capability::ROOTLESS,
+                capability::KEEPS_UID,
+                capability::TERMINAL,
+            ]
+            .map(str::to_owned)
+            .to_vec(),
             options: vec![
-                OptionSpec::new("config", OptionKind::String, "the file that lists DMTCP's programs and libraries, in Apptainer's format"),
-                OptionSpec::new("prefixes", OptionKind::List, "directories in which DMTCP is installed; the newest that fits the image is taken"),
+                OptionSpec::new(
+                    "config",
+                    OptionKind::String,
+                    "the file that lists DMTCP's programs and libraries, in Apptainer's format",
+                ),
+                OptionSpec::new(
+                    "prefixes",
+                    OptionKind::List,
+                    "directories in which DMTCP is installed; the newest that fits the image is taken",
+                ),
             ],
         }
     }
@@ -62,7 +77,8 @@ impl CheckpointBackend for Dmtcp {
     }
 
     fn ready(&self, host: &mut Host<'_>, instance: &InstanceView) -> Result<ReadyReport> {
-        coordinator::wait(host, &instance.logs, 1, coordinator::START).map(|processes| ReadyReport { processes, notes: Vec::new() })
+        coordinator::wait(host, &instance.logs, 1, coordinator::START)
+            .map(|processes| ReadyReport { processes, notes: Vec::new() })
     }
 
     fn status(&self, host: &mut Host<'_>, _: &InstanceView) -> Result<StatusReport> {

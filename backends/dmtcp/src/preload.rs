@@ -43,10 +43,16 @@ mod tests {
     fn library_needs_no_other_library_and_few_symbols() {
         use object::{Object, ObjectSymbol};
         let file = object::File::parse(SHIM).unwrap();
-        let undefined: Vec<_> =
-            file.dynamic_symbols().filter(|symbol| symbol.is_undefined()).map(|s| s.name().unwrap()).collect();
+        let undefined: Vec<_> = file
+            .dynamic_symbols()
+            .filter(|symbol| symbol.is_undefined())
+            .map(|s| s.name().unwrap())
+            .collect();
         for name in &undefined {
-            assert!(["__errno_location", "memcpy", "memmove", "memset", "bcmp", "strlen", ""].contains(name), "{name}");
+            assert!(
+                ["__errno_location", "memcpy", "memmove", "memset", "bcmp", "strlen", ""].contains(name),
+                "{name}"
+            );
         }
         assert!(undefined.contains(&"__errno_location"));
         assert!(crate::elf::parse(SHIM).unwrap().needed.is_empty());
@@ -63,7 +69,8 @@ mod tests {
         for side in ["image", "capture"] {
             std::fs::create_dir(dir.path().join(side)).unwrap();
         }
-        let (image, capture) = (format!("{}/image/", dir.path().display()), format!("{}/capture/", dir.path().display()));
+        let (image, capture) =
+            (format!("{}/image/", dir.path().display()), format!("{}/capture/", dir.path().display()));
         let paths =
             ShimPaths { socket: socket.to_str().unwrap(), own: own_path, image: &image, capture: &capture };
         compile_shim(&rustc, &source, &library, &paths).unwrap();
@@ -80,7 +87,8 @@ mod tests {
             .envs(vars.iter().copied())
             .output()
             .unwrap();
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && text.contains("1 passed"), "{text}");
         // Children that never connect leave the server waiting: wake it.
         drop(std::os::unix::net::UnixStream::connect(&socket));
@@ -99,7 +107,10 @@ mod tests {
         let mut said = String::new();
         stream.read_to_string(&mut said).unwrap();
         assert_eq!(said, "coordinator");
-        assert!(stream.peer_addr().is_err(), "a unix peer has no internet address under any other descriptor");
+        assert!(
+            stream.peer_addr().is_err(),
+            "a unix peer has no internet address under any other descriptor"
+        );
         // Nothing else is open that high, so the copy gets exactly this number.
         let copy = nix::fcntl::fcntl(&stream, nix::fcntl::FcntlArg::F_DUPFD(LISTENER_FD)).unwrap();
         assert_eq!(copy, LISTENER_FD);
@@ -180,8 +191,12 @@ mod tests {
     #[ignore = "runs as a child of constructor_links_the_saved_files_of_a_generation"]
     fn in_child_links() {
         let dir = std::path::PathBuf::from(std::env::var_os("TEST_DIR").unwrap());
-        let mut names: Vec<_> =
-            dir.join("capture").read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = dir
+            .join("capture")
+            .read_dir()
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         assert_eq!(names, ["ckpt_a_files", "ckpt_b_files"]);
         assert_eq!(dir.join("capture/ckpt_b_files").read_link().unwrap(), dir.join("image/ckpt_b_files"));

@@ -21,13 +21,18 @@ const NO_BREAK: SeccompRule = SeccompRule { syscall: 12, argument: Some((0, 0)),
 
 /// The installation that made the generation.
 fn same_version(host: &Host<'_>, generation: &GenerationView) -> Result<Installation> {
-    let found = discover::search(&discover::Search::from_host(host)).map_err(|e| BackendError::new(kind::UNUSABLE, e.to_string()))?;
+    let found = discover::search(&discover::Search::from_host(host))
+        .map_err(|e| BackendError::new(kind::UNUSABLE, e.to_string()))?;
     let wanted = &generation.engine_version;
     if let Some(same) = found.installations.iter().find(|i| i.version.to_string() == *wanted) {
         return Ok(same.clone());
     }
     let have: Vec<String> = found.installations.iter().map(|i| i.version.to_string()).collect();
-    let have = if have.is_empty() { "none is installed".to_owned() } else { format!("installed is {}", have.join(", ")) };
+    let have = if have.is_empty() {
+        "none is installed".to_owned()
+    } else {
+        format!("installed is {}", have.join(", "))
+    };
     Err(BackendError::new(kind::UNUSABLE, format!("generation {} was saved by DMTCP {wanted}", generation.number))
         .because(have)
         .help("images belong to one version: let the administrator install that one beside the others and name it in `prefixes`"))
@@ -73,7 +78,9 @@ pub(crate) fn plan(host: &mut Host<'_>, request: &RestartRequest) -> Result<Rest
     let installation = same_version(host, generation)?;
     let shim_path = generation.facts.get("shim").and_then(|s| s.as_str()).unwrap_or(SHIM_PATH).to_owned();
     let library = generation.directory.join(SHIM_FILE);
-    let missing = |e: std::io::Error| BackendError::new(kind::DAMAGED, format!("cannot read {}", library.display())).because(e);
+    let missing = |e: std::io::Error| {
+        BackendError::new(kind::DAMAGED, format!("cannot read {}", library.display())).because(e)
+    };
     let shim = std::fs::read(&library).map_err(missing)?;
     let mut needs = inject::needs(&installation, &request.image, &request.process, (&shim_path, &shim))?;
     needs.seccomp.push(NO_BREAK);
@@ -83,7 +90,10 @@ pub(crate) fn plan(host: &mut Host<'_>, request: &RestartRequest) -> Result<Rest
     }
     let images = listed(generation, "images");
     if images.is_empty() {
-        return Err(BackendError::new(kind::DAMAGED, format!("generation {} names no images", generation.number)));
+        return Err(BackendError::new(
+            kind::DAMAGED,
+            format!("generation {} names no images", generation.number),
+        ));
     }
     host.remember("engine-version", installation.version.to_string());
     host.remember("shim", shim_path);
@@ -103,13 +113,16 @@ pub(crate) fn alive(host: &mut Host<'_>, request: &AliveRequest) -> Result<Ready
     if let Ok(file) = std::fs::File::open(&library) {
         host.keep_fd("shim", file.as_fd())?;
     }
-    let processes = coordinator::wait(host, &request.instance.logs, expected, PATIENCE).map_err(|mut error| {
-        error.what = format!("generation {} could not be brought back: {}", request.generation.number, error.what);
-        error
-    })?;
+    let processes =
+        coordinator::wait(host, &request.instance.logs, expected, PATIENCE).map_err(|mut error| {
+            error.what =
+                format!("generation {} could not be brought back: {}", request.generation.number, error.what);
+            error
+        })?;
     let said = coordinator::said(host, &request.instance.logs);
     if asserts::is_bad(&said) {
-        let error = BackendError::failed(format!("generation {} came back incomplete", request.generation.number));
+        let error =
+            BackendError::failed(format!("generation {} came back incomplete", request.generation.number));
         return Err(asserts::explain(error, &said));
     }
     Ok(ReadyReport { processes, notes: Vec::new() })

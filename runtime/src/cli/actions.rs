@@ -85,7 +85,10 @@ pub struct Wanted {
 /// Why the command was not started.
 pub fn exec(session: &Session, args: ExecArgs) -> Result<i32> {
     let action = Action::Exec { argv: args.command };
-    foreground(session, Wanted { action, args: args.action, compat: args.compat, image: args.image, name: None })
+    foreground(
+        session,
+        Wanted { action, args: args.action, compat: args.compat, image: args.image, name: None },
+    )
 }
 
 /// Runs `run`.
@@ -94,7 +97,10 @@ pub fn exec(session: &Session, args: ExecArgs) -> Result<i32> {
 /// Why the command was not started.
 pub fn run(session: &Session, args: RunArgs) -> Result<i32> {
     let action = Action::Run { args: args.args };
-    foreground(session, Wanted { action, args: args.action, compat: args.compat, image: args.image, name: None })
+    foreground(
+        session,
+        Wanted { action, args: args.action, compat: args.compat, image: args.image, name: None },
+    )
 }
 
 /// Runs `shell`.
@@ -102,7 +108,16 @@ pub fn run(session: &Session, args: RunArgs) -> Result<i32> {
 /// # Errors
 /// Why the command was not started.
 pub fn shell(session: &Session, args: ShellArgs) -> Result<i32> {
-    foreground(session, Wanted { action: Action::Shell, args: args.action, compat: args.compat, image: args.image, name: None })
+    foreground(
+        session,
+        Wanted {
+            action: Action::Shell,
+            args: args.action,
+            compat: args.compat,
+            image: args.image,
+            name: None,
+        },
+    )
 }
 
 fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
@@ -116,14 +131,21 @@ fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
     // Before any thread exists, so that all of them leave these signals to the main one.
     let signals = serve::signals(true)?;
     let teller = Arc::new(Terminal::default());
-    if planned.order.engine.is_some() && planned.order.spec.stdio == StdioKind::File && !join::stdin_is_empty() {
+    if planned.order.engine.is_some()
+        && planned.order.spec.stdio == StdioKind::File
+        && !join::stdin_is_empty()
+    {
         report::warning("standard input is not passed on: a saved application could not be given it again");
     }
     let mut begun = begin::begin(&planned.order, planned.library, &*teller)?;
     if let Some(from) = &begun.restarted {
         report::info(restarted_line(from));
     } else if let Some(engine) = &begun.live.engine {
-        report::info(format!("instance \"{}\" can be saved into checkpoint \"{}\"", begun.live.name, engine.checkpoint.name()));
+        report::info(format!(
+            "instance \"{}\" can be saved into checkpoint \"{}\"",
+            begun.live.name,
+            engine.checkpoint.name()
+        ));
     }
     let mut side = Foreground::new(&mut begun, teller)?;
     let outcome = serve::serve(begun, &signals, Some(&mut side));
@@ -170,7 +192,9 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
     let back = back(session, &mut wanted)?;
     let image = match (&back, wanted.image.as_str()) {
         (Some(back), "-") => Image::open(&back.spec.root.directory.to_string_lossy())?,
-        (None, "-") => return Err(Error::usage("\"-\" means the image of a saved state, and nothing is brought back")),
+        (None, "-") => {
+            return Err(Error::usage("\"-\" means the image of a saved state, and nothing is brought back"));
+        }
         (_, given) => Image::open(given)?,
     };
     let name = wanted.name.as_ref().map_or_else(|| made_name(&wanted), ToString::to_string);
@@ -180,8 +204,9 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
         None => resolve::resolve(&wanted.action, &wanted.args, &image, &facts, &name, engine)?,
     };
     for directory in directories_to_make(&spec, &wanted.args, &facts) {
-        std::fs::create_dir_all(&directory)
-            .map_err(|e| Error::new(format!("cannot make the directory {}", directory.display())).because(&e))?;
+        std::fs::create_dir_all(&directory).map_err(|e| {
+            Error::new(format!("cannot make the directory {}", directory.display())).because(&e)
+        })?;
     }
     let mut chosen = None;
     if engine {
@@ -197,7 +222,10 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
         Some(Chosen { plugin, library }) => {
             let checkpoint = checkpoint_name(&wanted).unwrap_or_default();
             let restart = back.as_ref().map(|b| b.generation.number());
-            (Some(engine::order(session, &wanted.args, plugin, checkpoint, restart, identity)?), Some(library))
+            (
+                Some(engine::order(session, &wanted.args, plugin, checkpoint, restart, identity)?),
+                Some(library),
+            )
         }
     };
     spec.name = name;
@@ -215,8 +243,9 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
 fn check_flags(wanted: &Wanted) -> Result<()> {
     let args = &wanted.args;
     if args.backend.is_some() && checkpoint_name(wanted).is_none() {
-        return Err(Error::usage("--backend says how to save, and nothing says where to")
-            .help("add --checkpoint NAME to start so that it can be saved, or --restart NAME to bring it back"));
+        return Err(Error::usage("--backend says how to save, and nothing says where to").help(
+            "add --checkpoint NAME to start so that it can be saved, or --restart NAME to bring it back",
+        ));
     }
     let engine = args.wants_engine();
     for (given, flag) in [
@@ -227,13 +256,20 @@ fn check_flags(wanted: &Wanted) -> Result<()> {
         (!args.accept_loss.is_empty(), "--accept-loss"),
     ] {
         if given && !engine {
-            return Err(Error::usage(format!("{flag} needs --checkpoint NAME, --restart NAME or --resume NAME")));
+            return Err(Error::usage(format!(
+                "{flag} needs --checkpoint NAME, --restart NAME or --resume NAME"
+            )));
         }
     }
     if wanted.name.is_some() && !args.checkpoint_on.is_empty() {
-        return Err(Error::usage("--checkpoint-on is for commands in the foreground; an instance is saved with `stasis checkpoint instance`"));
+        return Err(Error::usage(
+            "--checkpoint-on is for commands in the foreground; an instance is saved with `stasis checkpoint instance`",
+        ));
     }
-    if matches!(&wanted.action, Action::Exec { argv } if argv.is_empty()) && args.restart.is_none() && args.resume.is_none() {
+    if matches!(&wanted.action, Action::Exec { argv } if argv.is_empty())
+        && args.restart.is_none()
+        && args.resume.is_none()
+    {
         return Err(Error::usage("exec needs a command").help("stasis exec IMAGE COMMAND [ARGUMENT...]"));
     }
     Ok(())
@@ -275,11 +311,15 @@ fn back(session: &Session, wanted: &mut Wanted) -> Result<Option<Back>> {
     let manifest = generation.manifest();
     let what = format!("generation {} of \"{}\"", generation.number(), from.name);
     if manifest.host.uid != session.context.euid {
-        return Err(Error::new(format!("{what} belongs to uid {}, you are uid {}", manifest.host.uid, session.context.euid))
-            .help("only the user who saved it can bring it back"));
+        return Err(Error::new(format!(
+            "{what} belongs to uid {}, you are uid {}",
+            manifest.host.uid, session.context.euid
+        ))
+        .help("only the user who saved it can bring it back"));
     }
-    let spec: ContainerSpec = serde_json::from_value(manifest.spec.clone())
-        .map_err(|e| Error::new(format!("{what} describes a container that this stasis does not understand")).because(&e))?;
+    let spec: ContainerSpec = serde_json::from_value(manifest.spec.clone()).map_err(|e| {
+        Error::new(format!("{what} describes a container that this stasis does not understand")).because(&e)
+    })?;
     if spec.format > SPEC_FORMAT {
         return Err(Error::new(format!("{what} was saved by a newer stasis ({})", manifest.stasis_version)));
     }
@@ -311,7 +351,13 @@ fn identify(image: &Image, back: Option<&Back>) -> Result<ImageIdentity> {
 }
 
 /// The recorded container again, under its new name.
-fn again(back: &Back, wanted: &Wanted, image: &Image, facts: &HostFacts, name: &str) -> Result<ContainerSpec> {
+fn again(
+    back: &Back,
+    wanted: &Wanted,
+    image: &Image,
+    facts: &HostFacts,
+    name: &str,
+) -> Result<ContainerSpec> {
     let mut spec = back.spec.clone();
     let given: &[String] = match &wanted.action {
         Action::Exec { argv } => argv,
@@ -320,9 +366,11 @@ fn again(back: &Back, wanted: &Wanted, image: &Image, facts: &HostFacts, name: &
     };
     let same = spec.process.argv == given || spec.process.argv.get(1..).is_some_and(|a| a == given);
     if !given.is_empty() && !same {
-        return Err(Error::new("the arguments differ from those that the saved application was started with")
-            .because(format!("it was started with: {}", spec.process.argv.join(" ")))
-            .help("give the same arguments, or none"));
+        return Err(Error::new(
+            "the arguments differ from those that the saved application was started with",
+        )
+        .because(format!("it was started with: {}", spec.process.argv.join(" ")))
+        .help("give the same arguments, or none"));
     }
     if !wanted.args.bind.is_empty() || !wanted.args.mount.is_empty() {
         return Err(Error::usage("a saved application gets the binds that it was started with")
@@ -334,21 +382,33 @@ fn again(back: &Back, wanted: &Wanted, image: &Image, facts: &HostFacts, name: &
     if wanted.image != "-" {
         wanted.image.clone_into(&mut spec.image);
     }
-    let terminal = wanted.name.is_none() && facts.stdin_tty && (facts.stdout_tty || wanted.action == Action::Shell);
+    let terminal =
+        wanted.name.is_none() && facts.stdin_tty && (facts.stdout_tty || wanted.action == Action::Shell);
     spec.stdio = if terminal { StdioKind::Pty } else { StdioKind::File };
     Ok(spec)
 }
 
 /// `--dry-run`.
-fn show(session: &Session, wanted: &Wanted, spec: ContainerSpec, chosen: Option<Chosen>, back: Option<&Back>) -> Result<()> {
+fn show(
+    session: &Session,
+    wanted: &Wanted,
+    spec: ContainerSpec,
+    chosen: Option<Chosen>,
+    back: Option<&Back>,
+) -> Result<()> {
     let Some(chosen) = chosen else { return output::line(resolve::describe(&spec)) };
     let plugin = engine::plugin(&chosen.plugin, chosen.library)?;
     let mut worker = Worker::spawn(&plugin, &session.context.runtime_dir()?)?;
     let descriptor = worker.describe()?;
-    let asked = begin::Asked { engine_name: &descriptor.engine, backend: &descriptor.name, accept_loss: &wanted.args.accept_loss };
+    let asked = begin::Asked {
+        engine_name: &descriptor.engine,
+        backend: &descriptor.name,
+        accept_loss: &wanted.args.accept_loss,
+    };
     let mut memory = back.map(|b| b.generation.manifest().engine_state.clone()).unwrap_or_default();
     let root = session.context.data_root()?;
     let staging = root.join("checkpoints").join(checkpoint_name(wanted).unwrap_or_default()).join("staging");
-    let spec = begin::ask(&spec, &mut worker, &asked, &mut memory, back.map(|b| &b.generation), &staging, &[root])?;
+    let spec =
+        begin::ask(&spec, &mut worker, &asked, &mut memory, back.map(|b| &b.generation), &staging, &[root])?;
     output::line(resolve::describe(&spec))
 }

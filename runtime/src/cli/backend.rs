@@ -112,7 +112,16 @@ fn list(session: &Session, json: bool) -> Result<()> {
     let settings = session.settings()?;
     let mut all = Vec::new();
     for (name, entry) in &settings.backends {
-        let mut listed = Listed { name: name.to_string(), enabled: entry.enabled, version: None, engine: None, engine_version: None, usable: false, reason: None, library: None };
+        let mut listed = Listed {
+            name: name.to_string(),
+            enabled: entry.enabled,
+            version: None,
+            engine: None,
+            engine_version: None,
+            usable: false,
+            reason: None,
+            library: None,
+        };
         if !entry.enabled {
             listed.reason = Some("disabled by the administrator".to_owned());
         } else {
@@ -141,7 +150,8 @@ fn list(session: &Session, json: bool) -> Result<()> {
     let mut table = output::Table::new(&["BACKEND", "VERSION", "ENGINE", "USABLE"]);
     for b in all {
         let engine = [b.engine, b.engine_version].into_iter().flatten().collect::<Vec<_>>().join(" ");
-        let usable = if b.usable { "yes".to_owned() } else { format!("no: {}", b.reason.unwrap_or_default()) };
+        let usable =
+            if b.usable { "yes".to_owned() } else { format!("no: {}", b.reason.unwrap_or_default()) };
         table.row([b.name, b.version.unwrap_or_default(), engine, usable]);
     }
     table.print()
@@ -158,7 +168,8 @@ fn info(session: &Session, args: &InfoArgs) -> Result<()> {
     output::line(format!("library:      {}", asked.library))?;
     output::line(format!("capabilities: {}", d.capabilities.join(", ")))?;
     for option in &d.options {
-        let default = if option.default.is_null() { String::new() } else { format!(" (default {})", option.default) };
+        let default =
+            if option.default.is_null() { String::new() } else { format!(" (default {})", option.default) };
         output::line(format!("option {}: {}{default}", option.name, option.help))?;
     }
     Ok(())
@@ -182,7 +193,12 @@ fn check(session: &Session, args: CheckArgs) -> Result<i32> {
         let mut asked = ask(session, &name)?;
         let probe = calls::probe(&mut asked.worker, &ProbeRequest { thorough: true }, &NoServices)?;
         let findings = match (&subject, probe.usable) {
-            (Some(subject), true) => calls::examine(&mut asked.worker, &subject_of(session, subject)?, &mut EngineState::new(), &NoServices)?,
+            (Some(subject), true) => calls::examine(
+                &mut asked.worker,
+                &subject_of(session, subject)?,
+                &mut EngineState::new(),
+                &NoServices,
+            )?,
             _ => Vec::new(),
         };
         if args.json {
@@ -215,7 +231,8 @@ fn subject_of(session: &Session, text: &str) -> Result<Subject> {
         return Ok(Subject::Generation { generation: crate::monitor::restart::view(&generation), image });
     }
     let image = Image::open(text)?;
-    let script = if image.has_startscript { "/.singularity.d/startscript" } else { "/.singularity.d/runscript" };
+    let script =
+        if image.has_startscript { "/.singularity.d/startscript" } else { "/.singularity.d/runscript" };
     let process = ProcessView { argv: vec![script.to_owned()], ..ProcessView::default() };
     Ok(Subject::Image { image: ImageView { name: image.given.clone(), root: image.root.clone() }, process })
 }
@@ -245,7 +262,10 @@ fn show_probe(descriptor: &Descriptor, probe: &Probe) -> Result<()> {
         (true, _) => "can be used here".to_owned(),
         (false, reason) => format!("cannot be used here: {}", reason.clone().unwrap_or_default()),
     };
-    output::line(format!("{} {} ({} {engine}, accepts {}): {verdict}", descriptor.name, descriptor.version, descriptor.engine, probe.accepts))?;
+    output::line(format!(
+        "{} {} ({} {engine}, accepts {}): {verdict}",
+        descriptor.name, descriptor.version, descriptor.engine, probe.accepts
+    ))?;
     if let (false, Some(help)) = (probe.usable, &probe.help) {
         output::line(format!("  hint: {help}"))?;
     }

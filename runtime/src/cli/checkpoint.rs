@@ -4,9 +4,9 @@ use crate::cli::instance::{named, running};
 use crate::cli::teller::Terminal;
 use crate::cli::{Session, output, report};
 use crate::error::{Error, Result};
+use crate::monitor::Teller;
 use crate::monitor::client;
 use crate::monitor::control::{Captured, Reply, Request};
-use crate::monitor::Teller;
 use crate::name::{BackendName, CheckpointName, CheckpointRef};
 use crate::registry;
 use crate::store::{Holder, Level, Summary};
@@ -147,7 +147,8 @@ fn list(session: &Session, json: bool) -> Result<()> {
         }).collect();
         return output::json(&serde_json::json!({ "checkpoints": rows }));
     }
-    let mut table = output::Table::new(&["NAME", "BACKEND", "GENERATIONS", "LATEST", "AGE", "SIZE", "IN USE BY"]);
+    let mut table =
+        output::Table::new(&["NAME", "BACKEND", "GENERATIONS", "LATEST", "AGE", "SIZE", "IN USE BY"]);
     for listed in all {
         match listed.summary {
             Ok(s) => table.row(row(&s)),
@@ -195,7 +196,8 @@ fn instance(session: &Session, args: InstanceArgs) -> Result<()> {
 fn told(saved: &Captured) -> String {
     let pause = saved.pause_us.map(|us| format!(", paused {} ms", us.div_ceil(1000))).unwrap_or_default();
     let stopped = if saved.stopped { "; the instance is stopped" } else { "" };
-    let processes = if saved.processes == 1 { "1 process".to_owned() } else { format!("{} processes", saved.processes) };
+    let processes =
+        if saved.processes == 1 { "1 process".to_owned() } else { format!("{} processes", saved.processes) };
     format!(
         "Generation {} of checkpoint \"{}\" saved: {}, {processes}, {} ms{pause}{stopped}",
         saved.generation,
@@ -217,12 +219,28 @@ fn show(session: &Session, args: &ShowArgs) -> Result<()> {
         output::line(format!("generation {} of checkpoint \"{}\"", m.generation, reference.name))?;
         for (word, value) in [
             ("saved", format!("{} ({})", m.created, output::age(&m.created))),
-            ("backend", format!("{} {}, {} {}", m.backend.name, m.backend.version, m.backend.engine, m.backend.engine_version)),
+            (
+                "backend",
+                format!(
+                    "{} {}, {} {}",
+                    m.backend.name, m.backend.version, m.backend.engine, m.backend.engine_version
+                ),
+            ),
             ("image", m.image.to_string()),
             ("host", format!("{}, {} {}", m.host.hostname, m.host.kernel, m.host.arch)),
             ("command", m.command.join(" ")),
-            ("processes", m.processes.iter().map(|p| format!("{} ({})", p.name, p.pid)).collect::<Vec<_>>().join(", ")),
-            ("listens on", m.listening.iter().map(|l| format!("{} {}:{}", l.proto, l.address, l.port)).collect::<Vec<_>>().join(", ")),
+            (
+                "processes",
+                m.processes.iter().map(|p| format!("{} ({})", p.name, p.pid)).collect::<Vec<_>>().join(", "),
+            ),
+            (
+                "listens on",
+                m.listening
+                    .iter()
+                    .map(|l| format!("{} {}:{}", l.proto, l.address, l.port))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            ),
             ("size", output::size(m.size())),
         ] {
             output::line(format!("{word:<11} {value}"))?;
@@ -237,7 +255,13 @@ fn show(session: &Session, args: &ShowArgs) -> Result<()> {
             Ok(g) => {
                 let m = g.manifest();
                 rows.push(serde_json::to_value(m).unwrap_or_default());
-                table.row([number.to_string(), output::age(&m.created), output::size(m.size()), format!("{} {}", m.backend.engine, m.backend.engine_version), m.processes.len().to_string()]);
+                table.row([
+                    number.to_string(),
+                    output::age(&m.created),
+                    output::size(m.size()),
+                    format!("{} {}", m.backend.engine, m.backend.engine_version),
+                    m.processes.len().to_string(),
+                ]);
             }
             Err(problem) => report::warning(format!("generation {number}: {problem}")),
         }
@@ -255,9 +279,13 @@ fn verify(session: &Session, reference: &str) -> Result<()> {
     let teller = Terminal::default();
     let mut damaged = 0;
     for number in &numbers {
-        let verified = checkpoint.generation(Some(*number)).and_then(|g| g.verify(Level::Full, &mut |done, total| teller.progress(done, total, "verifying")));
+        let verified = checkpoint.generation(Some(*number)).and_then(|g| {
+            g.verify(Level::Full, &mut |done, total| teller.progress(done, total, "verifying"))
+        });
         match verified {
-            Ok(()) => report::info(format!("Generation {number} of checkpoint \"{}\" is whole.", reference.name)),
+            Ok(()) => {
+                report::info(format!("Generation {number} of checkpoint \"{}\" is whole.", reference.name))
+            }
             Err(error) => {
                 damaged += 1;
                 report::error(&error.into());
@@ -265,9 +293,15 @@ fn verify(session: &Session, reference: &str) -> Result<()> {
         }
     }
     match damaged {
-        0 if numbers.is_empty() => Err(Error::new(format!("checkpoint \"{}\" has no saved state yet", reference.name))),
+        0 if numbers.is_empty() => {
+            Err(Error::new(format!("checkpoint \"{}\" has no saved state yet", reference.name)))
+        }
         0 => Ok(()),
-        n => Err(Error::new(format!("{n} of {} generations of checkpoint \"{}\" cannot be brought back", numbers.len(), reference.name))),
+        n => Err(Error::new(format!(
+            "{n} of {} generations of checkpoint \"{}\" cannot be brought back",
+            numbers.len(),
+            reference.name
+        ))),
     }
 }
 
@@ -277,7 +311,10 @@ fn prune(session: &Session, args: &PruneArgs) -> Result<()> {
     let gone = checkpoint.prune(args.keep as usize, &[], &lock)?;
     report::info(match gone.len() {
         0 => "Nothing to remove.".to_owned(),
-        n => format!("{n} generation(s) removed: {}", gone.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+        n => format!(
+            "{n} generation(s) removed: {}",
+            gone.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        ),
     });
     Ok(())
 }
@@ -285,7 +322,11 @@ fn prune(session: &Session, args: &PruneArgs) -> Result<()> {
 fn delete(session: &Session, args: &DeleteArgs) -> Result<()> {
     let name = CheckpointName::new(&args.name)?;
     let store = session.store()?;
-    if args.force { store.delete_forced(&name)? } else { store.delete(&name)? }
+    if args.force {
+        store.delete_forced(&name)?
+    } else {
+        store.delete(&name)?
+    }
     report::info(format!("Checkpoint \"{name}\" deleted."));
     Ok(())
 }

@@ -25,7 +25,11 @@ impl CompatArgs {
     /// # Errors
     /// Contradicting flags, or a name that is none.
     pub fn translate(self, args: &mut ActionArgs, env: &BTreeMap<String, String>) -> Result<()> {
-        let from_env = |key: &str| ["STASIS_", "APPTAINER_", "SINGULARITY_"].iter().find_map(|p| env.get(&format!("{p}{key}")).cloned());
+        let from_env = |key: &str| {
+            ["STASIS_", "APPTAINER_", "SINGULARITY_"]
+                .iter()
+                .find_map(|p| env.get(&format!("{p}{key}")).cloned())
+        };
         let typed = self.dmtcp_launch.is_some() || self.dmtcp_restart.is_some();
         let neutral = args.checkpoint.is_some() || args.restart.is_some() || args.resume.is_some();
         let (launch, restart) = match typed || neutral {
@@ -42,11 +46,15 @@ impl CompatArgs {
             (None, Some(name)) => ("--dmtcp-restart", name),
         };
         if neutral {
-            return Err(Error::usage(format!("{word} says the same as --checkpoint, --restart or --resume: give one of them")));
+            return Err(Error::usage(format!(
+                "{word} says the same as --checkpoint, --restart or --resume: give one of them"
+            )));
         }
         match &args.backend {
             Some(other) if other.as_str() != BACKEND => {
-                return Err(Error::usage(format!("{word} means --backend {BACKEND}, and --backend says {other}")));
+                return Err(Error::usage(format!(
+                    "{word} means --backend {BACKEND}, and --backend says {other}"
+                )));
             }
             _ => args.backend = Some(BackendName::new(BACKEND)?),
         }

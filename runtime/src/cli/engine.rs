@@ -65,7 +65,12 @@ fn chosen(located: Located, flags: Vec<String>) -> Result<Chosen> {
 }
 
 /// The first that works here and leaves the user's uid alone. Why others were passed over is told.
-fn automatic(session: &Session, settings: &Settings, names: &[BackendName], flags: &[String]) -> Result<Chosen> {
+fn automatic(
+    session: &Session,
+    settings: &Settings,
+    names: &[BackendName],
+    flags: &[String],
+) -> Result<Chosen> {
     let mut error = Error::new("no backend can be used here");
     for name in names {
         match fits(session, settings, name, flags) {
@@ -86,7 +91,9 @@ fn fits(session: &Session, settings: &Settings, name: &BackendName, flags: &[Str
     let mut worker = Worker::spawn(&plugin, &session.context.runtime_dir()?)?;
     let descriptor = worker.describe()?;
     if !session.context.is_root() && !descriptor.capabilities.iter().any(|c| c == capability::KEEPS_UID) {
-        return Err(Error::new("it would change the user's id inside; name it with --backend to take it all the same"));
+        return Err(Error::new(
+            "it would change the user's id inside; name it with --backend to take it all the same",
+        ));
     }
     let probe = engine::probe(&mut worker, &ProbeRequest { thorough: false }, &NoServices)?;
     match probe.usable {
@@ -96,7 +103,14 @@ fn fits(session: &Session, settings: &Settings, name: &BackendName, flags: &[Str
 }
 
 /// What the monitor is told about the engine.
-pub fn order(session: &Session, args: &ActionArgs, plugin: PluginOrder, checkpoint: String, restart: Option<u64>, identity: ImageIdentity) -> Result<EngineOrder> {
+pub fn order(
+    session: &Session,
+    args: &ActionArgs,
+    plugin: PluginOrder,
+    checkpoint: String,
+    restart: Option<u64>,
+    identity: ImageIdentity,
+) -> Result<EngineOrder> {
     let keep = match args.keep {
         Some(n) => Some(n),
         None => session.settings()?.keep.map(|k| k.value),

@@ -143,7 +143,8 @@ pub fn running(session: &Session, name: &InstanceName) -> Result<Running> {
     }
     let error = match &seen.liveness {
         Liveness::Elsewhere { host } => {
-            return Err(Error::new(format!("instance \"{name}\" runs on host {host}")).help(format!("do this on {host}")));
+            return Err(Error::new(format!("instance \"{name}\" runs on host {host}"))
+                .help(format!("do this on {host}")));
         }
         Liveness::Lost { why } => Error::new(format!("instance \"{name}\" was lost: {why}")),
         _ => Error::new(format!("instance \"{name}\" has ended ({})", seen.summary())),
@@ -175,8 +176,10 @@ fn start(session: &Session, args: StartArgs, runscript: bool) -> Result<()> {
     if args.image.starts_with("instance://") {
         return Err(Error::usage("an instance is started from an image, not from an instance"));
     }
-    let action = if runscript { Action::InstanceRun { args: args.args } } else { Action::Start { args: args.args } };
-    let wanted = Wanted { action, args: args.action, compat: args.compat, image: args.image, name: Some(name) };
+    let action =
+        if runscript { Action::InstanceRun { args: args.args } } else { Action::Start { args: args.args } };
+    let wanted =
+        Wanted { action, args: args.action, compat: args.compat, image: args.image, name: Some(name) };
     let Some(planned) = actions::plan(session, wanted)? else { return Ok(()) };
     let started = spawn(&planned)?;
     if let Some(file) = args.pid_file {
@@ -214,9 +217,15 @@ fn spawn(planned: &Planned) -> Result<Started> {
 fn list(session: &Session, args: &ListArgs) -> Result<()> {
     let all = session.instances()?.matching(args.pattern.as_deref().unwrap_or("*"))?;
     if args.json {
-        return output::json(&serde_json::json!({ "instances": all.iter().map(as_json).collect::<Vec<_>>() }));
+        return output::json(
+            &serde_json::json!({ "instances": all.iter().map(as_json).collect::<Vec<_>>() }),
+        );
     }
-    let header: &[&str] = if args.logs { &["INSTANCE NAME", "PID", "LOGS"] } else { &["INSTANCE NAME", "PID", "IP", "IMAGE", "STATE", "CHECKPOINT"] };
+    let header: &[&str] = if args.logs {
+        &["INSTANCE NAME", "PID", "LOGS"]
+    } else {
+        &["INSTANCE NAME", "PID", "IP", "IMAGE", "STATE", "CHECKPOINT"]
+    };
     let mut table = output::Table::new(header);
     for seen in &all {
         let record = seen.record.as_ref().ok();
@@ -262,9 +271,15 @@ fn stop(session: &Session, args: &StopArgs) -> Result<i32> {
         (Some(pattern), false) => pattern.strip_prefix("instance://").unwrap_or(pattern),
         (None, true) => "*",
         (Some(_), true) => return Err(Error::usage("--all and a name contradict each other")),
-        (None, false) => return Err(Error::usage("which instance?").help("stasis instance stop NAME, or --all")),
+        (None, false) => {
+            return Err(Error::usage("which instance?").help("stasis instance stop NAME, or --all"));
+        }
     };
-    let found: Vec<Seen> = instances.matching(pattern)?.into_iter().filter(|s| !matches!(s.liveness, Liveness::Elsewhere { .. }) || args.pattern.is_some()).collect();
+    let found: Vec<Seen> = instances
+        .matching(pattern)?
+        .into_iter()
+        .filter(|s| !matches!(s.liveness, Liveness::Elsewhere { .. }) || args.pattern.is_some())
+        .collect();
     if found.is_empty() {
         return match args.all {
             true => Ok(0),
@@ -286,24 +301,33 @@ fn stop_one(session: &Session, seen: &Seen, args: &StopArgs) -> Result<()> {
     match &seen.liveness {
         Liveness::Alive => {}
         Liveness::Elsewhere { host } => {
-            return Err(Error::new(format!("instance \"{name}\" runs on host {host}")).help(format!("stop it on {host}")));
+            return Err(Error::new(format!("instance \"{name}\" runs on host {host}"))
+                .help(format!("stop it on {host}")));
         }
         Liveness::Ended | Liveness::Lost { .. } => {
             settle_lost(session, seen)?;
             session.instances()?.remove(name)?;
-            report::info(format!("instance \"{name}\" was not running any more ({}); its record is removed", seen.summary()));
+            report::info(format!(
+                "instance \"{name}\" was not running any more ({}); its record is removed",
+                seen.summary()
+            ));
             return Ok(());
         }
     }
     let record = seen.record()?;
-    let control = record.control.clone().ok_or_else(|| Error::new(format!("instance \"{name}\" is still starting")))?;
+    let control =
+        record.control.clone().ok_or_else(|| Error::new(format!("instance \"{name}\" is still starting")))?;
     report::info(format!("Stopping {name} instance of {} (PID={})", record.image, record.init_pid));
     let channel = client::connect(name.as_str(), &control)?;
-    let (signal, timeout) = if args.force { (libc::SIGKILL, Duration::from_secs(2)) } else { (args.signal, args.timeout) };
+    let (signal, timeout) =
+        if args.force { (libc::SIGKILL, Duration::from_secs(2)) } else { (args.signal, args.timeout) };
     let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
     match client::ask(&channel, &Request::Stop { signal, timeout_ms }, &[], &Terminal::default())? {
         (Reply::Stopped { killed: true, .. }, _) => {
-            report::info(format!("Killing {name} instance of {} (PID={}) (Timeout)", record.image, record.init_pid));
+            report::info(format!(
+                "Killing {name} instance of {} (PID={}) (Timeout)",
+                record.image, record.init_pid
+            ));
             Ok(())
         }
         _ => Ok(()),
@@ -314,6 +338,7 @@ fn logs(session: &Session, args: &LogsArgs) -> Result<()> {
     let name = named(&args.name)?;
     let seen = session.instances()?.find(&name)?;
     let path = if args.err { seen.err_log() } else { seen.out_log() };
-    let bytes = std::fs::read(&path).map_err(|e| Error::new(format!("cannot read the log {}", path.display())).because(&e))?;
+    let bytes = std::fs::read(&path)
+        .map_err(|e| Error::new(format!("cannot read the log {}", path.display())).because(&e))?;
     output::bytes(&bytes)
 }

@@ -1,9 +1,9 @@
 //! A command beside the application of a running instance: `exec|run|shell instance://NAME`.
 
+use crate::cli::Session;
 use crate::cli::action_args::ActionArgs;
 use crate::cli::instance::running;
 use crate::cli::teller::Terminal;
-use crate::cli::Session;
 use crate::error::{Error, Result};
 use crate::monitor::client;
 use crate::monitor::control::{Reply, Request};
@@ -32,15 +32,21 @@ pub fn join(session: &Session, name: &str, action: &Action, args: &ActionArgs) -
         Action::Exec { argv } => argv.clone(),
         Action::Run { args } => [vec!["/.singularity.d/runscript".to_owned()], args.clone()].concat(),
         Action::Shell => vec!["/bin/sh".to_owned()],
-        Action::Start { .. } | Action::InstanceRun { .. } => return Err(Error::usage("an instance is started from an image, not from an instance")),
+        Action::Start { .. } | Action::InstanceRun { .. } => {
+            return Err(Error::usage("an instance is started from an image, not from an instance"));
+        }
     };
     if argv.is_empty() {
-        return Err(Error::usage("exec needs a command").help("stasis exec instance://NAME COMMAND [ARGUMENT...]"));
+        return Err(
+            Error::usage("exec needs a command").help("stasis exec instance://NAME COMMAND [ARGUMENT...]")
+        );
     }
     let signals = serve::signals(true)?;
     let channel = client::connect(name.as_str(), &seen.record.control)?;
-    let size = (facts.stdin_tty && facts.stdout_tty).then(|| terminal::size(std::io::stdin().as_fd())).flatten();
-    let request = Request::Exec { argv, env: environment(&facts, args, name.as_str()), cwd: facts.cwd.clone(), size };
+    let size =
+        (facts.stdin_tty && facts.stdout_tty).then(|| terminal::size(std::io::stdin().as_fd())).flatten();
+    let request =
+        Request::Exec { argv, env: environment(&facts, args, name.as_str()), cwd: facts.cwd.clone(), size };
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let streams = if size.is_some() { vec![] } else { vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] };
     let teller = Terminal::default();
@@ -61,9 +67,17 @@ pub fn join(session: &Session, name: &str, action: &Action, args: &ActionArgs) -
 /// The environment of a command beside the application: the caller's, as for `exec` of an image.
 fn environment(facts: &HostFacts, args: &ActionArgs, name: &str) -> Vec<(String, String)> {
     let mut env = if args.cleanenv { Default::default() } else { facts.env.clone() };
-    env.retain(|key, _| !key.starts_with("STASIS_") && !key.starts_with("APPTAINER") && !key.starts_with("SINGULARITY") && key != "LD_PRELOAD");
+    env.retain(|key, _| {
+        !key.starts_with("STASIS_")
+            && !key.starts_with("APPTAINER")
+            && !key.starts_with("SINGULARITY")
+            && key != "LD_PRELOAD"
+    });
     if args.cleanenv {
-        env.insert("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+        env.insert(
+            "PATH".to_owned(),
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+        );
         env.insert("HOME".to_owned(), facts.home.to_string_lossy().into_owned());
     }
     for pair in args.env.iter().flat_map(|e| e.split(',')) {
@@ -78,7 +92,10 @@ fn environment(facts: &HostFacts, args: &ActionArgs, name: &str) -> Vec<(String,
 
 fn wait(channel: &Channel, signals: &nix::sys::signalfd::SignalFd, master: Option<&OwnedFd>) -> Result<i32> {
     loop {
-        let mut watched = [PollFd::new(channel.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let mut watched = [
+            PollFd::new(channel.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
         match poll(&mut watched, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(e) => return Err(Error::new("cannot wait for the command").because(e.desc())),
@@ -92,7 +109,9 @@ fn wait(channel: &Channel, signals: &nix::sys::signalfd::SignalFd, master: Optio
                     let _ = terminal::set_size(master.as_fd(), size);
                 }
                 (libc::SIGWINCH, ..) => {}
-                _ => channel.send(&Request::Signal(number)).map_err(|e| Error::new("cannot talk to the monitor").because(&e))?,
+                _ => channel
+                    .send(&Request::Signal(number))
+                    .map_err(|e| Error::new("cannot talk to the monitor").because(&e))?,
             }
         }
         if answered {

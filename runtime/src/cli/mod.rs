@@ -122,7 +122,8 @@ pub fn main(arguments: Vec<OsString>) -> i32 {
     let g = &cli.globals;
     report::configure(report::Verbosity::from_flags(g.quiet, g.silent, g.verbose, g.debug), g.nocolor);
     if g.debug {
-        let shown = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG);
+        let shown =
+            tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG);
         // A second subscriber cannot be there; if it were, it would do.
         let _ = shown.try_init();
     }

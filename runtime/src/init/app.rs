@@ -33,7 +33,12 @@ impl Streams {
 }
 
 /// What the application's process becomes, with the command that is really started.
-fn becoming<'a>(spec: &'a ContainerSpec, argv: &'a [String], env: &'a [(String, String)], streams: &'a Streams) -> Becoming<'a> {
+fn becoming<'a>(
+    spec: &'a ContainerSpec,
+    argv: &'a [String],
+    env: &'a [(String, String)],
+    streams: &'a Streams,
+) -> Becoming<'a> {
     let engine = spec.engine.as_ref();
     Becoming {
         argv,
@@ -90,7 +95,9 @@ pub fn start(spec: &ContainerSpec, streams: &Streams) -> Result<Application> {
         next_pid(first)?;
     }
     let telling = Telling::new()?;
-    let Some(pid) = process::fork().map_err(|e| Error::new("cannot start the application").because(e.desc()))? else {
+    let Some(pid) =
+        process::fork().map_err(|e| Error::new("cannot start the application").because(e.desc()))?
+    else {
         run(spec, streams, telling)
     };
     telling.wait()?;

@@ -42,7 +42,9 @@ pub struct Becoming<'a> {
 /// Turns this (forked) process into it. Returns only the reason why it could not.
 pub fn become_it(it: &Becoming<'_>) -> Error {
     match prepare(it) {
-        Err((doing, e)) => Error::new(format!("cannot start {}", shown(it))).because(format!("{doing}: {}", e.desc())),
+        Err((doing, e)) => {
+            Error::new(format!("cannot start {}", shown(it))).because(format!("{doing}: {}", e.desc()))
+        }
         Ok(()) => exec(it),
     }
 }
@@ -98,8 +100,13 @@ fn find(name: &str, env: &[(String, String)]) -> Option<OsString> {
         return Some(name.into());
     }
     let path = env.iter().find(|(k, _)| k == "PATH").map_or("/usr/local/bin:/usr/bin:/bin", |(_, v)| v);
-    let executable = |p: &PathBuf| std::fs::metadata(p).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
-    path.split(':').filter(|d| !d.is_empty()).map(|d| Path::new(d).join(name)).find(executable).map(PathBuf::into_os_string)
+    let executable =
+        |p: &PathBuf| std::fs::metadata(p).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    path.split(':')
+        .filter(|d| !d.is_empty())
+        .map(|d| Path::new(d).join(name))
+        .find(executable)
+        .map(PathBuf::into_os_string)
 }
 
 /// What the kernel means with the errno of an exec.
@@ -115,7 +122,9 @@ fn not_started(name: &str, program: &Path, errno: Errno) -> Error {
         Errno::ENOENT => error.because("there is no such file in the image"),
         Errno::EACCES if program.is_dir() => error.because("it is a directory"),
         Errno::EACCES => error.because("it may not be executed").help("`chmod +x` it in the image"),
-        Errno::ENOEXEC => error.because("it is neither a program for this machine nor a script with a first line `#!`"),
+        Errno::ENOEXEC => {
+            error.because("it is neither a program for this machine nor a script with a first line `#!`")
+        }
         other => error.because(other.desc()),
     }
 }
@@ -166,7 +175,8 @@ impl Telling {
         if text.is_empty() {
             return Ok(());
         }
-        Err(serde_json::from_slice(&text).unwrap_or_else(|_| Error::new("a new process failed without saying why")))
+        Err(serde_json::from_slice(&text)
+            .unwrap_or_else(|_| Error::new("a new process failed without saying why")))
     }
 }
 
@@ -186,5 +196,6 @@ pub fn null() -> Result<OwnedFd> {
 pub fn log(name: &str) -> Result<OwnedFd> {
     let path = Path::new(stasis_plugin_api::plan::LOG_DIR).join(OsStr::new(name));
     let file = std::fs::OpenOptions::new().append(true).create(true).open(&path);
-    file.map(OwnedFd::from).map_err(|e| Error::new(format!("cannot open the log {}", path.display())).because(&e))
+    file.map(OwnedFd::from)
+        .map_err(|e| Error::new(format!("cannot open the log {}", path.display())).because(&e))
 }

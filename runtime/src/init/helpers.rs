@@ -32,17 +32,23 @@ pub fn start(
         match &descriptor.source {
             DescriptorSource::UnixListener(path) => {
                 // Taken out: nobody else may hold it, or its users would wait for ever once it is gone.
-                let socket = listeners.remove(path).ok_or_else(|| Error::new(format!("the socket {} is wanted twice", path.display())))?;
+                let socket = listeners
+                    .remove(path)
+                    .ok_or_else(|| Error::new(format!("the socket {} is wanted twice", path.display())))?;
                 owned.push((socket, descriptor.number));
             }
             DescriptorSource::Kept(name) => {
-                return Err(Error::new(format!("the helper {} wants the kept descriptor {name}, which is not there", helper.name)));
+                return Err(Error::new(format!(
+                    "the helper {} wants the kept descriptor {name}, which is not there",
+                    helper.name
+                )));
             }
         }
     }
     let env: Vec<(String, String)> = helper.env.clone().into_iter().collect();
     let telling = Telling::new()?;
-    let child = process::fork().map_err(|e| Error::new(format!("cannot start the helper {}", helper.name)).because(e.desc()))?;
+    let child = process::fork()
+        .map_err(|e| Error::new(format!("cannot start the helper {}", helper.name)).because(e.desc()))?;
     let Some(pid) = child else {
         let error = children::become_it(&Becoming {
             argv: &helper.argv,

@@ -36,7 +36,8 @@ impl Job {
     /// Why it could not be started.
     pub fn start(id: u64, command: &RunInside, keep_capabilities: bool) -> Result<Self> {
         let failed = |e: &dyn std::error::Error| Error::new("cannot run a command inside").because(e);
-        let (null, out, err) = (children::null()?, fd::pipe().map_err(|e| failed(&e))?, fd::pipe().map_err(|e| failed(&e))?);
+        let (null, out, err) =
+            (children::null()?, fd::pipe().map_err(|e| failed(&e))?, fd::pipe().map_err(|e| failed(&e))?);
         let env: Vec<(String, String)> = command.env.clone().into_iter().collect();
         let telling = Telling::new()?;
         let Some(pid) = process::fork().map_err(|e| failed(&e))? else {
@@ -57,7 +58,8 @@ impl Job {
             fd::set_nonblocking(read.as_fd(), true).map_err(|e| failed(&e))?;
             streams.push((File::from(read), Vec::new()));
         }
-        let deadline = (command.timeout_ms > 0).then(|| Instant::now() + Duration::from_millis(command.timeout_ms));
+        let deadline =
+            (command.timeout_ms > 0).then(|| Instant::now() + Duration::from_millis(command.timeout_ms));
         let streams = <[_; 2]>::try_from(streams).map_err(|_| Error::new("cannot run a command inside"))?;
         Ok(Self { id, pid: pid.as_raw(), deadline, timed_out: false, streams })
     }
@@ -129,10 +131,15 @@ impl Beside {
             let (ours, theirs) = terminal::open_pair().map_err(failed)?;
             terminal::set_size(ours.as_fd(), size).map_err(failed)?;
             let copy = || theirs.try_clone().map_err(|e| Error::new("cannot start the command").because(&e));
-            streams = vec![copy()?, copy()?, theirs.try_clone().map_err(|e| Error::new("cannot start the command").because(&e))?];
+            streams = vec![
+                copy()?,
+                copy()?,
+                theirs.try_clone().map_err(|e| Error::new("cannot start the command").because(&e))?,
+            ];
             master = Some(ours);
         }
-        let streams = <[OwnedFd; 3]>::try_from(streams).map_err(|_| Error::new("a command needs three streams"))?;
+        let streams =
+            <[OwnedFd; 3]>::try_from(streams).map_err(|_| Error::new("a command needs three streams"))?;
         let telling = Telling::new()?;
         let Some(pid) = process::fork().map_err(failed)? else {
             let error = children::become_it(&Becoming {

@@ -11,8 +11,8 @@ pub mod survey;
 
 use crate::error::Error;
 use crate::launch::protocol::{FromInit, Order};
-use crate::launch::start::INIT_CHANNEL;
 use crate::launch::root;
+use crate::launch::start::INIT_CHANNEL;
 use crate::sys::channel::Channel;
 use crate::sys::{fd, process, signal};
 use nix::sys::signal::Signal;

@@ -61,7 +61,8 @@ impl<'a> Init<'a> {
     /// # Errors
     /// What could not be started.
     pub fn new(channel: &'a Channel, order: Order, made: Made) -> Result<Self> {
-        let children = signal::descriptor(&[Signal::SIGCHLD]).map_err(|e| Error::new("init cannot watch its children").because(e.desc()))?;
+        let children = signal::descriptor(&[Signal::SIGCHLD])
+            .map_err(|e| Error::new("init cannot watch its children").because(e.desc()))?;
         let spec = order.spec;
         let (streams, master) = streams(&spec, order.size)?;
         let mounted = FromInit::Mounted { mode: made.mode, notes: made.notes };
@@ -83,7 +84,11 @@ impl<'a> Init<'a> {
         Ok(init)
     }
 
-    fn begin(&mut self, mut listeners: std::collections::BTreeMap<std::path::PathBuf, std::os::unix::net::UnixListener>, streams: &Streams) -> Result<()> {
+    fn begin(
+        &mut self,
+        mut listeners: std::collections::BTreeMap<std::path::PathBuf, std::os::unix::net::UnixListener>,
+        streams: &Streams,
+    ) -> Result<()> {
         let engine = self.spec.engine.clone();
         if engine.as_ref().is_some_and(|e| e.needs.namespaces.time) {
             // Takes effect for the processes started from here on.
@@ -93,9 +98,12 @@ impl<'a> Init<'a> {
         for helper in engine.iter().flat_map(|e| &e.needs.helpers) {
             let seccomp = engine.as_ref().map_or(&[][..], |e| &e.needs.seccomp);
             let pid = helpers::start(helper, &mut listeners, seccomp, self.keep_capabilities)?;
-            self.helpers.insert(pid, HelperProcess { name: helper.name.clone(), essential: helper.essential });
+            self.helpers
+                .insert(pid, HelperProcess { name: helper.name.clone(), essential: helper.essential });
         }
-        if let Some(RestartStep::Rebuild { helper, root, reserve_pids_up_to }) = engine.as_ref().and_then(|e| e.restart.as_ref()) {
+        if let Some(RestartStep::Rebuild { helper, root, reserve_pids_up_to }) =
+            engine.as_ref().and_then(|e| e.restart.as_ref())
+        {
             app::next_pid(reserve_pids_up_to + 1)?;
             helpers::start(helper, &mut listeners, &[], true)?;
             self.application = restored(root)?;
@@ -259,7 +267,9 @@ impl<'a> Init<'a> {
             Target::Everybody => {
                 let own = self.own();
                 let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-                all.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(|pid| !own.contains(pid)).for_each(one);
+                all.filter_map(|e| e.file_name().to_str()?.parse().ok())
+                    .filter(|pid| !own.contains(pid))
+                    .for_each(one);
             }
         }
     }
@@ -269,9 +279,12 @@ fn restored(root: &RestoredRoot) -> Result<i32> {
     match root {
         RestoredRoot::Pid(pid) => Ok(*pid),
         RestoredRoot::PidFile(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|e| Error::new(format!("the engine left no pid in {}", path.display())).because(&e))?;
-            text.trim().parse().map_err(|_| Error::new(format!("the engine left no pid in {}", path.display())))
+            let text = std::fs::read_to_string(path).map_err(|e| {
+                Error::new(format!("the engine left no pid in {}", path.display())).because(&e)
+            })?;
+            text.trim()
+                .parse()
+                .map_err(|_| Error::new(format!("the engine left no pid in {}", path.display())))
         }
     }
 }
@@ -284,12 +297,18 @@ fn streams(spec: &ContainerSpec, size: Option<terminal::Size>) -> Result<(Stream
             Ok((Streams(Some(all)), None))
         }
         StdioKind::Pty => {
-            let failed = |e: nix::errno::Errno| Error::new("cannot make a terminal in the container").because(e.desc());
+            let failed = |e: nix::errno::Errno| {
+                Error::new("cannot make a terminal in the container").because(e.desc())
+            };
             let (master, slave) = terminal::open_pair().map_err(failed)?;
             if let Some(size) = size {
                 terminal::set_size(master.as_fd(), size).map_err(failed)?;
             }
-            let copy = || slave.try_clone().map_err(|e| Error::new("cannot make a terminal in the container").because(&e));
+            let copy = || {
+                slave
+                    .try_clone()
+                    .map_err(|e| Error::new("cannot make a terminal in the container").because(&e))
+            };
             let streams = [copy()?, copy()?, copy()?];
             Ok((Streams(Some(streams)), Some(master)))
         }

@@ -37,7 +37,9 @@ pub(crate) fn fill(making: &mut Making, engine: &EngineSpec, logs: Option<&Path>
         }
     }
     for file in &engine.needs.files {
-        let bytes = file.bytes().map_err(|e| Error::new(format!("the backend's file {} is broken", file.path.display())).because(e))?;
+        let bytes = file.bytes().map_err(|e| {
+            Error::new(format!("the backend's file {} is broken", file.path.display())).because(e)
+        })?;
         write(making, &file.path, file.mode, &bytes)?;
     }
     for bind in &engine.needs.binds {
@@ -75,8 +77,10 @@ fn write(making: &Making, path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
     };
     let within = making.place(parent, true)?;
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let within = sys::open_below(within.as_fd(), Path::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(failed)?;
-    let made = nix::fcntl::openat(within.as_fd(), name, flags, Mode::from_bits_truncate(mode)).map_err(failed)?;
+    let within = sys::open_below(within.as_fd(), Path::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+        .map_err(failed)?;
+    let made =
+        nix::fcntl::openat(within.as_fd(), name, flags, Mode::from_bits_truncate(mode)).map_err(failed)?;
     let mut made = std::fs::File::from(made);
     made.write_all(bytes)
         .and_then(|()| made.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode)))
@@ -111,8 +115,9 @@ fn sockets(engine: &EngineSpec) -> impl Iterator<Item = &PathBuf> {
 pub(crate) fn listeners(engine: Option<&EngineSpec>) -> Result<BTreeMap<PathBuf, UnixListener>> {
     let mut all = BTreeMap::new();
     for path in engine.into_iter().flat_map(sockets) {
-        let listener = UnixListener::bind(path)
-            .map_err(|e| Error::new(format!("cannot make the engine's socket {}", path.display())).because(&e))?;
+        let listener = UnixListener::bind(path).map_err(|e| {
+            Error::new(format!("cannot make the engine's socket {}", path.display())).because(&e)
+        })?;
         all.insert(path.clone(), listener);
     }
     Ok(all)

@@ -2,8 +2,8 @@
 //! Every target is opened below the new root, links resolved there, and mounted by descriptor.
 
 use crate::error::{Error, Result};
-use crate::launch::{inject, skeleton};
 use crate::launch::protocol::Order;
+use crate::launch::{inject, skeleton};
 use crate::spec::{Mount, RootMode, RootWrite};
 use crate::sys::mount as sys;
 use nix::errno::Errno;
@@ -40,14 +40,21 @@ pub(crate) fn cannot(doing: &str, object: &Path, e: Errno) -> Error {
 /// The mount that failed and why.
 pub fn make(order: &Order) -> Result<Made> {
     let slash = Path::new("/");
-    sys::propagation(slash, MsFlags::MS_REC | MsFlags::MS_SLAVE).map_err(|e| cannot("separate the mounts of", slash, e))?;
+    sys::propagation(slash, MsFlags::MS_REC | MsFlags::MS_SLAVE)
+        .map_err(|e| cannot("separate the mounts of", slash, e))?;
     let workshop = workshop(&order.mount_point)?;
     let (root, mode) = base(order, &workshop)?;
     // A bind of everything below `/dev` or `/tmp` must not bring it along. Not before the overlay stands,
     // which has to clone it.
     sys::propagation(&sys::path_of(workshop.as_fd()), MsFlags::MS_UNBINDABLE)
         .map_err(|e| cannot("separate", &order.mount_point, e))?;
-    let mut making = Making { root, workshop, notes: Vec::new(), files: 0, writable: order.spec.root.write != RootWrite::ReadOnly };
+    let mut making = Making {
+        root,
+        workshop,
+        notes: Vec::new(),
+        files: 0,
+        writable: order.spec.root.write != RootWrite::ReadOnly,
+    };
     for mount in &order.spec.mounts {
         making.mount(mount)?;
     }
@@ -64,7 +71,8 @@ fn finish(making: Making, order: &Order, mode: RootMode) -> Result<Made> {
     if order.spec.root.write == RootWrite::ReadOnly {
         sys::make_top_read_only(making.root.as_fd()).map_err(|e| cannot("make read-only", slash, e))?;
     }
-    sys::pivot_into(making.root.as_fd()).map_err(|e| cannot("change the root to", &order.spec.root.directory, e))?;
+    sys::pivot_into(making.root.as_fd())
+        .map_err(|e| cannot("change the root to", &order.spec.root.directory, e))?;
     let listeners = inject::listeners(order.spec.engine.as_ref())?;
     if order.spec.engine.is_some() {
         inject::seal()?;
@@ -72,10 +80,12 @@ fn finish(making: Making, order: &Order, mode: RootMode) -> Result<Made> {
     if let Some(name) = &order.spec.hostname
         && order.spec.namespaces.uts
     {
-        nix::unistd::sethostname(name).map_err(|e| Error::new(format!("cannot set the host name {name}")).because(e.desc()))?;
+        nix::unistd::sethostname(name)
+            .map_err(|e| Error::new(format!("cannot set the host name {name}")).because(e.desc()))?;
     }
     if order.spec.namespaces.net {
-        crate::sys::process::loopback_up().map_err(|e| Error::new("cannot bring up the container's own network").because(&e))?;
+        crate::sys::process::loopback_up()
+            .map_err(|e| Error::new("cannot bring up the container's own network").because(&e))?;
     }
     Ok(Made { mode, notes: making.notes, listeners })
 }
@@ -91,7 +101,8 @@ fn workshop(mount_point: &Path) -> Result<OwnedFd> {
 fn base(order: &Order, workshop: &OwnedFd) -> Result<(OwnedFd, RootMode)> {
     let spec = &order.spec;
     let at = &order.mount_point;
-    let image = sys::open_place(&spec.root.directory).map_err(|e| cannot("open the image", &spec.root.directory, e))?;
+    let image = sys::open_place(&spec.root.directory)
+        .map_err(|e| cannot("open the image", &spec.root.directory, e))?;
     let mode = match (spec.root.mode, &spec.root.write) {
         (_, RootWrite::Image) => RootMode::Plain,
         (_, RootWrite::Tmpfs | RootWrite::Overlay(_)) => RootMode::Overlay,
@@ -101,11 +112,14 @@ fn base(order: &Order, workshop: &OwnedFd) -> Result<(OwnedFd, RootMode)> {
     let mode = match mode {
         RootMode::Plain => plain(image.as_fd(), at).map(|()| RootMode::Plain)?,
         RootMode::Overlay => overlay(order, image.as_fd(), workshop).map(|()| RootMode::Overlay)?,
-        RootMode::Skeleton => skeleton::make(image.as_fd(), at, &missing(order, image.as_fd())).map(|()| RootMode::Skeleton)?,
+        RootMode::Skeleton => {
+            skeleton::make(image.as_fd(), at, &missing(order, image.as_fd())).map(|()| RootMode::Skeleton)?
+        }
         RootMode::Auto => match overlay(order, image.as_fd(), workshop) {
             Ok(()) => RootMode::Overlay,
             // Kernels before 5.11 have no overlay for users, and not every file system may be a lower.
-            Err(_) => skeleton::make(image.as_fd(), at, &missing(order, image.as_fd())).map(|()| RootMode::Skeleton)?,
+            Err(_) => skeleton::make(image.as_fd(), at, &missing(order, image.as_fd()))
+                .map(|()| RootMode::Skeleton)?,
         },
     };
     let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
@@ -159,7 +173,9 @@ fn missing(order: &Order, image: BorrowedFd<'_>) -> Vec<PathBuf> {
 
 fn target(mount: &Mount) -> Option<&Path> {
     match mount {
-        Mount::Bind { target, optional, source, .. } => (!optional || source.exists()).then_some(target.as_path()),
+        Mount::Bind { target, optional, source, .. } => {
+            (!optional || source.exists()).then_some(target.as_path())
+        }
         Mount::Tmpfs { target, .. } | Mount::File { target, .. } => Some(target),
         Mount::Proc => Some(Path::new("/proc")),
         Mount::MinimalDev => Some(Path::new("/dev")),
@@ -224,7 +240,13 @@ impl Making {
     }
 
     /// Mounts a new file system.
-    pub(crate) fn fresh(&mut self, kind: &str, target: &Path, flags: MsFlags, data: Option<&str>) -> Result<()> {
+    pub(crate) fn fresh(
+        &mut self,
+        kind: &str,
+        target: &Path,
+        flags: MsFlags,
+        data: Option<&str>,
+    ) -> Result<()> {
         let to = self.place(target, true)?;
         let flags = flags | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         sys::mount(Some(Path::new("stasis")), &sys::path_of(to.as_fd()), Some(kind), flags, data)
@@ -235,8 +257,9 @@ impl Making {
         self.files += 1;
         let name = format!("file-{}", self.files);
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-        let made = nix::fcntl::openat(self.workshop.as_fd(), name.as_str(), flags, Mode::from_bits_truncate(0o644))
-            .map_err(|e| cannot("make the file for", target, e))?;
+        let made =
+            nix::fcntl::openat(self.workshop.as_fd(), name.as_str(), flags, Mode::from_bits_truncate(0o644))
+                .map_err(|e| cannot("make the file for", target, e))?;
         let mut made = std::fs::File::from(made);
         std::io::Write::write_all(&mut made, content.as_bytes())
             .map_err(|e| Error::new(format!("cannot write the file for {}", target.display())).because(&e))?;
@@ -259,8 +282,15 @@ impl Making {
             self.place(&Path::new("/dev").join(name), true)?;
         }
         let dev = self.open(Path::new("/dev"))?;
-        for (name, to) in [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")] {
-            nix::unistd::symlinkat(to, dev.as_fd(), name).map_err(|e| cannot("make the link", &Path::new("/dev").join(name), e))?;
+        for (name, to) in [
+            ("ptmx", "pts/ptmx"),
+            ("fd", "/proc/self/fd"),
+            ("stdin", "/proc/self/fd/0"),
+            ("stdout", "/proc/self/fd/1"),
+            ("stderr", "/proc/self/fd/2"),
+        ] {
+            nix::unistd::symlinkat(to, dev.as_fd(), name)
+                .map_err(|e| cannot("make the link", &Path::new("/dev").join(name), e))?;
         }
         Ok(())
     }
@@ -268,8 +298,14 @@ impl Making {
     fn fresh_with_devices(&mut self, target: &str, data: &str) -> Result<()> {
         let target = Path::new(target);
         let to = self.place(target, true)?;
-        sys::mount(Some(Path::new("stasis")), &sys::path_of(to.as_fd()), Some("tmpfs"), MsFlags::MS_NOSUID, Some(data))
-            .map_err(|e| cannot("mount a tmpfs at", target, e))
+        sys::mount(
+            Some(Path::new("stasis")),
+            &sys::path_of(to.as_fd()),
+            Some("tmpfs"),
+            MsFlags::MS_NOSUID,
+            Some(data),
+        )
+        .map_err(|e| cannot("mount a tmpfs at", target, e))
     }
 
     fn devpts(&mut self) -> Result<()> {
@@ -283,7 +319,8 @@ impl Making {
 
     /// Opens a path of the new root.
     pub(crate) fn open(&self, path: &Path) -> Result<OwnedFd> {
-        sys::open_below(self.root.as_fd(), path, OFlag::O_PATH).map_err(|e| cannot("open inside the container", path, e))
+        sys::open_below(self.root.as_fd(), path, OFlag::O_PATH)
+            .map_err(|e| cannot("open inside the container", path, e))
     }
 
     /// Opens a mount point of the new root, making it where the layer on top is ours.

@@ -19,7 +19,8 @@ pub fn make(image: BorrowedFd<'_>, at: &Path, missing: &[PathBuf]) -> Result<()>
     sys::mount(Some(Path::new("stasis")), at, Some("tmpfs"), flags, Some("mode=0755"))
         .map_err(|e| cannot("mount a tmpfs at", at, e))?;
     let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
-    let missing: Vec<PathBuf> = missing.iter().map(|p| p.strip_prefix("/").unwrap_or(p).to_path_buf()).collect();
+    let missing: Vec<PathBuf> =
+        missing.iter().map(|p| p.strip_prefix("/").unwrap_or(p).to_path_buf()).collect();
     fill(image, root.as_fd(), Path::new("/"), &missing)
 }
 
@@ -31,7 +32,8 @@ fn fill(from: BorrowedFd<'_>, to: BorrowedFd<'_>, shown: &Path, missing: &[PathB
     let mut listing = nix::dir::Dir::from_fd(listing).map_err(|e| cannot("read", shown, e))?;
     for entry in listing.iter() {
         let entry = entry.map_err(|e| cannot("read", shown, e))?;
-        let name = Path::new(std::ffi::OsStr::new(std::str::from_utf8(entry.file_name().to_bytes()).unwrap_or(".")));
+        let name =
+            Path::new(std::ffi::OsStr::new(std::str::from_utf8(entry.file_name().to_bytes()).unwrap_or(".")));
         if name == Path::new(".") || name == Path::new("..") {
             continue;
         }
@@ -40,7 +42,13 @@ fn fill(from: BorrowedFd<'_>, to: BorrowedFd<'_>, shown: &Path, missing: &[PathB
     Ok(())
 }
 
-fn one(from: BorrowedFd<'_>, to: BorrowedFd<'_>, shown: &Path, name: &Path, missing: &[PathBuf]) -> Result<()> {
+fn one(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    shown: &Path,
+    name: &Path,
+    missing: &[PathBuf],
+) -> Result<()> {
     let path = shown.join(name);
     let failed = |e| cannot("show the image's", &path, e);
     let stat = fstatat(from, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed)?;
@@ -52,7 +60,8 @@ fn one(from: BorrowedFd<'_>, to: BorrowedFd<'_>, shown: &Path, name: &Path, miss
         SFlag::S_IFDIR => {
             mkdirat(to, name, Mode::from_bits_truncate(stat.st_mode & 0o7777)).map_err(failed)?;
             let (source, place) = (open(from, name).map_err(failed)?, open(to, name).map_err(failed)?);
-            let below: Vec<PathBuf> = missing.iter().filter_map(|m| m.strip_prefix(name).ok().map(Path::to_path_buf)).collect();
+            let below: Vec<PathBuf> =
+                missing.iter().filter_map(|m| m.strip_prefix(name).ok().map(Path::to_path_buf)).collect();
             if below.is_empty() {
                 return sys::bind(source.as_fd(), place.as_fd()).map_err(failed);
             }

@@ -59,11 +59,15 @@ fn flags(spec: &ContainerSpec) -> CloneFlags {
 pub fn start(order: &Order) -> Result<Container> {
     let spec = &order.spec;
     if spec.init && !spec.namespaces.pid {
-        return Err(Error::new(format!("the container {} asks for an init and for no pid namespace", spec.name)));
+        return Err(Error::new(format!(
+            "the container {} asks for an init and for no pid namespace",
+            spec.name
+        )));
     }
     let broken = |e: std::io::Error| Error::new("cannot talk to the container's first process").because(&e);
     let (ours, theirs) = Channel::pair().map_err(broken)?;
-    let forked = process::clone_into(flags(spec)).map_err(|e| userns::clone_error(e, spec.namespaces.user))?;
+    let forked =
+        process::clone_into(flags(spec)).map_err(|e| userns::clone_error(e, spec.namespaces.user))?;
     let (pid, pidfd) = match forked {
         Forked::Child => {
             drop(ours);
@@ -162,7 +166,9 @@ fn first_process(channel: &Channel) -> i32 {
 /// Starts our own binary again, before the root is left: a process that never did an exec in its user
 /// namespace could not be looked into by its owner.
 fn become_init(channel: &Channel, order: &Order) -> Error {
-    let cannot = |what: &str, e: nix::errno::Errno| Error::new(format!("cannot start the container's init ({what})")).because(e.desc());
+    let cannot = |what: &str, e: nix::errno::Errno| {
+        Error::new(format!("cannot start the container's init ({what})")).because(e.desc())
+    };
     if order.spec.namespaces.user
         && order.spec.ids.uid != 0
         && let Err(e) = process::keep_capabilities_over_exec()
@@ -173,7 +179,9 @@ fn become_init(channel: &Channel, order: &Order) -> Error {
         Ok(fd) => fd,
         Err(e) => return Error::new("cannot start the container's init (memory)").because(&e),
     };
-    let (Ok(channel_high), Ok(order_high)) = (crate::sys::fd::lift(channel.as_fd()), crate::sys::fd::lift(again.as_fd())) else {
+    let (Ok(channel_high), Ok(order_high)) =
+        (crate::sys::fd::lift(channel.as_fd()), crate::sys::fd::lift(again.as_fd()))
+    else {
         return Error::new("cannot start the container's init (descriptors)");
     };
     let placed = crate::sys::fd::place(channel_high.as_fd(), INIT_CHANNEL)

@@ -47,7 +47,8 @@ fn run_mapper(tool: &str, pid: i32, zero: u32, inside: u32, outside: u32) -> Res
     if output.status.success() {
         return Ok(());
     }
-    Err(Error::new(format!("{tool} refused the id map")).because(String::from_utf8_lossy(&output.stderr).trim()))
+    Err(Error::new(format!("{tool} refused the id map"))
+        .because(String::from_utf8_lossy(&output.stderr).trim()))
 }
 
 /// The first id of the range granted to a user in `/etc/subuid` or `/etc/subgid`.
@@ -98,7 +99,8 @@ pub fn forbidden_help(errno: Option<Errno>) -> String {
 pub fn clone_error(errno: Errno, user: bool) -> Error {
     let error = Error::new("cannot make the container's namespaces").because(errno.desc());
     match errno {
-        Errno::ENOSYS => error.help("stasis needs Linux 5.2 or later, and a sandbox that lets it make processes with clone"),
+        Errno::ENOSYS => error
+            .help("stasis needs Linux 5.2 or later, and a sandbox that lets it make processes with clone"),
         Errno::EAGAIN => error.help("the limit on processes is reached (`ulimit -u`)"),
         Errno::ENOMEM => error.help("memory is exhausted on this machine"),
         _ if user => error.help(forbidden_help(Some(errno))),

@@ -20,7 +20,9 @@ use crate::worker::{NoServices, Plugin, Worker, WorkerError, engine};
 use stasis_plugin_api::error::kind;
 use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::plan::StdioKind;
-use stasis_plugin_api::request::{AliveRequest, ImageView, LaunchRequest, ProbeRequest, RestartRequest, Subject};
+use stasis_plugin_api::request::{
+    AliveRequest, ImageView, LaunchRequest, ProbeRequest, RestartRequest, Subject,
+};
 use stasis_plugin_api::survey::Survey;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -101,7 +103,13 @@ pub fn begin(order: &MonitorOrder, library: Option<OwnedFd>, teller: &dyn Teller
     }
 }
 
-fn make(order: &MonitorOrder, library: Option<OwnedFd>, teller: &dyn Teller, claim: &mut Claim, runtime: &Path) -> Result<Begun> {
+fn make(
+    order: &MonitorOrder,
+    library: Option<OwnedFd>,
+    teller: &dyn Teller,
+    claim: &mut Claim,
+    runtime: &Path,
+) -> Result<Begun> {
     let mut spec = order.spec.clone();
     claim.open_logs()?;
     let mut prepared = match (&order.engine, library) {
@@ -109,7 +117,9 @@ fn make(order: &MonitorOrder, library: Option<OwnedFd>, teller: &dyn Teller, cla
             let prepared = prepare(order, wanted, library, runtime, teller)?;
             Some(prepared)
         }
-        (Some(wanted), None) => return Err(Error::new(format!("the library of backend \"{}\" is missing", wanted.plugin.name))),
+        (Some(wanted), None) => {
+            return Err(Error::new(format!("the library of backend \"{}\" is missing", wanted.plugin.name)));
+        }
         (None, _) => None,
     };
     if let Some(prepared) = &mut prepared {
@@ -117,7 +127,12 @@ fn make(order: &MonitorOrder, library: Option<OwnedFd>, teller: &dyn Teller, cla
     }
     let logs = (spec.stdio == StdioKind::File || spec.engine.is_some()).then(|| claim.logs().to_path_buf());
     let listener = listen(runtime)?;
-    let init_order = Order { spec: spec.clone(), mount_point: mount_point(&order.runtime_dir)?, logs: logs.clone(), size: order.size };
+    let init_order = Order {
+        spec: spec.clone(),
+        mount_point: mount_point(&order.runtime_dir)?,
+        logs: logs.clone(),
+        size: order.size,
+    };
     let container = start::start(&init_order)?;
     let stood = stand(order, spec, prepared, teller, runtime, logs, &container).and_then(|stood| {
         claim.write(&record(order, &stood.live, claim, runtime, stood.restarted.as_ref())?)?;
@@ -191,7 +206,9 @@ fn stand(
     let ear = std::thread::spawn(move || ear.hear_init(&hearing));
     let mut restarted = None;
     if let Some((worker, generation)) = rest {
-        let outcome = handshake(&live, worker, generation.as_ref(), order.foreground && generation.is_none(), teller).and_then(|()| settle(&live));
+        let outcome =
+            handshake(&live, worker, generation.as_ref(), order.foreground && generation.is_none(), teller)
+                .and_then(|()| settle(&live));
         if let Err(error) = outcome {
             container.kill();
             // Locks are free again only when nobody holds the container any more.
@@ -213,18 +230,30 @@ fn with_log(error: Error, logs: Option<&Path>) -> Error {
     if error.detail.is_none() && !said.trim().is_empty() { error.detail(said) } else { error }
 }
 
-fn prepare(order: &MonitorOrder, wanted: &EngineOrder, library: OwnedFd, runtime: &Path, teller: &dyn Teller) -> Result<Prepared> {
+fn prepare(
+    order: &MonitorOrder,
+    wanted: &EngineOrder,
+    library: OwnedFd,
+    runtime: &Path,
+    teller: &dyn Teller,
+) -> Result<Prepared> {
     let name = CheckpointName::new(&wanted.checkpoint)?;
     let store = Store::open(&order.data_root)?;
     let backend = BackendName::new(&wanted.plugin.name)?;
     let checkpoint = match store.exists(&name)? {
         true => store.checkpoint(&name)?,
-        false if wanted.restart.is_some() => return Err(store.checkpoint(&name).err().map_or_else(|| Error::new("no such checkpoint"), Into::into)),
+        false if wanted.restart.is_some() => {
+            return Err(store
+                .checkpoint(&name)
+                .err()
+                .map_or_else(|| Error::new("no such checkpoint"), Into::into));
+        }
         false => store.create(&name, None)?,
     };
     checkpoint.record()?.accepts(&name, &backend, &wanted.identity)?;
     let holder = Holder::here(&order.spec.name);
-    let lock = if wanted.force { checkpoint.lock_live_forced(&holder)? } else { checkpoint.lock_live(&holder)? };
+    let lock =
+        if wanted.force { checkpoint.lock_live_forced(&holder)? } else { checkpoint.lock_live(&holder)? };
     checkpoint.clean_partials()?;
     let generation = match wanted.restart {
         Some(number) => Some(restart::open(&checkpoint, number, wanted, &order.spec, teller)?),
@@ -263,7 +292,11 @@ fn plan(spec: &ContainerSpec, prepared: &mut Prepared, data_root: &Path) -> Resu
     let mut memory: EngineState = lock(&live.memory).clone();
     let staging = live.staging.path().to_path_buf();
     let cover = vec![data_root.to_path_buf()];
-    let asked = Asked { engine_name: &live.descriptor.engine, backend: &live.descriptor.name, accept_loss: &live.order.accept_loss };
+    let asked = Asked {
+        engine_name: &live.descriptor.engine,
+        backend: &live.descriptor.name,
+        accept_loss: &live.order.accept_loss,
+    };
     let planned = ask(spec, worker, &asked, &mut memory, generation.as_ref(), &staging, &cover)?;
     *lock(&live.memory) = memory;
     Ok(planned)
@@ -295,8 +328,11 @@ pub fn ask(
 ) -> Result<ContainerSpec> {
     let probe = engine::probe(worker, &ProbeRequest { thorough: false }, &NoServices)?;
     if !probe.usable {
-        let error = Error::new(format!("{} cannot be used here", asked.engine_name)).because(probe.reason.unwrap_or_default());
-        return Err(error.help(probe.help.unwrap_or_else(|| format!("`stasis backend check {}` shows everything that was looked for", asked.backend))));
+        let error = Error::new(format!("{} cannot be used here", asked.engine_name))
+            .because(probe.reason.unwrap_or_default());
+        return Err(error.help(probe.help.unwrap_or_else(|| {
+            format!("`stasis backend check {}` shows everything that was looked for", asked.backend)
+        })));
     }
     let image = ImageView { name: spec.image.clone(), root: spec.root.directory.clone() };
     let process = process_view(spec);
@@ -320,7 +356,13 @@ pub fn ask(
 }
 
 /// Waits until the engine says that the application can be saved.
-fn handshake(live: &Live, mut worker: Worker, generation: Option<&Generation>, foreground: bool, teller: &dyn Teller) -> Result<()> {
+fn handshake(
+    live: &Live,
+    mut worker: Worker,
+    generation: Option<&Generation>,
+    foreground: bool,
+    teller: &dyn Teller,
+) -> Result<()> {
     let Some(engine_live) = &live.engine else { return Ok(()) };
     let around = Around { live, teller, doing: "starting" };
     let mut memory = lock(&engine_live.memory).clone();
@@ -335,7 +377,9 @@ fn handshake(live: &Live, mut worker: Worker, generation: Option<&Generation>, f
     *lock(&engine_live.memory) = memory;
     let outcome = match outcome {
         // A command in the foreground that is done so soon is no failure: its output and its code tell.
-        Err(WorkerError::Backend { error, .. }) if foreground && error.kind == kind::APPLICATION_ENDED => return Ok(()),
+        Err(WorkerError::Backend { error, .. }) if foreground && error.kind == kind::APPLICATION_ENDED => {
+            return Ok(());
+        }
         other => other?,
     };
     for note in outcome.notes {
@@ -357,7 +401,13 @@ fn settle(live: &Live) -> Result<()> {
     Ok(engine.checkpoint.bind(&stamp, &engine.order.identity)?)
 }
 
-fn record(order: &MonitorOrder, live: &Live, claim: &Claim, runtime: &Path, restarted: Option<&RestartedFrom>) -> Result<Record> {
+fn record(
+    order: &MonitorOrder,
+    live: &Live,
+    claim: &Claim,
+    runtime: &Path,
+    restarted: Option<&RestartedFrom>,
+) -> Result<Record> {
     let mut record = claim.record().clone();
     record.init_pid = live.pid;
     record.image.clone_from(&order.spec.image);
@@ -415,10 +465,12 @@ pub fn clear(runtime: &Path) {
 }
 
 fn listen(runtime: &Path) -> Result<UnixListener> {
-    let directory = crate::sys::mount::open_place(runtime).map_err(|e| Error::new("cannot open the instance's directory").because(e.desc()))?;
+    let directory = crate::sys::mount::open_place(runtime)
+        .map_err(|e| Error::new("cannot open the instance's directory").because(e.desc()))?;
     // Through the descriptor: a long path would not fit into a socket address.
     let path = crate::sys::mount::path_of(std::os::fd::AsFd::as_fd(&directory)).join("control.sock");
-    let listener = UnixListener::bind(&path).map_err(|e| Error::new("cannot make the instance's socket").because(&e))?;
+    let listener =
+        UnixListener::bind(&path).map_err(|e| Error::new("cannot make the instance's socket").because(&e))?;
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
         .map_err(|e| Error::new("cannot protect the instance's socket").because(&e))?;
     Ok(listener)
@@ -428,4 +480,3 @@ fn listen(runtime: &Path) -> Result<UnixListener> {
 pub fn image_of(spec: &ContainerSpec) -> Result<Image> {
     Ok(Image::open(&spec.root.directory.to_string_lossy())?)
 }
-

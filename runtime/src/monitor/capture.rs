@@ -68,7 +68,10 @@ pub fn capture(live: &Live, stop: bool, accept_loss: &[String], teller: &dyn Tel
 
 /// What `instance list` tells. The generation is safe whether or not this can be written.
 fn note_in_record(live: &Live, captured: &Captured, survey: &Survey) {
-    let ports = listening(survey).into_iter().map(|(protocol, address, port)| Port { protocol, address, port }).collect();
+    let ports = listening(survey)
+        .into_iter()
+        .map(|(protocol, address, port)| Port { protocol, address, port })
+        .collect();
     if let Some(claim) = lock(&live.claim).as_mut() {
         let noted = claim.update(|record| {
             record.last_generation = Some(captured.generation);
@@ -126,12 +129,21 @@ fn save(
     Ok((outcome?, notes))
 }
 
-fn commit(live: &Live, engine: &EngineLive, survey: &Survey, report: CaptureReport, teller: &dyn Teller) -> Result<Captured> {
+fn commit(
+    live: &Live,
+    engine: &EngineLive,
+    survey: &Survey,
+    report: CaptureReport,
+    teller: &dyn Teller,
+) -> Result<Captured> {
     let image = image(live, teller)?;
     let files: Vec<PathBuf> = report.files.iter().map(PathBuf::from).collect();
     if files.is_empty() {
-        return Err(Error::new(format!("the backend \"{}\" said that it saved \"{}\" and left no file", engine.descriptor.name, live.name))
-            .help("nothing was saved; report this to the backend's author"));
+        return Err(Error::new(format!(
+            "the backend \"{}\" said that it saved \"{}\" and left no file",
+            engine.descriptor.name, live.name
+        ))
+        .help("nothing was saved; report this to the backend's author"));
     }
     let draft = draft(live, engine, survey, &report, image)?;
     let mut tell = |done, total| teller.progress(done, total, "making it durable");
@@ -165,14 +177,24 @@ fn commit(live: &Live, engine: &EngineLive, survey: &Survey, report: CaptureRepo
 /// The image's identity; its content digest is required here and computed since the start.
 fn image(live: &Live, teller: &dyn Teller) -> Result<ImageIdentity> {
     teller.progress(0, 0, "waiting for the image's digest");
-    live.wait(Some(Instant::now() + Duration::from_secs(600)), |s| s.image.as_ref().is_none_or(|i| i.digest.is_some()));
+    live.wait(Some(Instant::now() + Duration::from_secs(600)), |s| {
+        s.image.as_ref().is_none_or(|i| i.digest.is_some())
+    });
     match live.state().image.clone() {
         Some(image) if image.digest.is_some() => Ok(image),
-        _ => Err(Error::new("the image's content could not be read to the end, so a restart could not recognise it")),
+        _ => Err(Error::new(
+            "the image's content could not be read to the end, so a restart could not recognise it",
+        )),
     }
 }
 
-fn draft(live: &Live, engine: &EngineLive, survey: &Survey, report: &CaptureReport, image: ImageIdentity) -> Result<ManifestDraft> {
+fn draft(
+    live: &Live,
+    engine: &EngineLive,
+    survey: &Survey,
+    report: &CaptureReport,
+    image: ImageIdentity,
+) -> Result<ManifestDraft> {
     let spec = ContainerSpec { engine: None, ..live.spec.clone() };
     let command = spec.process.argv.clone();
     let mut facts = serde_json::Map::new();
@@ -188,12 +210,22 @@ fn draft(live: &Live, engine: &EngineLive, survey: &Survey, report: &CaptureRepo
         },
         image,
         host: host(&spec),
-        id_map: serde_json::to_value(spec.ids.map).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default(),
+        id_map: serde_json::to_value(spec.ids.map)
+            .ok()
+            .and_then(|v| v.as_str().map(str::to_owned))
+            .unwrap_or_default(),
         spec: serde_json::to_value(&spec).unwrap_or_default(),
         command,
         engine_state: lock(&engine.memory).clone(),
-        listening: listening(survey).into_iter().map(|l| Listening { proto: l.0, address: l.1, port: l.2 }).collect(),
-        processes: report.processes.iter().map(|p| ProcessEntry { pid: p.pid.unsigned_abs(), name: p.name.clone() }).collect(),
+        listening: listening(survey)
+            .into_iter()
+            .map(|l| Listening { proto: l.0, address: l.1, port: l.2 })
+            .collect(),
+        processes: report
+            .processes
+            .iter()
+            .map(|p| ProcessEntry { pid: p.pid.unsigned_abs(), name: p.name.clone() })
+            .collect(),
         report: facts,
     })
 }
@@ -201,19 +233,31 @@ fn draft(live: &Live, engine: &EngineLive, survey: &Survey, report: &CaptureRepo
 fn host(spec: &ContainerSpec) -> HostEntry {
     let names = nix::sys::utsname::uname();
     let (kernel, machine, hostname) = match &names {
-        Ok(n) => (n.release().to_string_lossy().into_owned(), n.machine().to_string_lossy().into_owned(), n.nodename().to_string_lossy().into_owned()),
+        Ok(n) => (
+            n.release().to_string_lossy().into_owned(),
+            n.machine().to_string_lossy().into_owned(),
+            n.nodename().to_string_lossy().into_owned(),
+        ),
         Err(_) => Default::default(),
     };
-    HostEntry { hostname, kernel, arch: machine, cpu_features: cpu_features(), uid: spec.ids.host_uid, gid: spec.ids.host_gid }
+    HostEntry {
+        hostname,
+        kernel,
+        arch: machine,
+        cpu_features: cpu_features(),
+        uid: spec.ids.host_uid,
+        gid: spec.ids.host_gid,
+    }
 }
 
 /// The CPU's feature words, as `/proc/cpuinfo` gives them.
 pub fn cpu_features() -> Vec<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find(|l| l.starts_with("flags") || l.starts_with("Features"));
-    let mut words: Vec<String> =
-        line.and_then(|l| l.split_once(':')).map(|(_, w)| w.split_whitespace().map(str::to_owned).collect()).unwrap_or_default();
+    let mut words: Vec<String> = line
+        .and_then(|l| l.split_once(':'))
+        .map(|(_, w)| w.split_whitespace().map(str::to_owned).collect())
+        .unwrap_or_default();
     words.sort_unstable();
     words
 }
-

@@ -14,7 +14,9 @@ use std::path::Path;
 /// # Errors
 /// When it is not there.
 pub fn connect(name: &str, socket: &Path) -> Result<Channel> {
-    let lost = |why: &dyn std::error::Error| Error::new(format!("cannot reach the monitor of instance \"{name}\"")).because(why);
+    let lost = |why: &dyn std::error::Error| {
+        Error::new(format!("cannot reach the monitor of instance \"{name}\"")).because(why)
+    };
     let (Some(directory), Some(file)) = (socket.parent(), socket.file_name()) else {
         return Err(Error::new(format!("instance \"{name}\" has no socket")));
     };
@@ -28,7 +30,12 @@ pub fn connect(name: &str, socket: &Path) -> Result<Channel> {
 ///
 /// # Errors
 /// What the monitor answers instead, or that it died.
-pub fn ask(channel: &Channel, request: &Request, fds: &[BorrowedFd<'_>], teller: &dyn Teller) -> Result<(Reply, Vec<OwnedFd>)> {
+pub fn ask(
+    channel: &Channel,
+    request: &Request,
+    fds: &[BorrowedFd<'_>],
+    teller: &dyn Teller,
+) -> Result<(Reply, Vec<OwnedFd>)> {
     channel.send_with(request, fds).map_err(|e| Error::new("cannot talk to the monitor").because(&e))?;
     answer(channel, teller)
 }
@@ -44,7 +51,10 @@ pub fn answer(channel: &Channel, teller: &dyn Teller) -> Result<(Reply, Vec<Owne
             Ok(Some((Reply::Progress { done, total, doing }, _))) => teller.progress(done, total, &doing),
             Ok(Some((Reply::Failed(error), _))) => return Err(error),
             Ok(Some(answer)) => return Ok(answer),
-            Ok(None) => return Err(Error::new("the monitor died before it answered").help("`stasis instance list` tells what is left")),
+            Ok(None) => {
+                return Err(Error::new("the monitor died before it answered")
+                    .help("`stasis instance list` tells what is left"));
+            }
             Err(e) => return Err(Error::new("cannot hear the monitor").because(&e)),
         }
     }

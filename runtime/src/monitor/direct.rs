@@ -22,11 +22,19 @@ const SI_KERNEL: i32 = 0x80;
 /// Why it was not started.
 pub fn run(order: &MonitorOrder) -> Result<i32> {
     let signals = serve::signals(true)?;
-    let order = Order { spec: order.spec.clone(), mount_point: mount_point(&order.runtime_dir)?, logs: None, size: None };
+    let order = Order {
+        spec: order.spec.clone(),
+        mount_point: mount_point(&order.runtime_dir)?,
+        logs: None,
+        size: None,
+    };
     let container = start::start(&order)?;
     container.stand(false, Duration::from_secs(60))?;
     loop {
-        let mut watched = [PollFd::new(container.pidfd.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let mut watched = [
+            PollFd::new(container.pidfd.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
         match poll(&mut watched, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(e) => return Err(Error::new("cannot wait for the application").because(e.desc())),

@@ -75,13 +75,14 @@ impl Foreground {
     /// the signal itself.
     fn capture(&self, live: &Arc<Live>, number: i32) {
         let (live, teller) = (Arc::clone(live), Arc::clone(&self.teller));
-        std::thread::spawn(move || {
-            match capture::capture(&live, true, &[], &*teller) {
-                Ok(saved) => teller.done(&format!("Generation {} of checkpoint \"{}\" saved, run me again", saved.generation, saved.checkpoint)),
-                Err(error) => {
-                    teller.note(&format!("nothing was saved: {error}"));
-                    live.signal(Target::Application, number);
-                }
+        std::thread::spawn(move || match capture::capture(&live, true, &[], &*teller) {
+            Ok(saved) => teller.done(&format!(
+                "Generation {} of checkpoint \"{}\" saved, run me again",
+                saved.generation, saved.checkpoint
+            )),
+            Err(error) => {
+                teller.note(&format!("nothing was saved: {error}"));
+                live.signal(Target::Application, number);
             }
         });
     }

@@ -148,7 +148,14 @@ impl Live {
             scratch: parts.scratch,
             engine: parts.engine,
             claim: Mutex::new(None),
-            state: Mutex::new(State { phase: Phase::Starting, ending: None, reason: None, requested: false, exit_code: None, image }),
+            state: Mutex::new(State {
+                phase: Phase::Starting,
+                ending: None,
+                reason: None,
+                requested: false,
+                exit_code: None,
+                image,
+            }),
             changed: Condvar::new(),
             wake: Mutex::new(parts.wake),
             init: Mutex::new(parts.init),
@@ -205,7 +212,9 @@ impl Live {
     /// # Errors
     /// When init is gone.
     pub fn tell_init(&self, message: &ToInit, fds: &[std::os::fd::BorrowedFd<'_>]) -> Result<()> {
-        lock(&self.init).send_with(message, fds).map_err(|e| Error::new("the container's init is gone").because(&e))
+        lock(&self.init)
+            .send_with(message, fds)
+            .map_err(|e| Error::new("the container's init is gone").because(&e))
     }
 
     /// A signal to the application.
@@ -258,7 +267,9 @@ impl Live {
                     }
                 });
             }
-            FromInit::Ran { id, .. } | FromInit::Surveyed { id, .. } | FromInit::ExecStarted { id } => self.pass_on(id, message, fds),
+            FromInit::Ran { id, .. } | FromInit::Surveyed { id, .. } | FromInit::ExecStarted { id } => {
+                self.pass_on(id, message, fds)
+            }
             FromInit::ExecEnded { id, .. } => {
                 self.pass_on(id, message, fds);
                 self.forget(id);

@@ -6,7 +6,9 @@ use crate::monitor::capture::cpu_features;
 use crate::monitor::order::EngineOrder;
 use crate::spec::ContainerSpec;
 use crate::store::{Checkpoint, Generation, Level, Manifest};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, setsockopt, socket, sockopt,
+};
 use stasis_plugin_api::request::GenerationView;
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,7 +16,13 @@ use std::net::{IpAddr, SocketAddr};
 ///
 /// # Errors
 /// What stands against bringing it back.
-pub fn open(checkpoint: &Checkpoint, number: u64, wanted: &EngineOrder, spec: &ContainerSpec, teller: &dyn Teller) -> Result<Generation> {
+pub fn open(
+    checkpoint: &Checkpoint,
+    number: u64,
+    wanted: &EngineOrder,
+    spec: &ContainerSpec,
+    teller: &dyn Teller,
+) -> Result<Generation> {
     let generation = checkpoint.generation(Some(number))?;
     generation.verify(Level::Full, &mut |done, total| teller.progress(done, total, "verifying"))?;
     let manifest = generation.manifest();
@@ -34,15 +42,34 @@ pub fn open(checkpoint: &Checkpoint, number: u64, wanted: &EngineOrder, spec: &C
 }
 
 fn same_machine(checkpoint: &Checkpoint, number: u64, manifest: &Manifest) -> Result<()> {
-    let what = || format!("generation {number} of \"{}\" cannot be brought back on this machine", checkpoint.name());
-    let arch = nix::sys::utsname::uname().map(|n| n.machine().to_string_lossy().into_owned()).unwrap_or_default();
+    let what =
+        || format!("generation {number} of \"{}\" cannot be brought back on this machine", checkpoint.name());
+    let arch =
+        nix::sys::utsname::uname().map(|n| n.machine().to_string_lossy().into_owned()).unwrap_or_default();
     if manifest.host.arch != arch {
-        return Err(Error::new(what()).because(format!("it was saved on {}, this is {arch}", manifest.host.arch)));
+        return Err(
+            Error::new(what()).because(format!("it was saved on {}, this is {arch}", manifest.host.arch))
+        );
     }
     let have = cpu_features();
     // Words that only tell how the kernel treats the CPU do not concern a program.
-    let for_programs = |w: &&String| ["avx", "sse", "bmi", "fma", "aes", "sha", "f16c", "movbe", "popcnt", "lzcnt", "abm", "adx", "amx", "xsave", "rtm", "gfni", "vaes", "vpclmul", "pclmul", "rdrand", "rdseed", "sve", "lse", "atomics"].iter().any(|p| w.starts_with(p));
-    let missing: Vec<String> = manifest.host.cpu_features.iter().filter(for_programs).filter(|w| !have.contains(w)).cloned().collect();
+    let for_programs = |w: &&String| {
+        [
+            "avx", "sse", "bmi", "fma", "aes", "sha", "f16c", "movbe", "popcnt", "lzcnt", "abm", "adx",
+            "amx", "xsave", "rtm", "gfni", "vaes", "vpclmul", "pclmul", "rdrand", "rdseed", "sve", "lse",
+            "atomics",
+        ]
+        .iter()
+        .any(|p| w.starts_with(p))
+    };
+    let missing: Vec<String> = manifest
+        .host
+        .cpu_features
+        .iter()
+        .filter(for_programs)
+        .filter(|w| !have.contains(w))
+        .cloned()
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -58,7 +85,11 @@ fn ports_free(manifest: &Manifest) -> Result<()> {
         let Ok(address) = port.address.parse::<IpAddr>() else { continue };
         if let Err(errno) = try_bind(SocketAddr::new(address, port.port)) {
             return Err(Error::new(format!("port {} is taken", port.port))
-                .because(format!("the application listened on {address}:{}, and binding it again fails: {}", port.port, errno.desc()))
+                .because(format!(
+                    "the application listened on {address}:{}, and binding it again fails: {}",
+                    port.port,
+                    errno.desc()
+                ))
                 .help("end the program that listens there, or restart with --net"));
         }
     }
@@ -90,6 +121,10 @@ pub fn view(generation: &Generation) -> GenerationView {
         files: manifest.files.iter().map(|f| f.path.clone().into()).collect(),
         engine_version: manifest.backend.engine_version.clone(),
         processes: manifest.processes.iter().filter_map(|p| i32::try_from(p.pid).ok()).collect(),
-        facts: manifest.report.get("facts").and_then(|f| serde_json::from_value(f.clone()).ok()).unwrap_or_default(),
+        facts: manifest
+            .report
+            .get("facts")
+            .and_then(|f| serde_json::from_value(f.clone()).ok())
+            .unwrap_or_default(),
     }
 }

@@ -34,7 +34,8 @@ pub fn signals(foreground: bool) -> Result<SignalFd> {
         wanted.extend([Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGALRM]);
     }
     signal::ignore(Signal::SIGPIPE);
-    signal::descriptor(&wanted).map_err(|e| Error::new("the monitor cannot watch its signals").because(e.desc()))
+    signal::descriptor(&wanted)
+        .map_err(|e| Error::new("the monitor cannot watch its signals").because(e.desc()))
 }
 
 /// How a container's life ended.
@@ -78,7 +79,10 @@ pub fn serve(mut begun: Begun, signals: &SignalFd, foreground: Option<&mut Foreg
 
 fn wait_for_end(begun: &mut Begun, signals: &SignalFd, mut foreground: Option<&mut Foreground>) {
     while begun.live.state().phase < Phase::Ending {
-        let mut watched = [PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(begun.wake.as_fd(), PollFlags::POLLIN)];
+        let mut watched = [
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(begun.wake.as_fd(), PollFlags::POLLIN),
+        ];
         if let Err(e) = poll(&mut watched, PollTimeout::NONE)
             && e != nix::errno::Errno::EINTR
         {
@@ -170,7 +174,9 @@ fn converse(live: &Arc<Live>, channel: &Channel) -> Result<()> {
             }
             Reply::Captured(captured)
         }
-        Request::Stop { signal, timeout_ms } => stop(live, signal, Duration::from_millis(timeout_ms), channel)?,
+        Request::Stop { signal, timeout_ms } => {
+            stop(live, signal, Duration::from_millis(timeout_ms), channel)?
+        }
         Request::Exec { argv, env, cwd, size } => {
             return exec(live, channel, &fds, |id| ToInit::Exec { id, argv, env, cwd, size });
         }
@@ -229,7 +235,12 @@ fn examine(live: &Live, channel: &Channel) -> Result<Reply> {
 }
 
 /// A command beside the application: starts it, then passes signals one way and its end the other.
-fn exec(live: &Arc<Live>, channel: &Channel, fds: &[OwnedFd], order: impl FnOnce(u64) -> ToInit) -> Result<()> {
+fn exec(
+    live: &Arc<Live>,
+    channel: &Channel,
+    fds: &[OwnedFd],
+    order: impl FnOnce(u64) -> ToInit,
+) -> Result<()> {
     let (id, answers) = live.expect();
     let handed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     live.tell_init(&order(id), &handed)?;

@@ -22,7 +22,8 @@ pub struct Around<'a> {
 }
 
 fn answer<T: serde::Serialize>(value: &T) -> Result<Value, BackendError> {
-    serde_json::to_value(value).map_err(|e| BackendError::new(kind::PROTOCOL, "the runtime's answer").because(e))
+    serde_json::to_value(value)
+        .map_err(|e| BackendError::new(kind::PROTOCOL, "the runtime's answer").because(e))
 }
 
 fn refused(error: &Error) -> BackendError {
@@ -34,8 +35,8 @@ fn refused(error: &Error) -> BackendError {
 
 impl Around<'_> {
     fn run_inside(&self, payload: Value) -> Result<Value, BackendError> {
-        let mut command: RunInside =
-            serde_json::from_value(payload).map_err(|e| BackendError::new(kind::PROTOCOL, "run-inside").because(e))?;
+        let mut command: RunInside = serde_json::from_value(payload)
+            .map_err(|e| BackendError::new(kind::PROTOCOL, "run-inside").because(e))?;
         if command.timeout_ms == 0 {
             command.timeout_ms = 60_000;
         }
@@ -70,7 +71,10 @@ impl Services for Around<'_> {
                 self.teller.progress(number("done"), number("total"), doing);
                 Ok(Value::Null)
             }
-            _ => Err(BackendError::new(kind::NOT_IMPLEMENTED, format!("the runtime has no service \"{name}\""))),
+            _ => Err(BackendError::new(
+                kind::NOT_IMPLEMENTED,
+                format!("the runtime has no service \"{name}\""),
+            )),
         }
     }
 

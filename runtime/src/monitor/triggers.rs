@@ -18,7 +18,9 @@ pub fn digest(live: &Arc<Live>) -> JoinHandle<()> {
         let cancel = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let watcher = scope.spawn(|| {
-                live.wait(None, |s| s.phase >= Phase::Gone || s.image.as_ref().is_none_or(|i| i.digest.is_some()));
+                live.wait(None, |s| {
+                    s.phase >= Phase::Gone || s.image.as_ref().is_none_or(|i| i.digest.is_some())
+                });
                 cancel.store(true, Ordering::Relaxed);
             });
             let image = begin::image_of(&live.spec);

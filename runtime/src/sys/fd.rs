@@ -55,7 +55,9 @@ pub fn close_from(first: RawFd) {
 pub fn close_on_exec_from(first: RawFd) {
     const CLOSE_RANGE_CLOEXEC: u32 = 4;
     // SAFETY: plain numbers; no descriptor is closed now.
-    if unsafe { libc::syscall(libc::SYS_close_range, first.unsigned_abs(), u32::MAX, CLOSE_RANGE_CLOEXEC) } == 0 {
+    if unsafe { libc::syscall(libc::SYS_close_range, first.unsigned_abs(), u32::MAX, CLOSE_RANGE_CLOEXEC) }
+        == 0
+    {
         return;
     }
     // Kernels before 5.11 do not know the flag.

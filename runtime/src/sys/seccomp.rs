@@ -19,7 +19,8 @@ fn step(code: u16, k: u32, yes: u8, no: u8) -> libc::sock_filter {
 
 /// The filter's program: other architectures' calls pass, so that the numbers mean what was meant.
 pub fn program(rules: &[SeccompRule]) -> Vec<libc::sock_filter> {
-    let mut all = vec![step(LOAD_WORD, 4, 0, 0), step(JUMP_EQUAL, ARCHITECTURE, 1, 0), step(RETURN, ALLOW, 0, 0)];
+    let mut all =
+        vec![step(LOAD_WORD, 4, 0, 0), step(JUMP_EQUAL, ARCHITECTURE, 1, 0), step(RETURN, ALLOW, 0, 0)];
     for rule in rules {
         let number = u32::try_from(rule.syscall).unwrap_or(u32::MAX);
         let answer = step(RETURN, ERRNO | (rule.errno.unsigned_abs() & 0xffff), 0, 0);

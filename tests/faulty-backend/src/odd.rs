@@ -17,8 +17,8 @@ use std::time::Duration;
 
 /// The words of the option.
 pub(crate) const WORDS: &[&str] = &[
-    "none", "panic", "hang", "obey", "crash", "exit", "error", "abort", "print", "log", "request", "keep", "kept",
-    "thread", "flood",
+    "none", "panic", "hang", "obey", "crash", "exit", "error", "abort", "print", "log", "request", "keep",
+    "kept", "thread", "flood",
 ];
 
 /// Does it; what is seen on the way becomes the probe's reason.
@@ -66,7 +66,8 @@ fn talk(host: &mut Host<'_>, word: &str) -> Result<Option<String>> {
             tracing::debug!("detail");
         }
         "request" => {
-            let command = RunInside { argv: vec!["/bin/echo".into()], timeout_ms: 3_600_000, ..Default::default() };
+            let command =
+                RunInside { argv: vec!["/bin/echo".into()], timeout_ms: 3_600_000, ..Default::default() };
             let output = host.run_inside(&command)?;
             host.progress(1, 2, "half");
             let unknown = host.extension("x-none", &serde_json::Value::Null).map_err(|e| e.kind);
