@@ -90,6 +90,8 @@ pub struct InstanceView {
     pub name: String,
     /// The pid (inside) of the application's first process.
     pub application: i32,
+    /// The directory in which the application was started.
+    pub cwd: PathBuf,
     /// How the application ended, when it has: `exit 3`, `signal 9`.
     pub ended: Option<String>,
     /// The staging directory on the host; inside it is [`CAPTURE_DIR`](crate::plan::CAPTURE_DIR).

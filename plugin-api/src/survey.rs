@@ -26,6 +26,8 @@ pub struct ProcessInfo {
     pub state: String,
     /// The executable, as the container shows it.
     pub exe: String,
+    /// The working directory, as the container shows it; empty where it cannot be seen.
+    pub cwd: String,
     /// Number of threads.
     pub threads: u32,
     /// Resident memory in bytes, shared parts included.

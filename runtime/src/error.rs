@@ -65,7 +65,8 @@ impl Error {
     /// Adds a cause.
     #[must_use]
     pub fn because(mut self, why: impl fmt::Display) -> Self {
-        self.why.push(why.to_string());
+        let why = without_number(&why.to_string());
+        self.why.push(why);
         self
     }
 
@@ -121,6 +122,14 @@ impl Error {
         if !said {
             self.why.push(why);
         }
+    }
+}
+
+/// The text of an error without the kernel's number: the words before it say the same.
+fn without_number(text: &str) -> String {
+    match text.split_once(" (os error ") {
+        Some((words, number)) if number.trim_end_matches(')').parse::<u32>().is_ok() => words.to_owned(),
+        _ => text.to_owned(),
     }
 }
 

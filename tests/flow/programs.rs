@@ -81,7 +81,8 @@ fn files(who: Who) -> Outcome<()> {
     let number = port.to_string();
     let program = ["python3", "/opt/subjects/files.py", &number, "/work"];
     let mut start =
-        vec!["instance", "start", "-B", &bind, "--backend", "dmtcp", "--checkpoint", "job", &image, "job"];
+        // DMTCP brings a working directory back only where the program was started there.
+        vec!["instance", "start", "-B", &bind, "--cwd", "/work", "--backend", "dmtcp", "--checkpoint", "job", &image, "job"];
     start.extend(program);
     env.ok(&start)?;
     assert_eq!(post(port, "first")?, "next line 1; log 1; deleted but held; in True");

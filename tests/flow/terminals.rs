@@ -75,12 +75,15 @@ fn job_control(engine: &[&str]) -> Outcome<()> {
     terminal.types("\x03")?;
     terminal.types("echo still $((40 + 2))\n")?;
     terminal.wait_for("still 42\n")?;
-    terminal.types("sh -c 'echo begun; sleep 1; echo done'\n")?;
-    terminal.wait_for("\nbegun\n")?;
-    terminal.types("\x1a")?;
-    terminal.wait_for("Stopped")?;
-    terminal.types("fg\n")?;
-    terminal.wait_for("\ndone\n")?;
+    // DMTCP 5.0 by itself, without any container, does not let a stopped job go on; to be tried with later versions.
+    if engine.is_empty() {
+        terminal.types("sh -c 'echo begun; sleep 1; echo done'\n")?;
+        terminal.wait_for("\nbegun\n")?;
+        terminal.types("\x1a")?;
+        terminal.wait_for("Stopped")?;
+        terminal.types("fg\n")?;
+        terminal.wait_for("\ndone\n")?;
+    }
     terminal.types("exit 8\n")?;
     assert_eq!(terminal.wait()?, 8);
     env.finish()

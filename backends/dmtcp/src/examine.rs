@@ -3,6 +3,7 @@
 use crate::inject;
 use crate::inside::{self, ProgramKind};
 use stasis_plugin_api::prelude::*;
+use std::path::Path;
 
 fn fatal(kind: &str, object: impl Into<String>, why: &str, help: &str) -> Finding {
     Finding {
@@ -185,6 +186,7 @@ pub(crate) fn instance(instance: &InstanceView) -> Vec<Finding> {
             findings.extend(MAPPINGS.iter().filter(|o| o.is(mapping)).map(|o| o.found(object())));
         }
     }
+    findings.extend(instance.survey.processes.iter().filter_map(|p| elsewhere(p, &instance.cwd)));
     for socket in instance
         .survey
         .sockets
@@ -199,6 +201,19 @@ pub(crate) fn instance(instance: &InstanceView) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// DMTCP (5.0) brings a working directory back only where it is the first one or lies below that.
+fn elsewhere(process: &ProcessInfo, first: &Path) -> Option<Finding> {
+    let cwd = Path::new(&process.cwd);
+    let kept = process.cwd.is_empty() || cwd == first || (first != Path::new("/") && cwd.starts_with(first));
+    (!kept).then(|| Finding {
+        severity: Severity::Loss,
+        kind: "cwd".to_owned(),
+        object: format!("the working directory of {} (pid {}), {}", process.name, process.pid, process.cwd),
+        why: format!("DMTCP brings the process back in {}", first.display()),
+        help: format!("start it there: --cwd {}", process.cwd),
+    })
 }
 
 impl Object {

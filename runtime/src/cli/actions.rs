@@ -131,12 +131,6 @@ fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
     // Before any thread exists, so that all of them leave these signals to the main one.
     let signals = serve::signals(true)?;
     let teller = Arc::new(Terminal::default());
-    if planned.order.engine.is_some()
-        && planned.order.spec.stdio == StdioKind::File
-        && !join::stdin_is_empty()
-    {
-        report::warning("standard input is not passed on: a saved application could not be given it again");
-    }
     let mut begun = begin::begin(&planned.order, planned.library, &*teller)?;
     if let Some(from) = &begun.restarted {
         report::info(restarted_line(from));
@@ -229,7 +223,9 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
         }
     };
     spec.name = name;
+    let fed = wanted.name.is_none() && spec.stdio == StdioKind::File && !join::stdin_is_empty();
     let order = MonitorOrder {
+        fed,
         spec,
         data_root: session.context.data_root()?,
         runtime_dir: session.context.runtime_dir()?,

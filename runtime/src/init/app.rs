@@ -86,6 +86,10 @@ pub fn become_application(spec: &ContainerSpec, made: &Made, channel: &Channel) 
 /// # Errors
 /// Why it could not be started.
 pub fn start(spec: &ContainerSpec, streams: &Streams) -> Result<Application> {
+    if command(spec).is_empty() {
+        // An image without a start script: the container stands for what is run in it later.
+        return Ok(Application { pid: 0, supervisor: None });
+    }
     let engine = spec.engine.as_ref();
     let interposed = engine.is_some_and(|e| e.needs.supervisor == Supervisor::Interposed);
     if interposed {

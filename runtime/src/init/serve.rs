@@ -8,7 +8,7 @@ use crate::launch::protocol::{Ending, FromInit, Order, Target, ToInit};
 use crate::launch::root::Made;
 use crate::spec::{ContainerSpec, RestartStep};
 use crate::sys::channel::Channel;
-use crate::sys::{signal, terminal};
+use crate::sys::{fd, signal, terminal};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
@@ -64,7 +64,7 @@ impl<'a> Init<'a> {
         let children = signal::descriptor(&[Signal::SIGCHLD])
             .map_err(|e| Error::new("init cannot watch its children").because(e.desc()))?;
         let spec = order.spec;
-        let (streams, master) = streams(&spec, order.size)?;
+        let (streams, master) = streams(&spec, order.size, order.fed)?;
         let mounted = FromInit::Mounted { mode: made.mode, notes: made.notes };
         send_with(channel, &mounted, master)?;
         let keep_capabilities = app::keeps_capabilities(&spec);
@@ -80,7 +80,9 @@ impl<'a> Init<'a> {
             besides: HashMap::new(),
         };
         init.begin(made.listeners, &streams)?;
-        channel.send(&FromInit::Started { pid: init.application }).map_err(|e| gone(&e))?;
+        let cwd = init.spec.process.cwd.iter().find(|d| d.is_dir()).cloned();
+        let cwd = cwd.unwrap_or_else(|| "/".into());
+        channel.send(&FromInit::Started { pid: init.application, cwd }).map_err(|e| gone(&e))?;
         Ok(init)
     }
 
@@ -289,12 +291,22 @@ fn restored(root: &RestoredRoot) -> Result<i32> {
     }
 }
 
-fn streams(spec: &ContainerSpec, size: Option<terminal::Size>) -> Result<(Streams, Option<OwnedFd>)> {
+fn streams(
+    spec: &ContainerSpec,
+    size: Option<terminal::Size>,
+    fed: bool,
+) -> Result<(Streams, Option<OwnedFd>)> {
     match spec.stdio {
         StdioKind::Inherit => Ok((Streams(None), None)),
         StdioKind::File => {
-            let all = [children::null()?, children::log("out.log")?, children::log("err.log")?];
-            Ok((Streams(Some(all)), None))
+            let (stdin, feeder) = match fed {
+                true => {
+                    let cannot = |e: std::io::Error| Error::new("cannot make a pipe").because(&e);
+                    fd::pipe().map(|(read, write)| (read, Some(write))).map_err(cannot)?
+                }
+                false => (children::null()?, None),
+            };
+            Ok((Streams(Some([stdin, children::log("out.log")?, children::log("err.log")?])), feeder))
         }
         StdioKind::Pty => {
             let failed = |e: nix::errno::Errno| {

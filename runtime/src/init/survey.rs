@@ -65,6 +65,7 @@ fn process(proc: &Path, pid: i32) -> Option<ProcessInfo> {
         name,
         state,
         exe: link(&dir.join("exe")),
+        cwd: link(&dir.join("cwd")),
         threads,
         resident: pages.saturating_mul(page_size()),
         descriptors: descriptors(&dir.join("fd"), MAX_DESCRIPTORS),

@@ -17,6 +17,8 @@ pub struct Order {
     pub mount_point: PathBuf,
     /// The directory for the log files on the host, shown as `/.stasis/log`; `None`: no log files.
     pub logs: Option<PathBuf>,
+    /// Standard input is a pipe whose other side the monitor holds; without a terminal only.
+    pub fed: bool,
     /// The terminal's first size when the streams are a terminal.
     pub size: Option<Size>,
 }
@@ -129,6 +131,8 @@ pub enum FromInit {
     Started {
         /// Its pid inside.
         pid: i32,
+        /// The working directory that it got.
+        cwd: PathBuf,
     },
     /// The container could not be made or the application not be started. The last message.
     Failed(Error),

@@ -110,7 +110,9 @@ fn base(order: &Order, workshop: &OwnedFd) -> Result<(OwnedFd, RootMode)> {
         (mode, RootWrite::ReadOnly) => mode,
     };
     let mode = match mode {
-        RootMode::Plain => plain(image.as_fd(), at).map(|()| RootMode::Plain)?,
+        RootMode::Plain => {
+            plain(image.as_fd(), at, spec.root.write == RootWrite::ReadOnly).map(|()| RootMode::Plain)?
+        }
         RootMode::Overlay => overlay(order, image.as_fd(), workshop).map(|()| RootMode::Overlay)?,
         RootMode::Skeleton => {
             skeleton::make(image.as_fd(), at, &missing(order, image.as_fd())).map(|()| RootMode::Skeleton)?
@@ -123,14 +125,41 @@ fn base(order: &Order, workshop: &OwnedFd) -> Result<(OwnedFd, RootMode)> {
         },
     };
     let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
+    if spec.namespaces.user && mode == RootMode::Overlay {
+        let missing = missing(order, image.as_fd());
+        for directory in closed(order, root.as_fd(), &missing) {
+            skeleton::over(root.as_fd(), &directory, &missing)?;
+        }
+    }
     // Binds of `/dev` or `/tmp` with all below must not bring a copy of the root itself along.
     sys::propagation(at, MsFlags::MS_UNBINDABLE).map_err(|e| cannot("separate", at, e))?;
     Ok((root, mode))
 }
 
-fn plain(image: BorrowedFd<'_>, at: &Path) -> Result<()> {
+fn plain(image: BorrowedFd<'_>, at: &Path, read_only: bool) -> Result<()> {
     let to = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
-    sys::bind(image, to.as_fd()).map_err(|e| cannot("bind the image to", at, e))
+    sys::bind(image, to.as_fd()).map_err(|e| cannot("bind the image to", at, e))?;
+    if !read_only {
+        return Ok(());
+    }
+    let top = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
+    sys::make_read_only(top.as_fd()).map_err(|e| cannot("make read-only", at, e))
+}
+
+/// Directories of the image in which mount points are missing and the user may make none: with the
+/// image's owner not mapped, not even an overlay helps.
+fn closed(order: &Order, root: BorrowedFd<'_>, missing: &[PathBuf]) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = Vec::new();
+    for path in missing {
+        let there =
+            path.ancestors().skip(1).find_map(|p| Some((p, sys::open_below(root, p, OFlag::O_PATH).ok()?)));
+        let Some((parent, fd)) = there else { continue };
+        let owner = fstat(fd.as_fd()).map_or(0, |s| s.st_uid);
+        if parent != Path::new("/") && owner != order.spec.ids.uid && !all.iter().any(|p| p == parent) {
+            all.push(parent.to_path_buf());
+        }
+    }
+    all
 }
 
 fn overlay(order: &Order, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<()> {

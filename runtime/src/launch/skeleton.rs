@@ -2,7 +2,7 @@
 //! room for the mount points that the image lacks.
 
 use crate::error::Result;
-use crate::launch::root::{cannot, is_directory};
+use crate::launch::root::cannot;
 use crate::sys::mount as sys;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::mount::MsFlags;
@@ -22,6 +22,29 @@ pub fn make(image: BorrowedFd<'_>, at: &Path, missing: &[PathBuf]) -> Result<()>
     let missing: Vec<PathBuf> =
         missing.iter().map(|p| p.strip_prefix("/").unwrap_or(p).to_path_buf()).collect();
     fill(image, root.as_fd(), Path::new("/"), &missing)
+}
+
+/// Puts such a tmpfs over one directory of a root, which stands in the way because the user may make
+/// nothing in it.
+///
+/// # Errors
+/// The entry that failed and why.
+pub fn over(root: BorrowedFd<'_>, directory: &Path, missing: &[PathBuf]) -> Result<()> {
+    let failed = |e| cannot("make room for mount points in", directory, e);
+    let source = sys::open_below(root, directory, OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(failed)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    sys::mount(
+        Some(Path::new("stasis")),
+        &sys::path_of(source.as_fd()),
+        Some("tmpfs"),
+        flags,
+        Some("mode=0755"),
+    )
+    .map_err(failed)?;
+    let place = sys::open_below(root, directory, OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(failed)?;
+    let below: Vec<PathBuf> =
+        missing.iter().filter_map(|m| m.strip_prefix(directory).ok().map(Path::to_path_buf)).collect();
+    fill(source.as_fd(), place.as_fd(), directory, &below)
 }
 
 /// Fills one directory. `missing` is relative to it; a directory on the way to a missing mount point is
@@ -63,7 +86,8 @@ fn one(
             let below: Vec<PathBuf> =
                 missing.iter().filter_map(|m| m.strip_prefix(name).ok().map(Path::to_path_buf)).collect();
             if below.is_empty() {
-                return sys::bind(source.as_fd(), place.as_fd()).map_err(failed);
+                sys::bind(source.as_fd(), place.as_fd()).map_err(failed)?;
+                return read_only(to, name).map_err(failed);
             }
             fill(source.as_fd(), place.as_fd(), &path, &below)
         }
@@ -71,12 +95,17 @@ fn one(
             let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
             nix::fcntl::openat(to, name, flags, Mode::from_bits_truncate(0o644)).map_err(failed)?;
             let (source, place) = (open(from, name).map_err(failed)?, open(to, name).map_err(failed)?);
-            debug_assert!(!is_directory(source.as_fd()));
-            sys::bind(source.as_fd(), place.as_fd()).map_err(failed)
+            sys::bind(source.as_fd(), place.as_fd()).map_err(failed)?;
+            read_only(to, name).map_err(failed)
         }
         // Devices, sockets and pipes of an image are of no use inside.
         _ => Ok(()),
     }
+}
+
+/// The image stays as it is, also where the user could write to it.
+fn read_only(at: BorrowedFd<'_>, name: &Path) -> std::result::Result<(), nix::errno::Errno> {
+    sys::make_read_only(open(at, name)?.as_fd())
 }
 
 fn open(at: BorrowedFd<'_>, name: &Path) -> std::result::Result<OwnedFd, nix::errno::Errno> {

@@ -8,6 +8,7 @@ use crate::sys::channel::Channel;
 use crate::sys::process::{self, Forked};
 use nix::sched::CloneFlags;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The descriptor at which init finds its channel.
@@ -33,7 +34,9 @@ pub struct Stood {
     pub notes: Vec<String>,
     /// The application's pid inside; 0 without an init.
     pub application: i32,
-    /// The master side of the application's terminal.
+    /// The working directory that it got.
+    pub cwd: PathBuf,
+    /// The master side of the application's terminal, or the pipe to its standard input.
     pub terminal: Option<OwnedFd>,
 }
 
@@ -96,7 +99,13 @@ impl Container {
     /// What init says, or that it died. The container is gone then.
     pub fn stand(&self, init: bool, within: Duration) -> Result<Stood> {
         self.channel.set_timeout(Some(within)).map_err(|e| self.lost(Some(&e)))?;
-        let mut stood = Stood { mode: RootMode::Auto, notes: Vec::new(), application: 0, terminal: None };
+        let mut stood = Stood {
+            mode: RootMode::Auto,
+            notes: Vec::new(),
+            application: 0,
+            cwd: PathBuf::new(),
+            terminal: None,
+        };
         let outcome = loop {
             match self.channel.recv::<FromInit>() {
                 Ok(Some((FromInit::Mounted { mode, notes }, mut fds))) => {
@@ -104,8 +113,9 @@ impl Container {
                     stood.notes = notes;
                     stood.terminal = fds.pop();
                 }
-                Ok(Some((FromInit::Started { pid }, _))) => {
+                Ok(Some((FromInit::Started { pid, cwd }, _))) => {
                     stood.application = pid;
+                    stood.cwd = cwd;
                     break Ok(stood);
                 }
                 Ok(Some((FromInit::Failed(error), _))) => break Err(error),

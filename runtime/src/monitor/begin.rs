@@ -30,7 +30,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// An application that ends within this time after its start never was one.
+const SETTLE: Duration = Duration::from_millis(50);
 
 /// A container is made within this time, or something hangs.
 const MAKING: Duration = Duration::from_secs(60);
@@ -131,6 +134,7 @@ fn make(
         spec: spec.clone(),
         mount_point: mount_point(&order.runtime_dir)?,
         logs: logs.clone(),
+        fed: order.fed,
         size: order.size,
     };
     let container = start::start(&init_order)?;
@@ -183,6 +187,7 @@ fn stand(
         teller.note(note);
     }
     spec.root.mode = stood.mode;
+    spec.process.cwd = vec![stood.cwd.clone()];
     let broken = |e: std::io::Error| Error::new("cannot watch the container").because(&e);
     let (wake, wake_there) = UnixStream::pair().map_err(broken)?;
     wake.set_nonblocking(true).map_err(broken)?;
@@ -375,6 +380,15 @@ fn handshake(
         }
     };
     *lock(&engine_live.memory) = memory;
+    let outcome = match outcome {
+        Ok(_) if !foreground && generation.is_none() => {
+            // A script may still be on its way to a program that is not there, or that the engine cannot
+            // enter: only what is ready after a moment is.
+            live.wait(Some(Instant::now() + SETTLE), |s| s.phase >= Phase::Ending);
+            engine::ready(&mut worker, &live.view(Survey::default()), &mut EngineState::new(), &around)
+        }
+        other => other,
+    };
     let outcome = match outcome {
         // A command in the foreground that is done so soon is no failure: its output and its code tell.
         Err(WorkerError::Backend { error, .. }) if foreground && error.kind == kind::APPLICATION_ENDED => {

@@ -10,7 +10,9 @@ use crate::monitor::live::{EngineLive, Live, Phase, lock};
 use crate::monitor::services::Around;
 use crate::name::BackendName;
 use crate::spec::ContainerSpec;
-use crate::store::{BackendEntry, HostEntry, ImageIdentity, Listening, ManifestDraft, ProcessEntry};
+use crate::store::{
+    BackendEntry, BackendStamp, HostEntry, ImageIdentity, Listening, ManifestDraft, ProcessEntry,
+};
 use crate::worker::{Worker, engine};
 use stasis_plugin_api::report::CaptureReport;
 use stasis_plugin_api::request::{CaptureRequest, InstanceView, Subject};
@@ -145,6 +147,12 @@ fn commit(
         ))
         .help("nothing was saved; report this to the backend's author"));
     }
+    // From now on a copy of the image with the same content is recognised, too.
+    let stamp = BackendStamp {
+        name: BackendName::new(&engine.descriptor.name)?,
+        version: Some(engine.descriptor.version.clone()),
+    };
+    engine.checkpoint.bind(&stamp, &image)?;
     let draft = draft(live, engine, survey, &report, image)?;
     let mut tell = |done, total| teller.progress(done, total, "making it durable");
     let held = lock(&engine.lock);

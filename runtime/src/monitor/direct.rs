@@ -26,6 +26,7 @@ pub fn run(order: &MonitorOrder) -> Result<i32> {
         spec: order.spec.clone(),
         mount_point: mount_point(&order.runtime_dir)?,
         logs: None,
+        fed: false,
         size: None,
     };
     let container = start::start(&order)?;

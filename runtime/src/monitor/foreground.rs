@@ -41,6 +41,13 @@ impl Foreground {
             capture_on: order.map(|o| o.capture_on.clone()).unwrap_or_default(),
             same_group: begun.live.spec.stdio == StdioKind::Inherit,
         };
+        if begun.live.spec.stdio == StdioKind::File
+            && let Some(pipe) = foreground.master.take()
+        {
+            let mut into = File::from(pipe);
+            // Ends with the process, or with the input; closing the pipe is what tells the application.
+            std::thread::spawn(move || copy(&mut std::io::stdin().lock(), &mut into));
+        }
         if let Some(master) = &foreground.master {
             let (raw, output) = relay(master)?;
             foreground.raw = raw;

@@ -258,6 +258,10 @@ impl Live {
                 s.phase = s.phase.max(Phase::Ending);
             }),
             FromInit::HelperEnded { name, ending, essential: true } => {
+                if ending != Ending::Exit(0) {
+                    self.end(Some(&format!("the engine's {name} ended ({ending})")));
+                    return;
+                }
                 // A helper that goes with its application may be seen first; a big process takes a moment
                 // to end. Only when it does not is the helper the cause.
                 let live = Arc::clone(self);
@@ -309,6 +313,7 @@ impl Live {
         InstanceView {
             name: self.name.clone(),
             application: i32::try_from(self.application.load(Ordering::Relaxed)).unwrap_or(0),
+            cwd: self.spec.process.cwd.first().cloned().unwrap_or_default(),
             ended: self.state().ending.map(|e| e.to_string()),
             staging,
             logs: self.logs.clone().unwrap_or_default(),

@@ -21,6 +21,8 @@ pub struct MonitorOrder {
     pub engine: Option<EngineOrder>,
     /// The command stays in the foreground.
     pub foreground: bool,
+    /// What the caller's standard input holds is passed on through a pipe.
+    pub fed: bool,
     /// The caller's terminal.
     pub size: Option<Size>,
 }

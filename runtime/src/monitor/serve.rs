@@ -193,6 +193,14 @@ fn stop(live: &Arc<Live>, signal: i32, timeout: Duration, channel: &Channel) -> 
     let capturing = live.engine.as_ref().map(|e| lock(&e.capturing));
     live.change(|s| s.requested = true);
     live.signal(Target::Everybody, signal);
+    // Without an application there is nobody to heed it.
+    let idle = live.application.load(std::sync::atomic::Ordering::Relaxed) == 0;
+    if idle {
+        live.change(|s| {
+            s.ending.get_or_insert(Ending::Exit(0));
+            s.phase = s.phase.max(Phase::Ending);
+        });
+    }
     let heeded = live.wait(Some(Instant::now() + timeout), |s| s.phase >= Phase::Ending);
     if !heeded {
         if let Err(error) = let_go(live, channel) {
