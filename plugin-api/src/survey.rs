@@ -34,6 +34,8 @@ pub struct ProcessInfo {
     pub resident: u64,
     /// Open descriptors.
     pub descriptors: Vec<DescriptorInfo>,
+    /// The files that are mapped executable: the program and its libraries, as the container shows them.
+    pub mapped: Vec<String>,
     /// Mapped objects that are not plain files: `/memfd:x (deleted)`, `/dev/zero (deleted)`, `/SYSV...`, `anon_inode:...`.
     pub special_mappings: Vec<String>,
 }

@@ -158,9 +158,13 @@ fn an_image_without_what_is_to_be_run() {
     FATAL:   image "$DIR/bare" has no /.singularity.d/runscript that can be executed
              hint:    run a command of the image with exec, or put an executable file at /.singularity.d/runscript
     "#);
-    let started = env.stasis(&["instance", "start", &bare, "one"]).unwrap();
-    let told = env.told(&started);
-    assert!(told.starts_with("exit 255\n") && told.contains("/.singularity.d/startscript"), "{told}");
+    // As with Apptainer, such an instance stands for what is run in it; there is nothing to be saved.
+    env.ok(&["instance", "start", &bare, "one"]).unwrap();
+    assert_eq!(env.ok(&["exec", "instance://one", "sh", "-c", "echo within"]).unwrap().out, "within\n");
+    env.ok(&["instance", "stop", "one"]).unwrap();
+    let start = ["instance", "start", "--backend", "faulty", "--checkpoint", "kept", &bare, "one"];
+    let told = env.fails(&start).unwrap();
+    assert!(told.starts_with("exit 255\n") && told.contains("startscript"), "{told}");
     env.finish().unwrap();
 }
 
@@ -179,9 +183,21 @@ fn an_image_that_changed_since_the_capture() {
     env.ok(&["instance", "stop", "one"]).unwrap();
     std::fs::write(mine.join("etc/changed"), "x").unwrap();
     let told = env.fails(&["instance", "start", "--restart", "kept", &name, "one"]).unwrap();
-    insta::assert_snapshot!(digests_hidden(&told), @"");
+    insta::assert_snapshot!(digests_hidden(&told), @r#"
+    exit 255
+    FATAL:   generation 1 was saved of another image
+             because: it was saved of "$DIR/mine" (directory blake3:$DIGEST)
+             because: "$DIR/mine" (directory blake3:$DIGEST) holds other files
+             hint:    give the image that it was started from, unchanged
+    "#);
     let told = env.fails(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
-    insta::assert_snapshot!(digests_hidden(&told), @"");
+    insta::assert_snapshot!(digests_hidden(&told), @r#"
+    exit 255
+    FATAL:   generation 1 was saved of another image
+             because: it was saved of "$DIR/mine" (directory blake3:$DIGEST)
+             because: "$DIR/mine" (directory blake3:$DIGEST) holds other files
+             hint:    give the image that it was started from, unchanged
+    "#);
     std::fs::remove_file(mine.join("etc/changed")).unwrap();
     env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
     env.finish().unwrap();

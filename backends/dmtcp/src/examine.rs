@@ -2,6 +2,7 @@
 
 use crate::inject;
 use crate::inside::{self, ProgramKind};
+use crate::preload::LIB;
 use stasis_plugin_api::prelude::*;
 use std::path::Path;
 
@@ -186,6 +187,7 @@ pub(crate) fn instance(instance: &InstanceView) -> Vec<Finding> {
             findings.extend(MAPPINGS.iter().filter(|o| o.is(mapping)).map(|o| o.found(object())));
         }
     }
+    findings.extend(instance.survey.processes.iter().filter_map(outside));
     findings.extend(instance.survey.processes.iter().filter_map(|p| elsewhere(p, &instance.cwd)));
     for socket in instance
         .survey
@@ -201,6 +203,21 @@ pub(crate) fn instance(instance: &InstanceView) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// A process without DMTCP's library: started by an exec of a static, musl or setuid program. The coordinator
+/// still counts it, because its descriptor outlives the exec; saving would wait for it for ever.
+pub(crate) fn outside(process: &ProcessInfo) -> Option<Finding> {
+    let library = format!("{LIB}/libdmtcp.so");
+    let told = !process.mapped.is_empty() && !process.mapped.contains(&library);
+    told.then(|| {
+        fatal(
+            "outside",
+            format!("{} (pid {}), {}", process.name, process.pid, process.exe),
+            "it does not run under DMTCP: it is statically linked, uses musl, or is setuid",
+            "take a dynamically linked glibc build of it, or another backend",
+        )
+    })
 }
 
 /// DMTCP (5.0) brings a working directory back only where it is the first one or lies below that.

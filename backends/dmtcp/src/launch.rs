@@ -1,8 +1,19 @@
 //! How the application is started under DMTCP.
 
-use crate::inject;
+use crate::{examine, inject};
 use crate::preload::{SHIM_PATH, tool};
 use stasis_plugin_api::prelude::*;
+
+/// Whether DMTCP is in the application's first process, where the runtime has looked.
+pub(crate) fn entered(instance: &InstanceView) -> Result<()> {
+    let first = instance.survey.processes.iter().find(|p| p.pid == instance.application);
+    match first.and_then(examine::outside) {
+        None => Ok(()),
+        Some(finding) => Err(BackendError::new(kind::UNSUPPORTED, "the application runs but cannot be saved")
+            .because(format!("{}: {}", finding.object, finding.why))
+            .help(finding.help)),
+    }
+}
 
 /// The plan.
 pub(crate) fn plan(host: &mut Host<'_>, request: &LaunchRequest) -> Result<LaunchPlan> {

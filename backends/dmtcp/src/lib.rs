@@ -78,6 +78,7 @@ impl CheckpointBackend for Dmtcp {
 
     fn ready(&self, host: &mut Host<'_>, instance: &InstanceView) -> Result<ReadyReport> {
         coordinator::wait(host, &instance.logs, 1, coordinator::START)
+            .and_then(|processes| launch::entered(instance).map(|()| processes))
             .map(|processes| ReadyReport { processes, notes: Vec::new() })
     }
 

@@ -69,6 +69,7 @@ fn process(proc: &Path, pid: i32) -> Option<ProcessInfo> {
         threads,
         resident: pages.saturating_mul(page_size()),
         descriptors: descriptors(&dir.join("fd"), MAX_DESCRIPTORS),
+        mapped: mapped(&dir.join("maps")),
         special_mappings: special_mappings(&dir.join("maps")),
     })
 }
@@ -105,6 +106,23 @@ fn device(path: &Path) -> String {
     };
     let number = data.rdev();
     format!("{kind}:{}:{}", libc::major(number), libc::minor(number))
+}
+
+/// More libraries than this are not told.
+const MAX_MAPPED: usize = 1024;
+
+fn mapped(maps: &Path) -> Vec<String> {
+    let text = fs::read_to_string(maps).unwrap_or_default();
+    let mut found: Vec<String> = Vec::new();
+    for line in text.lines() {
+        // address permissions offset device inode path: only the last holds a slash.
+        let executable = line.split(' ').nth(1).is_some_and(|p| p.contains('x'));
+        let path = line.find('/').and_then(|at| line.get(at..)).unwrap_or_default();
+        if executable && !path.is_empty() && found.last().is_none_or(|l| l != path) && found.len() < MAX_MAPPED {
+            found.push(path.to_owned());
+        }
+    }
+    found
 }
 
 fn special_mappings(maps: &Path) -> Vec<String> {

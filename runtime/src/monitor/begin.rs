@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::instance::{Claim, Host, Instances, Record, State};
-use crate::launch::protocol::Order;
+use crate::launch::protocol::{Ending, Order};
 use crate::launch::start::{self, Container};
 use crate::monitor::Teller;
 use crate::monitor::control::{RestartedFrom, Started};
@@ -20,6 +20,7 @@ use crate::worker::{NoServices, Plugin, Worker, WorkerError, engine};
 use stasis_plugin_api::error::kind;
 use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::plan::StdioKind;
+use stasis_plugin_api::report::ReadyReport;
 use stasis_plugin_api::request::{
     AliveRequest, ImageView, LaunchRequest, ProbeRequest, RestartRequest, Subject,
 };
@@ -33,7 +34,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// An application that ends within this time after its start never was one.
-const SETTLE: Duration = Duration::from_millis(50);
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// A container is made within this time, or something hangs.
 const MAKING: Duration = Duration::from_secs(60);
@@ -210,6 +211,16 @@ fn stand(
     let (ear, hearing) = (Arc::clone(&live), container.channel.try_clone().map_err(broken)?);
     let ear = std::thread::spawn(move || ear.hear_init(&hearing));
     let mut restarted = None;
+    if rest.is_none() && !order.foreground && stood.application != 0 {
+        settled(&live);
+        let ending = live.state().ending;
+        if let Some(ending) = ending.filter(|e| *e != Ending::Exit(0)) {
+            container.kill();
+            let _ = ear.join();
+            let error = Error::new("the application ended while it was started").because(ending);
+            return Err(with_log(error, logs.as_deref()));
+        }
+    }
     if let Some((worker, generation)) = rest {
         let outcome =
             handshake(&live, worker, generation.as_ref(), order.foreground && generation.is_none(), teller)
@@ -360,6 +371,35 @@ pub fn ask(
     Ok(apply::restart(spec.clone(), &plan, asked.backend, staging, generation.path(), cover)?)
 }
 
+/// Asks once more, with a look at what runs now. A process in the middle of an exec gets a second look.
+fn again(live: &Live, worker: &mut Worker, around: &Around<'_>) -> std::result::Result<ReadyReport, WorkerError> {
+    let mut tries = 3;
+    loop {
+        tries -= 1;
+        let survey = live.survey().unwrap_or_default();
+        match engine::ready(worker, &live.view(survey), &mut EngineState::new(), around) {
+            Err(WorkerError::Backend { error, .. }) if tries > 0 && error.kind == kind::UNSUPPORTED => {
+                live.wait(Some(Instant::now() + Duration::from_millis(30)), |s| s.phase >= Phase::Ending);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Waits a moment for an application that ends at once. One that listens is there: a service need not wait.
+fn settled(live: &Live) {
+    let end = Instant::now() + SETTLE;
+    loop {
+        let next = (Instant::now() + Duration::from_millis(5)).min(end);
+        if live.wait(Some(next), |s| s.phase >= Phase::Ending) || Instant::now() >= end {
+            return;
+        }
+        if live.survey().is_ok_and(|s| s.sockets.iter().any(|s| s.state == "listen")) {
+            return;
+        }
+    }
+}
+
 /// Waits until the engine says that the application can be saved.
 fn handshake(
     live: &Live,
@@ -384,8 +424,8 @@ fn handshake(
         Ok(_) if !foreground && generation.is_none() => {
             // A script may still be on its way to a program that is not there, or that the engine cannot
             // enter: only what is ready after a moment is.
-            live.wait(Some(Instant::now() + SETTLE), |s| s.phase >= Phase::Ending);
-            engine::ready(&mut worker, &live.view(Survey::default()), &mut EngineState::new(), &around)
+            settled(live);
+            again(live, &mut worker, &around)
         }
         other => other,
     };

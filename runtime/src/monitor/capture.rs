@@ -14,13 +14,15 @@ use crate::store::{
     BackendEntry, BackendStamp, HostEntry, ImageIdentity, Listening, ManifestDraft, ProcessEntry,
 };
 use crate::worker::{Worker, engine};
-use stasis_plugin_api::report::CaptureReport;
+use stasis_plugin_api::report::{CaptureReport, Severity};
 use stasis_plugin_api::request::{CaptureRequest, InstanceView, Subject};
 use stasis_plugin_api::survey::Survey;
 use std::path::PathBuf;
 use std::sync::TryLockError;
 use std::time::{Duration, Instant};
 
+/// What stands against a capture is believed when it is still there after this time.
+const SECOND_LOOK: Duration = Duration::from_millis(50);
 /// A slow disk writes so many bytes in a second; the deadline of a capture follows from it.
 const SLOWEST: u64 = 50 << 20;
 
@@ -117,7 +119,13 @@ fn save(
     let view: InstanceView = live.view(survey.clone());
     let mut memory = lock(&engine.memory).clone();
     let subject = Subject::Instance { instance: view.clone() };
-    let findings = engine::examine(&mut worker, &subject, &mut memory, &around)?;
+    let mut findings = engine::examine(&mut worker, &subject, &mut memory, &around)?;
+    if findings.iter().any(|f| f.severity > Severity::Note) {
+        // A connection that is just closing, or a process in the middle of an exec, gets a second look.
+        live.wait(Some(Instant::now() + SECOND_LOOK), |s| s.phase >= Phase::Ending);
+        let subject = Subject::Instance { instance: live.view(live.survey()?) };
+        findings = engine::examine(&mut worker, &subject, &mut memory, &around)?;
+    }
     let accepted: Vec<String> = engine.order.accept_loss.iter().chain(accept_loss).cloned().collect();
     let what = format!("save instance \"{}\"", live.name);
     let notes = judge(&what, &engine.descriptor.engine, findings, &accepted)?;

@@ -282,7 +282,7 @@ fn stdio(action: &Action, facts: &HostFacts, engine: bool) -> StdioKind {
         (false, false) => StdioKind::Inherit,
         (false, true) if facts.stdin_tty && facts.stdout_tty => StdioKind::Pty,
         // A shell without a terminal reads its commands from somewhere, and a file kind has no input.
-        (false, true) if *action == Action::Shell => StdioKind::Pty,
+        (false, true) if *action == Action::Shell && facts.stdin_tty => StdioKind::Pty,
         (false, true) => StdioKind::File,
     }
 }

@@ -106,7 +106,7 @@ fn stdio_by_action() {
     assert_eq!(of(&exec(&["ls"]), &tty, false), StdioKind::Inherit);
     assert_eq!(of(&exec(&["ls"]), &tty, true), StdioKind::Pty);
     assert_eq!(of(&exec(&["ls"]), &alice(), true), StdioKind::File);
-    assert_eq!(of(&Action::Shell, &alice(), true), StdioKind::Pty);
+    assert_eq!(of(&Action::Shell, &alice(), true), StdioKind::File);
     assert_eq!(of(&Action::InstanceRun { args: Vec::new() }, &tty, false), StdioKind::File);
 }
 
