@@ -123,7 +123,8 @@ impl Env {
         if !out.status.success() {
             return Err(String::from_utf8_lossy(&out.stderr).into());
         }
-        let out = Command::new("chown").args(["-R", "-h", &format!("{0}:{0}", self.uid)]).arg(&to).output()?;
+        let out =
+            Command::new("chown").args(["-R", "-h", &format!("{0}:{0}", self.uid)]).arg(&to).output()?;
         if !out.status.success() {
             return Err(String::from_utf8_lossy(&out.stderr).into());
         }

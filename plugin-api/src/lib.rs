@@ -40,3 +40,8 @@ pub mod prelude {
     pub use crate::request::*;
     pub use crate::survey::{DescriptorInfo, ProcessInfo, SocketInfo, Survey};
 }
+
+/// The code of the author's guide has to compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/writing-a-backend.md")]
+struct AuthorsGuide;

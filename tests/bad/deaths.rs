@@ -73,7 +73,7 @@ fn the_engine_of_an_idle_instance() {
     nothing_runs(&env).unwrap();
     insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @r#"
     exit 255
-    FATAL:   instance "one" has ended (exit 99)
+    FATAL:   instance "one" has ended (failed: the engine's coordinator ended (signal 9 (SIGKILL)))
              hint:    the last state saved is generation 1 of checkpoint "kept"; bring it back with --restart kept
     "#);
     env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();

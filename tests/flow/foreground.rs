@@ -175,7 +175,10 @@ fn shows() -> Outcome<()> {
     assert!(written.code == 1 && written.err.contains("Read-only file system"), "{written:?}");
     env.ok(&["exec", "--writable", &name, "touch", "/usr/new"])?;
     assert!(mine.join("usr/new").exists());
-    assert_eq!(said(&["exec", "--writable-tmpfs", &name, "sh", "-c", "touch /usr/newer && echo ok"])?, "ok\n");
+    assert_eq!(
+        said(&["exec", "--writable-tmpfs", &name, "sh", "-c", "touch /usr/newer && echo ok"])?,
+        "ok\n"
+    );
     assert!(!mine.join("usr/newer").exists());
     assert_eq!(in_sh("touch $HOME/made && echo ok")?, "ok\n");
     assert!(env.path("home/made").exists());

@@ -1,7 +1,7 @@
 //! How the application is started under DMTCP.
 
-use crate::{examine, inject};
 use crate::preload::{SHIM_PATH, tool};
+use crate::{examine, inject};
 use stasis_plugin_api::prelude::*;
 
 /// Whether DMTCP is in the application's first process, where the runtime has looked.
@@ -9,9 +9,11 @@ pub(crate) fn entered(instance: &InstanceView) -> Result<()> {
     let first = instance.survey.processes.iter().find(|p| p.pid == instance.application);
     match first.and_then(examine::outside) {
         None => Ok(()),
-        Some(finding) => Err(BackendError::new(kind::UNSUPPORTED, "the application runs but cannot be saved")
-            .because(format!("{}: {}", finding.object, finding.why))
-            .help(finding.help)),
+        Some(finding) => {
+            Err(BackendError::new(kind::UNSUPPORTED, "the application runs but cannot be saved")
+                .because(format!("{}: {}", finding.object, finding.why))
+                .help(finding.help))
+        }
     }
 }
 

@@ -8,11 +8,11 @@ use crate::cli::teller::Terminal;
 use crate::cli::{Session, join, output, report};
 use crate::error::{Error, Result};
 use crate::image::{Image, identity};
-use crate::monitor::begin;
 use crate::monitor::direct;
 use crate::monitor::foreground::Foreground;
 use crate::monitor::order::MonitorOrder;
 use crate::monitor::serve;
+use crate::monitor::{ask, begin};
 use crate::name::{BackendName, CheckpointName, CheckpointRef, InstanceName};
 use crate::spec::identity::HostFacts;
 use crate::spec::resolve::{self, Action, directories_to_make};
@@ -396,7 +396,7 @@ fn show(
     let plugin = engine::plugin(&chosen.plugin, chosen.library)?;
     let mut worker = Worker::spawn(&plugin, &session.context.runtime_dir()?)?;
     let descriptor = worker.describe()?;
-    let asked = begin::Asked {
+    let asked = ask::Asked {
         engine_name: &descriptor.engine,
         backend: &descriptor.name,
         accept_loss: &wanted.args.accept_loss,
@@ -405,6 +405,6 @@ fn show(
     let root = session.context.data_root()?;
     let staging = root.join("checkpoints").join(checkpoint_name(wanted).unwrap_or_default()).join("staging");
     let spec =
-        begin::ask(&spec, &mut worker, &asked, &mut memory, back.map(|b| &b.generation), &staging, &[root])?;
+        ask::ask(&spec, &mut worker, &asked, &mut memory, back.map(|b| &b.generation), &staging, &[root])?;
     output::line(resolve::describe(&spec))
 }

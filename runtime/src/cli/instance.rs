@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::instance::{Liveness, Record, Seen};
 use crate::monitor::client;
 use crate::monitor::control::{Reply, Request, Started};
-use crate::monitor::{CHANNEL, LIBRARY, ROLE, begin};
+use crate::monitor::{CHANNEL, LIBRARY, ROLE, place};
 use crate::name::InstanceName;
 use crate::spec::resolve::Action;
 use crate::store::Store;
@@ -159,7 +159,7 @@ pub fn running(session: &Session, name: &InstanceName) -> Result<Running> {
 /// Cleans up after a monitor that died; returns the last generation of its checkpoint.
 fn settle_lost(session: &Session, seen: &Seen) -> Result<Option<(String, u64)>> {
     if matches!(seen.liveness, Liveness::Lost { .. }) {
-        begin::clear(&session.context.runtime_dir()?.join("run").join(seen.name.as_str()));
+        place::clear(&session.context.runtime_dir()?.join("run").join(seen.name.as_str()));
     }
     let Ok(Record { checkpoint: Some(checkpoint), .. }) = &seen.record else { return Ok(None) };
     let store: Store = session.store()?;

@@ -118,7 +118,11 @@ fn mapped(maps: &Path) -> Vec<String> {
         // address permissions offset device inode path: only the last holds a slash.
         let executable = line.split(' ').nth(1).is_some_and(|p| p.contains('x'));
         let path = line.find('/').and_then(|at| line.get(at..)).unwrap_or_default();
-        if executable && !path.is_empty() && found.last().is_none_or(|l| l != path) && found.len() < MAX_MAPPED {
+        if executable
+            && !path.is_empty()
+            && found.last().is_none_or(|l| l != path)
+            && found.len() < MAX_MAPPED
+        {
             found.push(path.to_owned());
         }
     }

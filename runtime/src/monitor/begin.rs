@@ -7,34 +7,26 @@ use crate::instance::{Claim, Host, Instances, Record, State};
 use crate::launch::protocol::{Ending, Order};
 use crate::launch::start::{self, Container};
 use crate::monitor::Teller;
+use crate::monitor::ask::{Asked, ask};
 use crate::monitor::control::{RestartedFrom, Started};
-use crate::monitor::findings::judge;
-use crate::monitor::live::{EngineLive, Live, Parts, Phase, lock, process_view, tail};
+use crate::monitor::live::{EngineLive, Live, Parts, Phase, lock, tail};
 use crate::monitor::order::{EngineOrder, MonitorOrder};
+use crate::monitor::place::{clear, listen, mount_point, runtime_directory};
+use crate::monitor::ready::{handshake, settled};
 use crate::monitor::restart;
-use crate::monitor::services::Around;
 use crate::name::{BackendName, CheckpointName, InstanceName};
-use crate::spec::{ContainerSpec, apply};
+use crate::spec::ContainerSpec;
 use crate::store::{BackendStamp, Generation, Holder, Store};
-use crate::worker::{NoServices, Plugin, Worker, WorkerError, engine};
-use stasis_plugin_api::error::kind;
+use crate::worker::{Plugin, Worker};
 use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::plan::StdioKind;
-use stasis_plugin_api::report::ReadyReport;
-use stasis_plugin_api::request::{
-    AliveRequest, ImageView, LaunchRequest, ProbeRequest, RestartRequest, Subject,
-};
-use stasis_plugin_api::survey::Survey;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-
-/// An application that ends within this time after its start never was one.
-const SETTLE: Duration = Duration::from_millis(200);
+use std::time::Duration;
 
 /// A container is made within this time, or something hangs.
 const MAKING: Duration = Duration::from_secs(60);
@@ -318,135 +310,6 @@ fn plan(spec: &ContainerSpec, prepared: &mut Prepared, data_root: &Path) -> Resu
     Ok(planned)
 }
 
-/// Who is asked, and what the user accepts.
-#[derive(Debug)]
-pub struct Asked<'a> {
-    /// The engine, for messages.
-    pub engine_name: &'a str,
-    /// The backend.
-    pub backend: &'a str,
-    /// Kinds of loss that the user accepts.
-    pub accept_loss: &'a [String],
-}
-
-/// The engine's part of a plan, also for `--dry-run`.
-///
-/// # Errors
-/// Why the engine cannot be used, or what it finds.
-pub fn ask(
-    spec: &ContainerSpec,
-    worker: &mut Worker,
-    asked: &Asked<'_>,
-    memory: &mut EngineState,
-    generation: Option<&Generation>,
-    staging: &Path,
-    cover: &[PathBuf],
-) -> Result<ContainerSpec> {
-    let probe = engine::probe(worker, &ProbeRequest { thorough: false }, &NoServices)?;
-    if !probe.usable {
-        let error = Error::new(format!("{} cannot be used here", asked.engine_name))
-            .because(probe.reason.unwrap_or_default());
-        return Err(error.help(probe.help.unwrap_or_else(|| {
-            format!("`stasis backend check {}` shows everything that was looked for", asked.backend)
-        })));
-    }
-    let image = ImageView { name: spec.image.clone(), root: spec.root.directory.clone() };
-    let process = process_view(spec);
-    let hostname = spec.hostname.clone().unwrap_or_default();
-    let (rootless, stdio) = (spec.namespaces.user, Some(spec.stdio));
-    let Some(generation) = generation else {
-        let subject = Subject::Image { image: image.clone(), process: process.clone() };
-        let findings = engine::examine(worker, &subject, memory, &NoServices)?;
-        judge("save this program", asked.engine_name, findings, asked.accept_loss)?;
-        let request = LaunchRequest { image, process, hostname, rootless, stdio };
-        let plan = engine::plan_launch(worker, &request, memory, &NoServices)?;
-        return Ok(apply::launch(spec.clone(), &plan, asked.backend, staging, cover)?);
-    };
-    let view = restart::view(generation);
-    let subject = Subject::Generation { generation: view.clone(), image: image.clone() };
-    let findings = engine::examine(worker, &subject, memory, &NoServices)?;
-    judge("bring this generation back", asked.engine_name, findings, asked.accept_loss)?;
-    let request = RestartRequest { generation: view, image, process, hostname, rootless, stdio };
-    let plan = engine::plan_restart(worker, &request, memory, &NoServices)?;
-    Ok(apply::restart(spec.clone(), &plan, asked.backend, staging, generation.path(), cover)?)
-}
-
-/// Asks once more, with a look at what runs now. A process in the middle of an exec gets a second look.
-fn again(live: &Live, worker: &mut Worker, around: &Around<'_>) -> std::result::Result<ReadyReport, WorkerError> {
-    let mut tries = 3;
-    loop {
-        tries -= 1;
-        let survey = live.survey().unwrap_or_default();
-        match engine::ready(worker, &live.view(survey), &mut EngineState::new(), around) {
-            Err(WorkerError::Backend { error, .. }) if tries > 0 && error.kind == kind::UNSUPPORTED => {
-                live.wait(Some(Instant::now() + Duration::from_millis(30)), |s| s.phase >= Phase::Ending);
-            }
-            other => return other,
-        }
-    }
-}
-
-/// Waits a moment for an application that ends at once. One that listens is there: a service need not wait.
-fn settled(live: &Live) {
-    let end = Instant::now() + SETTLE;
-    loop {
-        let next = (Instant::now() + Duration::from_millis(5)).min(end);
-        if live.wait(Some(next), |s| s.phase >= Phase::Ending) || Instant::now() >= end {
-            return;
-        }
-        if live.survey().is_ok_and(|s| s.sockets.iter().any(|s| s.state == "listen")) {
-            return;
-        }
-    }
-}
-
-/// Waits until the engine says that the application can be saved.
-fn handshake(
-    live: &Live,
-    mut worker: Worker,
-    generation: Option<&Generation>,
-    foreground: bool,
-    teller: &dyn Teller,
-) -> Result<()> {
-    let Some(engine_live) = &live.engine else { return Ok(()) };
-    let around = Around { live, teller, doing: "starting" };
-    let mut memory = lock(&engine_live.memory).clone();
-    let view = live.view(Survey::default());
-    let outcome = match generation {
-        None => engine::ready(&mut worker, &view, &mut memory, &around),
-        Some(g) => {
-            let request = AliveRequest { instance: view, generation: restart::view(g) };
-            engine::alive(&mut worker, &request, &mut memory, &around)
-        }
-    };
-    *lock(&engine_live.memory) = memory;
-    let outcome = match outcome {
-        Ok(_) if !foreground && generation.is_none() => {
-            // A script may still be on its way to a program that is not there, or that the engine cannot
-            // enter: only what is ready after a moment is.
-            settled(live);
-            again(live, &mut worker, &around)
-        }
-        other => other,
-    };
-    let outcome = match outcome {
-        // A command in the foreground that is done so soon is no failure: its output and its code tell.
-        Err(WorkerError::Backend { error, .. }) if foreground && error.kind == kind::APPLICATION_ENDED => {
-            return Ok(());
-        }
-        other => other?,
-    };
-    for note in outcome.notes {
-        teller.note(&note);
-    }
-    let ended = live.state().ending;
-    match ended {
-        None => Ok(()),
-        Some(_) if foreground => Ok(()),
-        Some(ending) => Err(Error::new("the application ended while it was started").because(ending)),
-    }
-}
-
 /// Binds the checkpoint to backend and image: from now on others are refused.
 fn settle(live: &Live) -> Result<()> {
     let Some(engine) = &live.engine else { return Ok(()) };
@@ -476,58 +339,6 @@ fn record(
         record.last_generation = restarted.map(|r| r.generation);
     }
     Ok(record)
-}
-
-fn runtime_directory(base: &Path, name: &InstanceName) -> Result<PathBuf> {
-    let path = base.join("run").join(name.as_str());
-    clear(&path);
-    make_private(&base.join("run"))?;
-    make_private(&path)?;
-    Ok(path)
-}
-
-/// The shared empty directory on which containers put their roots together, each in a mount namespace
-/// of its own.
-///
-/// # Errors
-/// What the file system says.
-pub fn mount_point(base: &Path) -> Result<PathBuf> {
-    let path = base.join("mnt");
-    make_private(&path)?;
-    Ok(path)
-}
-
-fn make_private(path: &Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    let made = std::fs::DirBuilder::new().mode(0o700).create(path);
-    match made {
-        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-            Err(Error::new(format!("cannot make the directory {}", path.display())).because(&e))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Removes an instance's runtime directory: only files that a monitor puts there.
-pub fn clear(runtime: &Path) {
-    for entry in std::fs::read_dir(runtime).into_iter().flatten().flatten() {
-        // Workers remove their scratch directories themselves; what is left of a killed one is small
-        // and lies in memory.
-        let _ = std::fs::remove_file(entry.path()).or_else(|_| std::fs::remove_dir(entry.path()));
-    }
-    let _ = std::fs::remove_dir(runtime);
-}
-
-fn listen(runtime: &Path) -> Result<UnixListener> {
-    let directory = crate::sys::mount::open_place(runtime)
-        .map_err(|e| Error::new("cannot open the instance's directory").because(e.desc()))?;
-    // Through the descriptor: a long path would not fit into a socket address.
-    let path = crate::sys::mount::path_of(std::os::fd::AsFd::as_fd(&directory)).join("control.sock");
-    let listener =
-        UnixListener::bind(&path).map_err(|e| Error::new("cannot make the instance's socket").because(&e))?;
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-        .map_err(|e| Error::new("cannot protect the instance's socket").because(&e))?;
-    Ok(listener)
 }
 
 /// Opens the image of a spec for its digest.

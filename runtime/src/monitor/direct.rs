@@ -4,8 +4,8 @@
 use crate::error::{Error, Result};
 use crate::launch::protocol::{Ending, Order};
 use crate::launch::start;
-use crate::monitor::begin::mount_point;
 use crate::monitor::order::MonitorOrder;
+use crate::monitor::place::mount_point;
 use crate::monitor::serve;
 use crate::sys::process;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -1,6 +1,7 @@
 //! The process outside that owns a container: its record, its streams, its captures and its end. For a
 //! foreground command it is that command's own process. It never loads a plugin: workers do.
 
+pub mod ask;
 pub mod begin;
 pub mod capture;
 pub mod client;
@@ -11,6 +12,8 @@ pub mod follow;
 pub mod foreground;
 pub mod live;
 pub mod order;
+pub mod place;
+mod ready;
 pub mod restart;
 pub mod serve;
 pub mod services;

@@ -3,10 +3,11 @@
 
 use crate::error::{Error, Result};
 use crate::launch::protocol::{Ending, FromInit, Target, ToInit};
-use crate::monitor::begin::{self, Begun};
+use crate::monitor::begin::Begun;
 use crate::monitor::control::{Reply, Request};
 use crate::monitor::foreground::Foreground;
 use crate::monitor::live::{Live, Phase, lock};
+use crate::monitor::place;
 use crate::monitor::services::Around;
 use crate::monitor::{ChannelTeller, capture, triggers};
 use crate::sys::channel::Channel;
@@ -124,7 +125,7 @@ fn settle(begun: Begun) -> (Outcome, bool) {
         let _ = engine.staging.clear();
         drop(lock(&engine.lock).take());
     }
-    begin::clear(&begun.runtime);
+    place::clear(&begun.runtime);
     let settled = match (lock(&live.claim).take(), &outcome.reason) {
         (None, _) => Ok(()),
         (Some(claim), _) if requested || begun.foreground => claim.discard(),

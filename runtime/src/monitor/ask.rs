@@ -1,0 +1,65 @@
+//! What an engine is asked before a container exists, for a start and for `--dry-run`.
+
+use crate::error::{Error, Result};
+use crate::monitor::findings::judge;
+use crate::monitor::live::process_view;
+use crate::monitor::restart;
+use crate::spec::{ContainerSpec, apply};
+use crate::store::Generation;
+use crate::worker::{NoServices, Worker, engine};
+use stasis_plugin_api::host::EngineState;
+use stasis_plugin_api::request::{ImageView, LaunchRequest, ProbeRequest, RestartRequest, Subject};
+use std::path::{Path, PathBuf};
+
+/// Who is asked, and what the user accepts.
+#[derive(Debug)]
+pub struct Asked<'a> {
+    /// The engine, for messages.
+    pub engine_name: &'a str,
+    /// The backend.
+    pub backend: &'a str,
+    /// Kinds of loss that the user accepts.
+    pub accept_loss: &'a [String],
+}
+
+/// The engine's part of a plan, also for `--dry-run`.
+///
+/// # Errors
+/// Why the engine cannot be used, or what it finds.
+pub fn ask(
+    spec: &ContainerSpec,
+    worker: &mut Worker,
+    asked: &Asked<'_>,
+    memory: &mut EngineState,
+    generation: Option<&Generation>,
+    staging: &Path,
+    cover: &[PathBuf],
+) -> Result<ContainerSpec> {
+    let probe = engine::probe(worker, &ProbeRequest { thorough: false }, &NoServices)?;
+    if !probe.usable {
+        let error = Error::new(format!("{} cannot be used here", asked.engine_name))
+            .because(probe.reason.unwrap_or_default());
+        return Err(error.help(probe.help.unwrap_or_else(|| {
+            format!("`stasis backend check {}` shows everything that was looked for", asked.backend)
+        })));
+    }
+    let image = ImageView { name: spec.image.clone(), root: spec.root.directory.clone() };
+    let process = process_view(spec);
+    let hostname = spec.hostname.clone().unwrap_or_default();
+    let (rootless, stdio) = (spec.namespaces.user, Some(spec.stdio));
+    let Some(generation) = generation else {
+        let subject = Subject::Image { image: image.clone(), process: process.clone() };
+        let findings = engine::examine(worker, &subject, memory, &NoServices)?;
+        judge("save this program", asked.engine_name, findings, asked.accept_loss)?;
+        let request = LaunchRequest { image, process, hostname, rootless, stdio };
+        let plan = engine::plan_launch(worker, &request, memory, &NoServices)?;
+        return Ok(apply::launch(spec.clone(), &plan, asked.backend, staging, cover)?);
+    };
+    let view = restart::view(generation);
+    let subject = Subject::Generation { generation: view.clone(), image: image.clone() };
+    let findings = engine::examine(worker, &subject, memory, &NoServices)?;
+    judge("bring this generation back", asked.engine_name, findings, asked.accept_loss)?;
+    let request = RestartRequest { generation: view, image, process, hostname, rootless, stdio };
+    let plan = engine::plan_restart(worker, &request, memory, &NoServices)?;
+    Ok(apply::restart(spec.clone(), &plan, asked.backend, staging, generation.path(), cover)?)
+}

@@ -1,0 +1,98 @@
+//! The words with an engine right after a start: nothing is told as started before they are through.
+
+use crate::error::{Error, Result};
+use crate::monitor::Teller;
+use crate::monitor::live::{Live, Phase, lock};
+use crate::monitor::restart;
+use crate::monitor::services::Around;
+use crate::store::Generation;
+use crate::worker::{Worker, WorkerError, engine};
+use stasis_plugin_api::error::kind;
+use stasis_plugin_api::host::EngineState;
+use stasis_plugin_api::report::ReadyReport;
+use stasis_plugin_api::request::AliveRequest;
+use stasis_plugin_api::survey::Survey;
+use std::time::{Duration, Instant};
+
+/// An application that ends within this time after its start never was one.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Asks once more, with a look at what runs now. A process in the middle of an exec gets a second look.
+fn again(
+    live: &Live,
+    worker: &mut Worker,
+    around: &Around<'_>,
+) -> std::result::Result<ReadyReport, WorkerError> {
+    let mut tries = 3;
+    loop {
+        tries -= 1;
+        let survey = live.survey().unwrap_or_default();
+        match engine::ready(worker, &live.view(survey), &mut EngineState::new(), around) {
+            Err(WorkerError::Backend { error, .. }) if tries > 0 && error.kind == kind::UNSUPPORTED => {
+                live.wait(Some(Instant::now() + Duration::from_millis(30)), |s| s.phase >= Phase::Ending);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Waits a moment for an application that ends at once. One that listens is there: a service need not wait.
+pub(super) fn settled(live: &Live) {
+    let end = Instant::now() + SETTLE;
+    loop {
+        let next = (Instant::now() + Duration::from_millis(5)).min(end);
+        if live.wait(Some(next), |s| s.phase >= Phase::Ending) || Instant::now() >= end {
+            return;
+        }
+        if live.survey().is_ok_and(|s| s.sockets.iter().any(|s| s.state == "listen")) {
+            return;
+        }
+    }
+}
+
+/// Waits until the engine says that the application can be saved.
+pub(super) fn handshake(
+    live: &Live,
+    mut worker: Worker,
+    generation: Option<&Generation>,
+    foreground: bool,
+    teller: &dyn Teller,
+) -> Result<()> {
+    let Some(engine_live) = &live.engine else { return Ok(()) };
+    let around = Around { live, teller, doing: "starting" };
+    let mut memory = lock(&engine_live.memory).clone();
+    let view = live.view(Survey::default());
+    let outcome = match generation {
+        None => engine::ready(&mut worker, &view, &mut memory, &around),
+        Some(g) => {
+            let request = AliveRequest { instance: view, generation: restart::view(g) };
+            engine::alive(&mut worker, &request, &mut memory, &around)
+        }
+    };
+    *lock(&engine_live.memory) = memory;
+    let outcome = match outcome {
+        Ok(_) if !foreground && generation.is_none() => {
+            // A script may still be on its way to a program that is not there, or that the engine cannot
+            // enter: only what is ready after a moment is.
+            settled(live);
+            again(live, &mut worker, &around)
+        }
+        other => other,
+    };
+    let outcome = match outcome {
+        // A command in the foreground that is done so soon is no failure: its output and its code tell.
+        Err(WorkerError::Backend { error, .. }) if foreground && error.kind == kind::APPLICATION_ENDED => {
+            return Ok(());
+        }
+        other => other?,
+    };
+    for note in outcome.notes {
+        teller.note(&note);
+    }
+    let ended = live.state().ending;
+    match ended {
+        None => Ok(()),
+        Some(_) if foreground => Ok(()),
+        Some(ending) => Err(Error::new("the application ended while it was started").because(ending)),
+    }
+}
