@@ -15,7 +15,7 @@ mod values;
 
 pub use from_env::ArgsError;
 pub use refused::{REFUSED, refused};
-pub use values::{parse_duration, parse_signal};
+pub use values::{parse_duration, parse_signal, signal_number};
 use values::{parse_exit_code, parse_pair, parse_path_pair};
 
 /// Everything that can be said about a container before the image.

@@ -177,6 +177,8 @@ struct Back {
 /// Everything that can be said before anything is made.
 pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
     let facts = HostFacts::from_process();
+    // Variables speak about containers in general; a restart listens to what was typed only.
+    let typed = wanted.args.clone();
     for note in wanted.args.fill_from(&facts.env)? {
         report::warning(note);
     }
@@ -194,7 +196,7 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
     let name = wanted.name.as_ref().map_or_else(|| made_name(&wanted), ToString::to_string);
     let identity = identify(&image, back.as_ref())?;
     let mut spec = match &back {
-        Some(back) => again(back, &wanted, &image, &facts, &name)?,
+        Some(back) => again(back, &wanted, &typed, &image, &facts, &name)?,
         None => resolve::resolve(&wanted.action, &wanted.args, &image, &facts, &name, engine)?,
     };
     for directory in directories_to_make(&spec, &wanted.args, &facts) {
@@ -346,10 +348,37 @@ fn identify(image: &Image, back: Option<&Back>) -> Result<ImageIdentity> {
         .help("give the image that it was started from, unchanged"))
 }
 
+/// Refuses what would describe another container than the recorded one.
+fn as_recorded(typed: &ActionArgs) -> Result<()> {
+    if !typed.bind.is_empty() || !typed.mount.is_empty() {
+        return Err(Error::usage("a saved application gets the binds that it was started with")
+            .help("take one from another place with --bind-remap OLD=NEW"));
+    }
+    let others = [
+        (typed.home.is_some() || typed.no_home, "home directory"),
+        (typed.contain || typed.containall, "view of the host"),
+        (typed.workdir.is_some() || !typed.scratch.is_empty(), "scratch directories"),
+        (!typed.overlay.is_empty() || typed.writable || typed.writable_tmpfs, "way of writing to the image"),
+        (typed.cwd.is_some(), "working directory"),
+        (typed.cleanenv || !typed.env.is_empty() || !typed.env_file.is_empty(), "environment"),
+        (typed.fakeroot || typed.userns, "user ids"),
+        (typed.hostname.is_some(), "host name"),
+        (typed.pid || typed.ipc || typed.uts, "namespaces"),
+    ];
+    match others.iter().find(|(given, _)| *given) {
+        None => Ok(()),
+        Some((_, what)) => {
+            Err(Error::usage(format!("a saved application keeps the {what} that it was started with"))
+                .help("leave the flag out; `stasis checkpoint show --json NAME@GEN` tells what was recorded"))
+        }
+    }
+}
+
 /// The recorded container again, under its new name.
 fn again(
     back: &Back,
     wanted: &Wanted,
+    typed: &ActionArgs,
     image: &Image,
     facts: &HostFacts,
     name: &str,
@@ -368,10 +397,8 @@ fn again(
         .because(format!("it was started with: {}", spec.process.argv.join(" ")))
         .help("give the same arguments, or none"));
     }
-    if !wanted.args.bind.is_empty() || !wanted.args.mount.is_empty() {
-        return Err(Error::usage("a saved application gets the binds that it was started with")
-            .help("take one from another place with --bind-remap OLD=NEW"));
-    }
+    as_recorded(typed)?;
+    spec.namespaces.net |= typed.net;
     binds::remap(&mut spec, &wanted.args.bind_remap, facts)?;
     name.clone_into(&mut spec.name);
     spec.root.directory.clone_from(&image.root);

@@ -1,6 +1,6 @@
 //! `instance start|run|list|stop|logs`.
 
-use crate::cli::action_args::{ActionArgs, parse_duration, parse_signal};
+use crate::cli::action_args::{ActionArgs, parse_duration, signal_number};
 use crate::cli::actions::{self, Planned, Wanted, restarted_line};
 use crate::cli::compat::CompatArgs;
 use crate::cli::teller::Terminal;
@@ -75,7 +75,7 @@ pub struct StopArgs {
     #[arg(short, long)]
     all: bool,
     /// The first signal
-    #[arg(short, long, default_value = "INT", value_parser = parse_signal)]
+    #[arg(short, long, default_value = "INT", value_parser = signal_number)]
     signal: i32,
     /// Killed after this
     #[arg(short, long, default_value = "10", value_parser = parse_duration)]

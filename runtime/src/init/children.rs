@@ -9,7 +9,7 @@ use stasis_plugin_api::plan::SeccompRule;
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// What a child becomes.
@@ -195,7 +195,7 @@ pub fn null() -> Result<OwnedFd> {
 /// What the kernel says.
 pub fn log(name: &str) -> Result<OwnedFd> {
     let path = Path::new(stasis_plugin_api::plan::LOG_DIR).join(OsStr::new(name));
-    let file = std::fs::OpenOptions::new().append(true).create(true).open(&path);
+    let file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
     file.map(OwnedFd::from)
         .map_err(|e| Error::new(format!("cannot open the log {}", path.display())).because(&e))
 }

@@ -80,9 +80,14 @@ pub fn begin(order: &MonitorOrder, library: Option<OwnedFd>, teller: &dyn Teller
     let instances = Instances::open(&order.data_root, Host::from_kernel()?);
     let mut claim = instances.claim(&name)?;
     let outcome = runtime_directory(&order.runtime_dir, &name).and_then(|runtime| {
+        let new = new_checkpoint(order);
         let made = make(order, library, teller, &mut claim, &runtime);
         if made.is_err() {
             clear(&runtime);
+            if let Some((store, name)) = new {
+                // It was made for this start, and nothing came of it.
+                let _ = store.delete(&name);
+            }
         }
         made
     });
@@ -97,6 +102,13 @@ pub fn begin(order: &MonitorOrder, library: Option<OwnedFd>, teller: &dyn Teller
             Err(error)
         }
     }
+}
+
+/// The checkpoint that this start makes, if it is not there yet.
+fn new_checkpoint(order: &MonitorOrder) -> Option<(Store, CheckpointName)> {
+    let name = CheckpointName::new(&order.engine.as_ref()?.checkpoint).ok()?;
+    let store = Store::open(&order.data_root).ok()?;
+    (!store.exists(&name).ok()?).then_some((store, name))
 }
 
 fn make(

@@ -21,13 +21,14 @@ const SETTLE: Duration = Duration::from_millis(200);
 fn again(
     live: &Live,
     worker: &mut Worker,
+    memory: &mut EngineState,
     around: &Around<'_>,
 ) -> std::result::Result<ReadyReport, WorkerError> {
     let mut tries = 3;
     loop {
         tries -= 1;
         let survey = live.survey().unwrap_or_default();
-        match engine::ready(worker, &live.view(survey), &mut EngineState::new(), around) {
+        match engine::ready(worker, &live.view(survey), memory, around) {
             Err(WorkerError::Backend { error, .. }) if tries > 0 && error.kind == kind::UNSUPPORTED => {
                 live.wait(Some(Instant::now() + Duration::from_millis(30)), |s| s.phase >= Phase::Ending);
             }
@@ -69,16 +70,16 @@ pub(super) fn handshake(
             engine::alive(&mut worker, &request, &mut memory, &around)
         }
     };
-    *lock(&engine_live.memory) = memory;
     let outcome = match outcome {
         Ok(_) if !foreground && generation.is_none() => {
             // A script may still be on its way to a program that is not there, or that the engine cannot
             // enter: only what is ready after a moment is.
             settled(live);
-            again(live, &mut worker, &around)
+            again(live, &mut worker, &mut memory, &around)
         }
         other => other,
     };
+    *lock(&engine_live.memory) = memory;
     let outcome = match outcome {
         // A command in the foreground that is done so soon is no failure: its output and its code tell.
         Err(WorkerError::Backend { error, .. }) if foreground && error.kind == kind::APPLICATION_ENDED => {

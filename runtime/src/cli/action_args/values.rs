@@ -59,6 +59,18 @@ fn positive(seconds: u64) -> Result<Duration, String> {
 /// # Errors
 /// What is wrong, as a phrase.
 pub fn parse_signal(text: &str) -> Result<i32, String> {
+    match signal_number(text)? {
+        libc::SIGKILL | libc::SIGSTOP => Err("nobody can wait for this signal".to_owned()),
+        libc::SIGCHLD => Err("this signal is needed for the container itself".to_owned()),
+        number => Ok(number),
+    }
+}
+
+/// A signal that is sent: any of them.
+///
+/// # Errors
+/// What is wrong, as a phrase.
+pub fn signal_number(text: &str) -> Result<i32, String> {
     let number = match text.parse::<i32>() {
         Ok(number) => number,
         Err(_) => {
@@ -70,8 +82,6 @@ pub fn parse_signal(text: &str) -> Result<i32, String> {
         }
     };
     match number {
-        libc::SIGKILL | libc::SIGSTOP => Err("nobody can wait for this signal".to_owned()),
-        libc::SIGCHLD => Err("this signal is needed for the container itself".to_owned()),
         1..=64 if !(32..34).contains(&number) => Ok(number),
         _ => Err("signals have the numbers 1 to 31 and 34 to 64".to_owned()),
     }
