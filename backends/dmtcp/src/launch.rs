@@ -7,7 +7,10 @@ use stasis_plugin_api::prelude::*;
 /// Whether DMTCP is in the application's first process, where the runtime has looked.
 pub(crate) fn entered(instance: &InstanceView) -> Result<()> {
     let first = instance.survey.processes.iter().find(|p| p.pid == instance.application);
-    match first.and_then(examine::outside) {
+    let Some(first) = first else {
+        return Err(BackendError::new(kind::APPLICATION_ENDED, "the application ended while it was started"));
+    };
+    match examine::outside(first) {
         None => Ok(()),
         Some(finding) => {
             Err(BackendError::new(kind::UNSUPPORTED, "the application runs but cannot be saved")

@@ -77,9 +77,14 @@ impl CheckpointBackend for Dmtcp {
     }
 
     fn ready(&self, host: &mut Host<'_>, instance: &InstanceView) -> Result<ReadyReport> {
-        coordinator::wait(host, &instance.logs, 1, coordinator::START)
-            .and_then(|processes| launch::entered(instance).map(|()| processes))
-            .map(|processes| ReadyReport { processes, notes: Vec::new() })
+        if !instance.survey.processes.is_empty() {
+            // The second question, after the first was answered: what joined then has to be there still.
+            launch::entered(instance)?;
+            let processes = u32::try_from(instance.survey.processes.len()).unwrap_or(u32::MAX);
+            return Ok(ReadyReport { processes, notes: Vec::new() });
+        }
+        let processes = coordinator::wait(host, &instance.logs, 1, coordinator::START)?;
+        Ok(ReadyReport { processes, notes: Vec::new() })
     }
 
     fn status(&self, host: &mut Host<'_>, _: &InstanceView) -> Result<StatusReport> {

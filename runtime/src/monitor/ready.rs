@@ -41,7 +41,7 @@ fn again(
 pub(super) fn settled(live: &Live) {
     let end = Instant::now() + SETTLE;
     loop {
-        let next = (Instant::now() + Duration::from_millis(5)).min(end);
+        let next = (Instant::now() + Duration::from_millis(3)).min(end);
         if live.wait(Some(next), |s| s.phase >= Phase::Ending) || Instant::now() >= end {
             return;
         }
