@@ -22,12 +22,13 @@ fn again(
     live: &Live,
     worker: &mut Worker,
     memory: &mut EngineState,
+    mut seen: Option<Survey>,
     around: &Around<'_>,
 ) -> std::result::Result<ReadyReport, WorkerError> {
     let mut tries = 3;
     loop {
         tries -= 1;
-        let survey = live.survey().unwrap_or_default();
+        let survey = seen.take().or_else(|| live.survey().ok()).unwrap_or_default();
         match engine::ready(worker, &live.view(survey), memory, around) {
             Err(WorkerError::Backend { error, .. }) if tries > 0 && error.kind == kind::UNSUPPORTED => {
                 live.wait(Some(Instant::now() + Duration::from_millis(30)), |s| s.phase >= Phase::Ending);
@@ -38,15 +39,16 @@ fn again(
 }
 
 /// Waits a moment for an application that ends at once. One that listens is there: a service need not wait.
-pub(super) fn settled(live: &Live) {
+pub(super) fn settled(live: &Live) -> Option<Survey> {
     let end = Instant::now() + SETTLE;
     loop {
         let next = (Instant::now() + Duration::from_millis(3)).min(end);
         if live.wait(Some(next), |s| s.phase >= Phase::Ending) || Instant::now() >= end {
-            return;
+            return None;
         }
-        if live.survey().is_ok_and(|s| s.sockets.iter().any(|s| s.state == "listen")) {
-            return;
+        let listens = |survey: &Survey| survey.sockets.iter().any(|s| s.state == "listen");
+        if let Some(survey) = live.survey().ok().filter(listens) {
+            return Some(survey);
         }
     }
 }
@@ -74,8 +76,8 @@ pub(super) fn handshake(
         Ok(_) if !foreground && generation.is_none() => {
             // A script may still be on its way to a program that is not there, or that the engine cannot
             // enter: only what is ready after a moment is.
-            settled(live);
-            again(live, &mut worker, &mut memory, &around)
+            let seen = settled(live);
+            again(live, &mut worker, &mut memory, seen, &around)
         }
         other => other,
     };
