@@ -78,6 +78,24 @@ struct Object {
     help: &'static str,
 }
 
+/// Seen as a descriptor, and as memory when that was closed.
+const MEMFD: Object = Object {
+    kind: "memfd",
+    severity: Severity::Loss,
+    signs: &["/memfd:"],
+    why: "DMTCP does not bring memory of memfd_create back",
+    help: "use files in /dev/shm instead",
+};
+
+/// As above.
+const IO_URING: Object = Object {
+    kind: "io_uring",
+    severity: Severity::Loss,
+    signs: &["anon_inode:[io_uring]"],
+    why: "DMTCP does not bring io_uring back",
+    help: "switch io_uring off in the application",
+};
+
 const DESCRIPTORS: &[Object] = &[
     Object {
         kind: "timerfd",
@@ -86,13 +104,7 @@ const DESCRIPTORS: &[Object] = &[
         why: "DMTCP brings the descriptor back and the timer never fires again",
         help: "close it before saving",
     },
-    Object {
-        kind: "io_uring",
-        severity: Severity::Loss,
-        signs: &["anon_inode:[io_uring]"],
-        why: "DMTCP does not bring io_uring back",
-        help: "switch io_uring off in the application",
-    },
+    IO_URING,
     Object {
         kind: "fanotify",
         severity: Severity::Loss,
@@ -107,13 +119,7 @@ const DESCRIPTORS: &[Object] = &[
         why: "DMTCP does not bring userfaultfd back",
         help: "close it before saving",
     },
-    Object {
-        kind: "memfd",
-        severity: Severity::Loss,
-        signs: &["/memfd:"],
-        why: "DMTCP does not bring memory of memfd_create back",
-        help: "use files in /dev/shm instead",
-    },
+    MEMFD,
     Object {
         kind: "pty",
         severity: Severity::Loss,
@@ -151,22 +157,7 @@ const DESCRIPTORS: &[Object] = &[
     },
 ];
 
-const MAPPINGS: &[Object] = &[
-    Object {
-        kind: "memfd",
-        severity: Severity::Loss,
-        signs: &["/memfd:"],
-        why: "DMTCP does not bring memory of memfd_create back",
-        help: "use files in /dev/shm instead",
-    },
-    Object {
-        kind: "io_uring",
-        severity: Severity::Loss,
-        signs: &["anon_inode:[io_uring]"],
-        why: "DMTCP does not bring io_uring back",
-        help: "switch io_uring off in the application",
-    },
-];
+const MAPPINGS: &[Object] = &[MEMFD, IO_URING];
 
 /// A running instance, by its survey alone.
 pub(crate) fn instance(instance: &InstanceView) -> Vec<Finding> {

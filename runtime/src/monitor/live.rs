@@ -53,6 +53,8 @@ pub struct State {
     pub requested: bool,
     /// The code of the foreground command, when it is not the application's own.
     pub exit_code: Option<u8>,
+    /// Commands that are being served.
+    pub conversations: usize,
     /// The image, with its content digest once that is computed.
     pub image: Option<ImageIdentity>,
 }
@@ -154,6 +156,7 @@ impl Live {
                 reason: None,
                 requested: false,
                 exit_code: None,
+                conversations: 0,
                 image,
             }),
             changed: Condvar::new(),

@@ -24,6 +24,9 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How long the end waits for commands that are connected.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// Blocks the signals that the monitor handles, in this thread and all that come from it. Before any
 /// other thread exists.
 ///
@@ -73,9 +76,9 @@ pub fn serve(mut begun: Begun, signals: &SignalFd, foreground: Option<&mut Foreg
     for thread in [Some(digest), interval].into_iter().flatten() {
         let _ = thread.join();
     }
-    // Commands that wait for the end get their answers.
-    std::thread::sleep(Duration::from_millis(if outcome.1 { 20 } else { 0 }));
-    outcome.0
+    // Commands that wait for the end get their answers. One that never asks is not waited for long.
+    live.wait(Some(Instant::now() + FAREWELL), |s| s.conversations == 0);
+    outcome
 }
 
 fn wait_for_end(begun: &mut Begun, signals: &SignalFd, mut foreground: Option<&mut Foreground>) {
@@ -104,8 +107,8 @@ fn wait_for_end(begun: &mut Begun, signals: &SignalFd, mut foreground: Option<&m
     }
 }
 
-/// Ends everything inside and settles record, locks and directories. Tells whether it was asked for.
-fn settle(begun: Begun) -> (Outcome, bool) {
+/// Ends everything inside and settles record, locks and directories.
+fn settle(begun: Begun) -> Outcome {
     let live = begun.live;
     // A capture that has begun is completed, or fails with the application.
     let capturing = live.engine.as_ref().map(|e| lock(&e.capturing));
@@ -136,13 +139,14 @@ fn settle(begun: Begun) -> (Outcome, bool) {
         tracing::warn!(%error, "the instance's record could not be settled");
     }
     live.change(|s| s.phase = Phase::Gone);
-    (outcome, requested)
+    outcome
 }
 
 fn accept(live: &Arc<Live>, listener: &UnixListener) {
     for stream in listener.incoming() {
         let Ok(stream) = stream else { continue };
         let live = Arc::clone(live);
+        live.change(|s| s.conversations += 1);
         std::thread::spawn(move || {
             let channel = Channel::new(stream);
             if permitted(&channel)
@@ -151,6 +155,7 @@ fn accept(live: &Arc<Live>, listener: &UnixListener) {
                 // A command that went away misses nothing.
                 let _ = channel.send(&Reply::Failed(error));
             }
+            live.change(|s| s.conversations -= 1);
         });
     }
 }
