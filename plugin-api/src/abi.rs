@@ -220,6 +220,7 @@ fn dispatch(
         "capture" => typed(request, |q| backend.capture(host, &q)),
         "plan_restart" => typed(request, |q| backend.plan_restart(host, &q)),
         "alive" => typed(request, |q| backend.alive(host, &q)),
+        "explain" => typed(request, |q| backend.explain(host, &q)),
         "stop" => typed(request, |q| backend.stop(host, &q)),
         other => match other.strip_prefix("extension:") {
             Some(id) => backend.extension(host, id, &request),

@@ -6,8 +6,8 @@ use crate::host::Host;
 use crate::plan::{LaunchPlan, RestartPlan};
 use crate::report::{CaptureReport, Finding, Probe, ReadyReport, StatusReport, StopReport};
 use crate::request::{
-    AliveRequest, CaptureRequest, InstanceView, LaunchRequest, ProbeRequest, RestartRequest, StopRequest,
-    Subject,
+    AliveRequest, CaptureRequest, FailedHelper, InstanceView, LaunchRequest, ProbeRequest, RestartRequest,
+    StopRequest, Subject,
 };
 use serde_json::Value;
 
@@ -105,6 +105,21 @@ pub trait CheckpointBackend: Send + Sync + 'static {
     /// # Errors
     /// As said under *Failure*.
     fn alive(&self, host: &mut Host<'_>, request: &AliveRequest) -> Result<ReadyReport>;
+
+    /// Why a generation could not be rebuilt, in words for the user.
+    ///
+    /// *When*: after the helper of a [`RestartPlan::Rebuild`] failed. *Where*: on the host; the container
+    /// is gone or about to go. *Owner*: nothing is left behind. *Failure*: the runtime tells what the
+    /// helper printed. The default does the same.
+    ///
+    /// # Errors
+    /// As said under *Failure*.
+    fn explain(&self, host: &mut Host<'_>, failed: &FailedHelper) -> Result<BackendError> {
+        let _ = host;
+        let mut error = BackendError::failed(format!("the engine's {} failed", failed.name));
+        error.engine_output = Some(failed.output.clone());
+        Ok(error)
+    }
 
     /// Lets go of the application; afterwards the runtime kills what is left.
     ///

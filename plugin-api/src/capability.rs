@@ -7,7 +7,7 @@
 pub const LEAVE_RUNNING: &str = "leave-running";
 /// Works for users without any privilege.
 pub const ROOTLESS: &str = "rootless";
-/// The application keeps the user's own ids.
+/// The application keeps the user's own ids. `auto` takes no backend without it for an ordinary user.
 pub const KEEPS_UID: &str = "keeps-uid";
 /// A capture may build on an earlier generation.
 pub const INCREMENTAL: &str = "incremental/1";

@@ -1,6 +1,8 @@
 //! What the runtime lends to a backend during a call.
 
 use crate::error::{BackendError, Result, kind};
+use crate::plan::Identity;
+use crate::survey::Survey;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -44,6 +46,9 @@ pub struct CallContext {
     pub search_path: String,
     /// A private directory on the host for this call; emptied afterwards.
     pub scratch: PathBuf,
+    /// A private directory on the host that stays: what is costly to find out may be kept in it. It may
+    /// not exist yet, and may be emptied between calls. Empty where there is none.
+    pub cache: PathBuf,
 }
 
 /// What a backend remembers between calls: names and texts.
@@ -59,6 +64,8 @@ pub struct RunInside {
     pub env: BTreeMap<String, String>,
     /// After this it is killed. 0 means the call's own deadline.
     pub timeout_ms: u64,
+    /// As whom.
+    pub identity: Identity,
 }
 
 /// How a command inside ended.
@@ -75,6 +82,16 @@ pub struct RunOutput {
     pub stdout: String,
     /// At most 64 KiB, invalid UTF-8 replaced.
     pub stderr: String,
+}
+
+/// What was found in the container's own tmpfs mounts and written down.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TmpfsSaved {
+    /// How many files, directories and links. With 0 no file was written.
+    pub entries: u64,
+    /// How many bytes they hold.
+    pub bytes: u64,
 }
 
 /// What stands of the application, asked at any moment of a call.
@@ -176,7 +193,7 @@ impl<'a> Host<'a> {
         let _ = self.services.request("progress", &payload);
     }
 
-    /// Runs a command inside the container, as the application's user, and waits for it.
+    /// Runs a command inside the container and waits for it.
     ///
     /// # Errors
     /// When it could not be started, or when no container stands during this call.
@@ -190,6 +207,32 @@ impl<'a> Host<'a> {
     /// When no container stands during this call.
     pub fn application(&self) -> Result<ApplicationState> {
         self.typed("application", &Value::Null)
+    }
+
+    /// A fresh look at everything that runs inside.
+    ///
+    /// # Errors
+    /// When no container stands during this call.
+    pub fn survey(&self) -> Result<Survey> {
+        self.typed("survey", &Value::Null)
+    }
+
+    /// Sends a signal to processes (inside), one after the other. Those that are gone are passed over.
+    ///
+    /// # Errors
+    /// When no container stands during this call.
+    pub fn signal(&self, pids: &[i32], signal: i32) -> Result<()> {
+        self.typed("signal", &serde_json::json!({ "pids": pids, "signal": signal }))
+    }
+
+    /// Writes what the container's own tmpfs mounts hold (never a bind) into a new file of the staging
+    /// directory; whoever writes there meanwhile is not stopped. See
+    /// [`Needs::tmpfs_content`](crate::plan::Needs::tmpfs_content).
+    ///
+    /// # Errors
+    /// When it cannot be read or written whole, or no container stands during this call.
+    pub fn save_tmpfs(&self, file: &str) -> Result<TmpfsSaved> {
+        self.typed("save-tmpfs", &serde_json::json!({ "file": file }))
     }
 
     /// The last lines of the application's stderr, at most 16 KiB.

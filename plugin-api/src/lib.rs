@@ -33,7 +33,7 @@ pub mod prelude {
     pub use crate::descriptor::{Descriptor, Maturity, OptionKind, OptionSpec};
     pub use crate::error::{BackendError, Result, kind};
     pub use crate::host::{
-        ApplicationState, CallContext, EngineState, Host, HostServices, RunInside, RunOutput,
+        ApplicationState, CallContext, EngineState, Host, HostServices, RunInside, RunOutput, TmpfsSaved,
     };
     pub use crate::plan::*;
     pub use crate::report::*;

@@ -46,6 +46,9 @@ pub struct Needs {
     pub env_remove: Vec<String>,
     /// Let the application and the helpers start with these signals ignored.
     pub ignore_signals: Vec<i32>,
+    /// At a restart: what [`Host::save_tmpfs`](crate::host::Host::save_tmpfs) wrote, inside, below
+    /// [`IMAGE_DIR`]. It is unpacked before anything else runs.
+    pub tmpfs_content: Option<PathBuf>,
 }
 
 /// A file or directory of the host that is shown inside the container.
@@ -150,6 +153,19 @@ pub enum Supervisor {
     Interposed,
 }
 
+/// As whom a process of the engine's runs inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Identity {
+    /// As the application: its ids, and no capability that it does not have.
+    #[default]
+    Application,
+    /// The application's ids, with every capability that the container's user namespace has.
+    Capable,
+    /// Uid and gid 0 of the container with every capability. Fails where uid 0 is not mapped.
+    Root,
+}
+
 /// What the application's standard streams are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -184,6 +200,12 @@ pub struct Helper {
     /// Whether the container ends when it does: its death is told as the reason.
     #[serde(default)]
     pub essential: bool,
+    /// As whom it runs.
+    #[serde(default)]
+    pub identity: Identity,
+    /// After so many milliseconds without standing it has failed. 0 means ten seconds.
+    #[serde(default)]
+    pub timeout_ms: u64,
 }
 
 /// A descriptor handed to a helper.
@@ -227,6 +249,8 @@ pub struct LaunchPlan {
     pub needs: Needs,
     /// Put before the application's own command.
     pub wrap: Vec<String>,
+    /// Remarks for the user.
+    pub notes: Vec<String>,
 }
 
 /// How a generation is brought back.
@@ -245,7 +269,8 @@ pub enum RestartPlan {
     Rebuild {
         /// What the container needs.
         needs: Needs,
-        /// The helper. It has to end with status 0.
+        /// The helper. It has to end with status 0, whatever its readiness says; when it does not, the
+        /// backend's `explain` is asked why.
         helper: Helper,
         /// Where the pid (inside) of the restored root process is found.
         root: RestoredRoot,

@@ -19,7 +19,8 @@ pub struct Probe {
     pub accepts: String,
     /// Everything that was looked for.
     pub files: Vec<ProbedFile>,
-    /// Everything that the engine can or cannot do here.
+    /// Everything that the engine can or cannot do here. One with the id of a
+    /// [`capability`](crate::capability) counts instead of what the descriptor says of it.
     pub features: Vec<Feature>,
     /// Remarks that are no obstacle.
     pub warnings: Vec<String>,

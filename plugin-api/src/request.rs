@@ -1,7 +1,7 @@
 //! What the runtime tells a backend. Everything is plain data; unknown fields are ignored and
 //! missing ones have defaults, so that both sides may grow.
 
-use crate::plan::StdioKind;
+use crate::plan::{IdMap, StdioKind};
 use crate::survey::Survey;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -13,6 +13,8 @@ use std::path::PathBuf;
 pub struct ProbeRequest {
     /// Only what is quick, or also a self-test that takes a second.
     pub thorough: bool,
+    /// The id maps that this user can have; see [`LaunchRequest::id_maps`].
+    pub id_maps: Vec<IdMap>,
 }
 
 /// An image, opened: a root directory.
@@ -78,6 +80,11 @@ pub struct LaunchRequest {
     pub hostname: String,
     /// Whether the container has a user namespace.
     pub rootless: bool,
+    /// Whether the container has a network of its own.
+    pub own_network: bool,
+    /// The id maps that this container can have: `keep-and-zero` only where the user has subordinate
+    /// ids and the tools that map them. All of them where there is no user namespace.
+    pub id_maps: Vec<IdMap>,
     /// What the standard streams will be.
     pub stdio: Option<StdioKind>,
 }
@@ -106,6 +113,10 @@ pub struct InstanceView {
     pub stderr_tail: String,
     /// The hostname inside.
     pub hostname: String,
+    /// Whether the container has a user namespace.
+    pub rootless: bool,
+    /// Whether the container has a network of its own.
+    pub own_network: bool,
 }
 
 /// What `capture` is asked.
@@ -152,6 +163,10 @@ pub struct RestartRequest {
     pub hostname: String,
     /// Whether the container has a user namespace.
     pub rootless: bool,
+    /// Whether the container has a network of its own.
+    pub own_network: bool,
+    /// As in [`LaunchRequest::id_maps`].
+    pub id_maps: Vec<IdMap>,
     /// What the standard streams will be.
     pub stdio: Option<StdioKind>,
 }
@@ -163,6 +178,25 @@ pub struct AliveRequest {
     /// The instance.
     pub instance: InstanceView,
     /// The generation that was brought back.
+    pub generation: GenerationView,
+}
+
+/// What `explain` is asked: the helper of a [`RestartPlan::Rebuild`](crate::plan::RestartPlan::Rebuild)
+/// did not end with status 0.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FailedHelper {
+    /// Its name.
+    pub name: String,
+    /// Its exit code, when it exited.
+    pub code: Option<i32>,
+    /// The signal that ended it, when one did.
+    pub signal: Option<i32>,
+    /// It was killed because its time was over.
+    pub timed_out: bool,
+    /// The end of what it printed, at most 64 KiB, invalid UTF-8 replaced.
+    pub output: String,
+    /// The generation that was to be brought back.
     pub generation: GenerationView,
 }
 

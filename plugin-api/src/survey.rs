@@ -10,6 +10,8 @@ pub struct Survey {
     pub processes: Vec<ProcessInfo>,
     /// The IPv4 and IPv6 sockets that those processes hold.
     pub sockets: Vec<SocketInfo>,
+    /// The container's own tmpfs mounts that hold anything (inside).
+    pub tmpfs: Vec<String>,
 }
 
 /// One process.

@@ -172,7 +172,7 @@ mod tests {
         let mut instance = InstanceView {
             staging: "/store/staging".into(),
             free_bytes: 183 << 20,
-            survey: Survey { processes: vec![process], sockets: Vec::new() },
+            survey: Survey { processes: vec![process], ..Survey::default() },
             ..Default::default()
         };
         let error = room(&instance).unwrap_err();

@@ -29,7 +29,12 @@ pub(crate) fn command(host: &Host<'_>, arguments: &[&str], timeout: Duration) ->
     argv.extend(inject::address());
     argv.extend(arguments.iter().map(|a| (*a).to_owned()));
     let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-    host.run_inside(&RunInside { argv, env: inject::environment(&shim, None), timeout_ms })
+    host.run_inside(&RunInside {
+        argv,
+        env: inject::environment(&shim, None),
+        timeout_ms,
+        ..RunInside::default()
+    })
 }
 
 /// Reads `NUM_PEERS=` and `RUNNING=` from what `dmtcp_command -s` prints.

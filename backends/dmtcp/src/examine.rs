@@ -251,7 +251,10 @@ mod tests {
             .map(|(t, number)| DescriptorInfo { number, target: (*t).to_owned(), ..Default::default() })
             .collect();
         let process = ProcessInfo { pid: 12, name: "app".to_owned(), descriptors, ..Default::default() };
-        InstanceView { survey: Survey { processes: vec![process], sockets: vec![] }, ..Default::default() }
+        InstanceView {
+            survey: Survey { processes: vec![process], ..Survey::default() },
+            ..Default::default()
+        }
     }
 
     #[test]

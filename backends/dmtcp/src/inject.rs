@@ -125,6 +125,8 @@ fn coordinator(shim: &str) -> Helper {
         ignore_signals: vec![15, 2, 1],
         readiness: Readiness::Started,
         essential: true,
+        identity: Identity::Application,
+        timeout_ms: 0,
     }
 }
 

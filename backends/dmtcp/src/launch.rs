@@ -29,5 +29,5 @@ pub(crate) fn plan(host: &mut Host<'_>, request: &LaunchRequest) -> Result<Launc
     let mut wrap = vec![tool("dmtcp_launch"), "-q".to_owned(), "--join-coordinator".to_owned()];
     wrap.extend(inject::address());
     wrap.extend(["--ckptdir", CAPTURE_DIR, "--tmpdir", inject::TMP, "--no-gzip"].map(str::to_owned));
-    Ok(LaunchPlan { needs, wrap })
+    Ok(LaunchPlan { needs, wrap, notes: Vec::new() })
 }

@@ -420,7 +420,7 @@ fn show(
     back: Option<&Back>,
 ) -> Result<()> {
     let Some(chosen) = chosen else { return output::line(resolve::describe(&spec)) };
-    let plugin = engine::plugin(&chosen.plugin, chosen.library)?;
+    let plugin = engine::plugin(session, &chosen.plugin, chosen.library)?;
     let mut worker = Worker::spawn(&plugin, &session.context.runtime_dir()?)?;
     let descriptor = worker.describe()?;
     let asked = ask::Asked {
@@ -431,7 +431,8 @@ fn show(
     let mut memory = back.map(|b| b.generation.manifest().engine_state.clone()).unwrap_or_default();
     let root = session.context.data_root()?;
     let staging = root.join("checkpoints").join(checkpoint_name(wanted).unwrap_or_default()).join("staging");
-    let spec =
+    let (spec, notes) =
         ask::ask(&spec, &mut worker, &asked, &mut memory, back.map(|b| &b.generation), &staging, &[root])?;
+    notes.iter().for_each(report::info);
     output::line(resolve::describe(&spec))
 }

@@ -4,6 +4,7 @@ use crate::cli::teller::Terminal;
 use crate::cli::{Session, engine, instance, output};
 use crate::error::{Error, Result};
 use crate::image::Image;
+use crate::launch::userns;
 use crate::monitor::client;
 use crate::monitor::control::{Reply, Request};
 use crate::monitor::order::PluginOrder;
@@ -102,7 +103,7 @@ fn ask(session: &Session, name: &str) -> Result<Asked> {
         options: located.options,
         flags: Vec::new(),
     };
-    let plugin = engine::plugin(&order, located.file.into())?;
+    let plugin = engine::plugin(session, &order, located.file.into())?;
     let mut worker = Worker::spawn(&plugin, &session.context.runtime_dir()?)?;
     let descriptor = worker.describe()?;
     Ok(Asked { worker, descriptor, library })
@@ -191,7 +192,9 @@ fn check(session: &Session, args: CheckArgs) -> Result<i32> {
     let mut worst = 0;
     for name in names {
         let mut asked = ask(session, &name)?;
-        let probe = calls::probe(&mut asked.worker, &ProbeRequest { thorough: true }, &NoServices)?;
+        let id_maps = userns::possible_maps(session.context.euid);
+        let request = ProbeRequest { thorough: true, id_maps };
+        let probe = calls::probe(&mut asked.worker, &request, &NoServices)?;
         let findings = match (&subject, probe.usable) {
             (Some(subject), true) => calls::examine(
                 &mut asked.worker,

@@ -5,12 +5,15 @@ use crate::cli::action_args::ActionArgs;
 use crate::cli::report;
 use crate::config::Settings;
 use crate::error::{Error, Result};
+use crate::launch::userns;
 use crate::monitor::order::{EngineOrder, PluginOrder};
 use crate::name::BackendName;
 use crate::registry::{self, Choice, Located};
 use crate::store::ImageIdentity;
 use crate::worker::{NoServices, Plugin, Worker, engine};
 use stasis_plugin_api::capability;
+use stasis_plugin_api::descriptor::Descriptor;
+use stasis_plugin_api::report::Probe;
 use stasis_plugin_api::request::ProbeRequest;
 use std::os::fd::OwnedFd;
 
@@ -26,7 +29,7 @@ pub struct Chosen {
 ///
 /// # Errors
 /// When the descriptor cannot be copied.
-pub fn plugin(order: &PluginOrder, library: OwnedFd) -> Result<Plugin> {
+pub fn plugin(session: &Session, order: &PluginOrder, library: OwnedFd) -> Result<Plugin> {
     let version_req = order.version.as_deref().map(semver::VersionReq::parse).transpose();
     Ok(Plugin {
         name: order.name.clone(),
@@ -35,6 +38,7 @@ pub fn plugin(order: &PluginOrder, library: OwnedFd) -> Result<Plugin> {
         version_req: version_req.map_err(|e| Error::new("a version requirement is broken").because(&e))?,
         options: order.options.clone(),
         option_flags: order.flags.clone(),
+        cache: Plugin::cache(&session.context.data_root()?, &order.name),
     })
 }
 
@@ -87,19 +91,25 @@ fn automatic(
 fn fits(session: &Session, settings: &Settings, name: &BackendName, flags: &[String]) -> Result<Chosen> {
     let chosen = chosen(registry::locate(name, settings, &session.context)?, flags.to_vec())?;
     let copy = chosen.library.try_clone().map_err(|e| Error::new("cannot copy a descriptor").because(&e))?;
-    let plugin = plugin(&chosen.plugin, copy)?;
+    let plugin = plugin(session, &chosen.plugin, copy)?;
     let mut worker = Worker::spawn(&plugin, &session.context.runtime_dir()?)?;
     let descriptor = worker.describe()?;
-    if !session.context.is_root() && !descriptor.capabilities.iter().any(|c| c == capability::KEEPS_UID) {
+    let id_maps = userns::possible_maps(session.context.euid);
+    let probe = engine::probe(&mut worker, &ProbeRequest { thorough: false, id_maps }, &NoServices)?;
+    if !session.context.is_root() && probe.usable && !keeps_uid(&descriptor, &probe) {
         return Err(Error::new(
             "it would change the user's id inside; name it with --backend to take it all the same",
         ));
     }
-    let probe = engine::probe(&mut worker, &ProbeRequest { thorough: false }, &NoServices)?;
     match probe.usable {
         true => Ok(chosen),
         false => Err(Error::new(probe.reason.unwrap_or_else(|| "its engine cannot be used here".to_owned()))),
     }
+}
+
+fn keeps_uid(descriptor: &Descriptor, probe: &Probe) -> bool {
+    let here = probe.features.iter().find(|f| f.name == capability::KEEPS_UID).map(|f| f.available);
+    here.unwrap_or_else(|| descriptor.capabilities.iter().any(|c| c == capability::KEEPS_UID))
 }
 
 /// What the monitor is told about the engine.

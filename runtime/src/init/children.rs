@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::sys::{fd, process, seccomp, signal, terminal};
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
-use stasis_plugin_api::plan::SeccompRule;
+use stasis_plugin_api::plan::{Identity, SeccompRule};
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -35,6 +35,8 @@ pub struct Becoming<'a> {
     pub seccomp: &'a [SeccompRule],
     /// Keeps its capabilities (root without a user namespace, as in Apptainer).
     pub keep_capabilities: bool,
+    /// As whom it runs.
+    pub identity: Identity,
     /// The file mode mask.
     pub umask: u32,
 }
@@ -75,12 +77,26 @@ fn prepare(it: &Becoming<'_>) -> std::result::Result<(), (&'static str, Errno)> 
     if !it.cwd.iter().any(|dir| nix::unistd::chdir(dir).is_ok()) {
         nix::unistd::chdir("/").map_err(step("working directory"))?;
     }
-    if !it.keep_capabilities {
-        process::drop_capabilities().map_err(step("capabilities"))?;
-    }
+    identity(it)?;
     process::no_new_privileges().map_err(step("no_new_privs"))?;
     signal::reset(it.ignored);
     seccomp::install(it.seccomp).map_err(step("seccomp filter"))
+}
+
+fn identity(it: &Becoming<'_>) -> std::result::Result<(), (&'static str, Errno)> {
+    let step = |doing: &'static str| move |e: Errno| (doing, e);
+    match it.identity {
+        Identity::Application if it.keep_capabilities => Ok(()),
+        Identity::Application => process::drop_capabilities().map_err(step("capabilities")),
+        Identity::Capable => process::keep_capabilities_over_exec().map_err(step("capabilities")),
+        Identity::Root => {
+            // The supplementary groups stay: an engine that puts them back finds them as they were.
+            let zero = (nix::unistd::Gid::from_raw(0), nix::unistd::Uid::from_raw(0));
+            nix::unistd::setresgid(zero.0, zero.0, zero.0)
+                .and_then(|()| nix::unistd::setresuid(zero.1, zero.1, zero.1))
+                .map_err(step("becoming uid 0, which has to be mapped in the container"))
+        }
+    }
 }
 
 fn exec(it: &Becoming<'_>) -> Error {

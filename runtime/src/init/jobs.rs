@@ -3,16 +3,19 @@
 
 use crate::error::{Error, Result};
 use crate::init::children::{self, Becoming, Telling};
+use crate::init::tmpfs;
+use crate::launch::protocol::FromInit;
 use crate::sys::{fd, process, terminal};
 use nix::unistd::Pid;
-use stasis_plugin_api::host::{RunInside, RunOutput};
+use stasis_plugin_api::host::{RunInside, RunOutput, TmpfsSaved};
+use stasis_plugin_api::plan::CAPTURE_DIR;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// More output of a helper than this is dropped.
+/// Of a helper's output the last so many bytes are kept.
 const OUTPUT_LIMIT: usize = 64 << 10;
 
 /// A helper command that runs.
@@ -27,7 +30,17 @@ pub struct Job {
     /// It was killed for its time.
     pub timed_out: bool,
     streams: [(File, Vec<u8>); 2],
+    work: Work,
 }
+
+/// What the answer is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Command,
+    Tmpfs,
+}
+
+type Pipes = [(OwnedFd, OwnedFd); 2];
 
 impl Job {
     /// Starts one.
@@ -36,32 +49,55 @@ impl Job {
     /// Why it could not be started.
     pub fn start(id: u64, command: &RunInside, keep_capabilities: bool) -> Result<Self> {
         let failed = |e: &dyn std::error::Error| Error::new("cannot run a command inside").because(e);
-        let (null, out, err) =
-            (children::null()?, fd::pipe().map_err(|e| failed(&e))?, fd::pipe().map_err(|e| failed(&e))?);
+        let null = children::null()?;
+        let pipes = [fd::pipe().map_err(|e| failed(&e))?, fd::pipe().map_err(|e| failed(&e))?];
         let env: Vec<(String, String)> = command.env.clone().into_iter().collect();
         let telling = Telling::new()?;
         let Some(pid) = process::fork().map_err(|e| failed(&e))? else {
             let error = children::become_it(&Becoming {
                 argv: &command.argv,
                 env: &env,
-                streams: Some([null.as_fd(), out.1.as_fd(), err.1.as_fd()]),
+                streams: Some([null.as_fd(), pipes[0].1.as_fd(), pipes[1].1.as_fd()]),
                 session: true,
                 keep_capabilities,
+                identity: command.identity,
                 umask: 0o077,
                 ..Becoming::default()
             });
             telling.fail(&error);
         };
         telling.wait()?;
-        let mut streams = Vec::new();
-        for (read, _) in [out, err] {
-            fd::set_nonblocking(read.as_fd(), true).map_err(|e| failed(&e))?;
-            streams.push((File::from(read), Vec::new()));
-        }
         let deadline =
             (command.timeout_ms > 0).then(|| Instant::now() + Duration::from_millis(command.timeout_ms));
-        let streams = <[_; 2]>::try_from(streams).map_err(|_| Error::new("cannot run a command inside"))?;
-        Ok(Self { id, pid: pid.as_raw(), deadline, timed_out: false, streams })
+        Self::watch(id, pid, deadline, pipes, Work::Command)
+    }
+
+    /// Starts writing down the tmpfs mounts, in a process of its own: it may take long.
+    ///
+    /// # Errors
+    /// Why it could not be started.
+    pub fn save_tmpfs(id: u64, mounts: &[PathBuf], file: &str) -> Result<Self> {
+        let failed = |e: &dyn std::error::Error| Error::new("cannot save the tmpfs mounts").because(e);
+        let pipes = [fd::pipe().map_err(|e| failed(&e))?, fd::pipe().map_err(|e| failed(&e))?];
+        let Some(pid) = process::fork().map_err(|e| failed(&e))? else {
+            let saved = tmpfs::save(mounts, &Path::new(CAPTURE_DIR).join(file));
+            let told = serde_json::to_vec(&saved).unwrap_or_default();
+            let [(_, out), _] = pipes;
+            // Init is alive, or this process is not.
+            let _ = File::from(out).write_all(&told);
+            process::end(0)
+        };
+        Self::watch(id, pid, None, pipes, Work::Tmpfs)
+    }
+
+    fn watch(id: u64, pid: Pid, deadline: Option<Instant>, pipes: Pipes, work: Work) -> Result<Self> {
+        let [out, err] = pipes.map(|(read, _)| read);
+        for read in [&out, &err] {
+            fd::set_nonblocking(read.as_fd(), true)
+                .map_err(|e| Error::new("cannot run a command inside").because(&e))?;
+        }
+        let streams = [out, err].map(|read| (File::from(read), Vec::new()));
+        Ok(Self { id, pid: pid.as_raw(), deadline, timed_out: false, streams, work })
     }
 
     /// The pipes to watch.
@@ -75,7 +111,8 @@ impl Job {
         for (pipe, kept) in &mut self.streams {
             // WouldBlock and the end look alike here: both mean "nothing more now".
             while let Ok(n @ 1..) = pipe.read(&mut part) {
-                kept.extend_from_slice(&part[..n.min(OUTPUT_LIMIT.saturating_sub(kept.len()))]);
+                kept.extend_from_slice(&part[..n]);
+                kept.drain(..kept.len().saturating_sub(OUTPUT_LIMIT));
             }
         }
     }
@@ -90,16 +127,23 @@ impl Job {
     }
 
     /// What became of it.
-    pub fn finish(mut self, raw_status: i32) -> RunOutput {
+    pub fn finish(mut self, raw_status: i32) -> FromInit {
         self.drain();
+        let id = self.id;
+        if self.work == Work::Tmpfs {
+            let saved = serde_json::from_slice::<Result<TmpfsSaved>>(&self.streams[0].1)
+                .unwrap_or_else(|_| Err(Error::new("the process that saved the tmpfs mounts was killed")));
+            return FromInit::TmpfsSaved { id, saved };
+        }
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        RunOutput {
+        let output = RunOutput {
             code: libc::WIFEXITED(raw_status).then(|| libc::WEXITSTATUS(raw_status)),
             signal: libc::WIFSIGNALED(raw_status).then(|| libc::WTERMSIG(raw_status)),
             timed_out: self.timed_out,
             stdout: text(&self.streams[0].1),
             stderr: text(&self.streams[1].1),
-        }
+        };
+        FromInit::Ran { id, output: Ok(output) }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod helpers;
 pub mod jobs;
 pub mod serve;
 pub mod survey;
+pub mod tmpfs;
 
 use crate::error::Error;
 use crate::launch::protocol::{FromInit, Order};
@@ -55,5 +56,8 @@ fn run(channel: &Channel, order: std::os::fd::OwnedFd) -> crate::error::Result<(
     let made = root::make(&order)?;
     // From here on nothing that the application could do reaches into this process.
     process::set_dumpable(false).map_err(|e| Error::new("init cannot protect itself").because(e.desc()))?;
-    serve::Init::new(channel, order, made)?.run()
+    match serve::Init::new(channel, order, made)? {
+        Some(mut init) => init.run(),
+        None => Ok(()),
+    }
 }

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::init::app::{self, Application, Streams};
 use crate::init::jobs::{Beside, Job};
-use crate::init::{children, helpers, survey};
+use crate::init::{children, helpers, survey, tmpfs};
 use crate::launch::protocol::{Ending, FromInit, Order, Target, ToInit};
 use crate::launch::root::Made;
 use crate::spec::{ContainerSpec, RestartStep};
@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
 use stasis_plugin_api::plan::{RestoredRoot, StdioKind};
+use stasis_plugin_api::request::FailedHelper;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
@@ -56,11 +57,11 @@ fn gone(e: &std::io::Error) -> Error {
 }
 
 impl<'a> Init<'a> {
-    /// Starts helpers and application.
+    /// Starts helpers and application. `None` when a generation could not be rebuilt, which was told.
     ///
     /// # Errors
     /// What could not be started.
-    pub fn new(channel: &'a Channel, order: Order, made: Made) -> Result<Self> {
+    pub fn new(channel: &'a Channel, order: Order, made: Made) -> Result<Option<Self>> {
         let children = signal::descriptor(&[Signal::SIGCHLD])
             .map_err(|e| Error::new("init cannot watch its children").because(e.desc()))?;
         let spec = order.spec;
@@ -79,23 +80,29 @@ impl<'a> Init<'a> {
             jobs: Vec::new(),
             besides: HashMap::new(),
         };
-        init.begin(made.listeners, &streams)?;
+        if let Some(failed) = init.begin(made.listeners, &streams)? {
+            channel.send(&FromInit::NotRebuilt(failed)).map_err(|e| gone(&e))?;
+            return Ok(None);
+        }
         let cwd = init.spec.process.cwd.iter().find(|d| d.is_dir()).cloned();
         let cwd = cwd.unwrap_or_else(|| "/".into());
         channel.send(&FromInit::Started { pid: init.application, cwd }).map_err(|e| gone(&e))?;
-        Ok(init)
+        Ok(Some(init))
     }
 
     fn begin(
         &mut self,
         mut listeners: std::collections::BTreeMap<std::path::PathBuf, std::os::unix::net::UnixListener>,
         streams: &Streams,
-    ) -> Result<()> {
+    ) -> Result<Option<FailedHelper>> {
         let engine = self.spec.engine.clone();
         if engine.as_ref().is_some_and(|e| e.needs.namespaces.time) {
             // Takes effect for the processes started from here on.
             nix::sched::unshare(nix::sched::CloneFlags::from_bits_retain(0x80))
                 .map_err(|e| Error::new("cannot make a time namespace").because(e.desc()))?;
+        }
+        if let Some(content) = engine.as_ref().and_then(|e| e.needs.tmpfs_content.as_ref()) {
+            tmpfs::restore(content, &tmpfs::mounts(&self.spec))?;
         }
         for helper in engine.iter().flat_map(|e| &e.needs.helpers) {
             let seccomp = engine.as_ref().map_or(&[][..], |e| &e.needs.seccomp);
@@ -107,14 +114,16 @@ impl<'a> Init<'a> {
             engine.as_ref().and_then(|e| e.restart.as_ref())
         {
             app::next_pid(reserve_pids_up_to + 1)?;
-            helpers::start(helper, &mut listeners, &[], true)?;
+            if let Some(failed) = helpers::run(helper, &mut listeners, self.keep_capabilities)? {
+                return Ok(Some(failed));
+            }
             self.application = restored(root)?;
-            return Ok(());
+            return Ok(None);
         }
         let Application { pid, supervisor } = app::start(&self.spec, streams)?;
         self.application = pid;
         self.supervisor = supervisor;
-        Ok(())
+        Ok(None)
     }
 
     /// Serves until the monitor ends it or is gone; then kills everything.
@@ -207,8 +216,7 @@ impl<'a> Init<'a> {
                 self.tell(&FromInit::ExecEnded { id, ending: Ok(Ending::from_raw(status)) })?;
             } else if let Some(at) = self.jobs.iter().position(|j| j.pid == pid) {
                 let job = self.jobs.swap_remove(at);
-                let id = job.id;
-                self.tell(&FromInit::Ran { id, output: Ok(job.finish(status)) })?;
+                self.tell(&job.finish(status))?;
             } else if pid == self.application && self.supervisor.is_none() {
                 self.tell(&FromInit::Ended(Ending::from_raw(status)))?;
             }
@@ -238,8 +246,25 @@ impl<'a> Init<'a> {
                 self.signal(to, signal);
                 Ok(())
             }
+            ToInit::SignalPids { pids, signal } => {
+                if let Ok(signal) = Signal::try_from(signal) {
+                    for pid in pids.into_iter().filter(|pid| *pid > 1) {
+                        // It may have ended meanwhile.
+                        let _ = nix::sys::signal::kill(Pid::from_raw(pid), signal);
+                    }
+                }
+                Ok(())
+            }
+            ToInit::SaveTmpfs { id, file } => match Job::save_tmpfs(id, &tmpfs::mounts(&self.spec), &file) {
+                Ok(job) => {
+                    self.jobs.push(job);
+                    Ok(())
+                }
+                Err(error) => self.tell(&FromInit::TmpfsSaved { id, saved: Err(error) }),
+            },
             ToInit::Survey { id } => {
-                let survey = survey::survey(Path::new("/proc"), &self.own());
+                let mut survey = survey::survey(Path::new("/proc"), &self.own());
+                survey.tmpfs = tmpfs::occupied(&tmpfs::mounts(&self.spec));
                 self.tell(&FromInit::Surveyed { id, survey })
             }
             ToInit::End => Ok(()),

@@ -4,7 +4,8 @@ use crate::error::Error;
 use crate::spec::{ContainerSpec, RootMode};
 use crate::sys::terminal::Size;
 use serde::{Deserialize, Serialize};
-use stasis_plugin_api::host::{RunInside, RunOutput};
+use stasis_plugin_api::host::{RunInside, RunOutput, TmpfsSaved};
+use stasis_plugin_api::request::FailedHelper;
 use stasis_plugin_api::survey::Survey;
 use std::path::PathBuf;
 
@@ -107,6 +108,20 @@ pub enum ToInit {
         /// Which.
         signal: i32,
     },
+    /// Send a signal to these processes, in this order.
+    SignalPids {
+        /// Inside.
+        pids: Vec<i32>,
+        /// Which.
+        signal: i32,
+    },
+    /// Write down what the container's own tmpfs mounts hold.
+    SaveTmpfs {
+        /// Repeated in the answer.
+        id: u64,
+        /// A new file below `/.stasis/capture`.
+        file: String,
+    },
     /// Look at everything that runs.
     Survey {
         /// Repeated in the answer.
@@ -136,6 +151,8 @@ pub enum FromInit {
     },
     /// The container could not be made or the application not be started. The last message.
     Failed(Error),
+    /// The engine's helper could not rebuild the generation. The last message.
+    NotRebuilt(FailedHelper),
     /// The application ended.
     Ended(Ending),
     /// A helper of the engine's ended.
@@ -165,6 +182,13 @@ pub enum FromInit {
         id: u64,
         /// The outcome.
         ending: Result<Ending, Error>,
+    },
+    /// Answer to `SaveTmpfs`.
+    TmpfsSaved {
+        /// Of the request.
+        id: u64,
+        /// What was saved, or why it could not be.
+        saved: Result<TmpfsSaved, Error>,
     },
     /// Answer to `Survey`.
     Surveyed {

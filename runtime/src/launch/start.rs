@@ -7,6 +7,7 @@ use crate::spec::{ContainerSpec, RootMode};
 use crate::sys::channel::Channel;
 use crate::sys::process::{self, Forked};
 use nix::sched::CloneFlags;
+use stasis_plugin_api::request::FailedHelper;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,6 +24,26 @@ pub struct Container {
     pub pidfd: OwnedFd,
     /// To init; without an init nothing is said after the start.
     pub channel: Channel,
+}
+
+/// Why it does not stand.
+#[derive(Debug)]
+pub enum NotStood {
+    /// The runtime's own failure, or the application's.
+    Failed(Error),
+    /// The engine's helper failed; the backend can tell why.
+    NotRebuilt(FailedHelper),
+}
+
+impl From<NotStood> for Error {
+    fn from(why: NotStood) -> Self {
+        match why {
+            NotStood::Failed(error) => error,
+            NotStood::NotRebuilt(failed) => {
+                Self::new(format!("the engine's {} failed", failed.name)).detail(failed.output)
+            }
+        }
+    }
 }
 
 /// What was told on the way to the start.
@@ -97,8 +118,9 @@ impl Container {
     ///
     /// # Errors
     /// What init says, or that it died. The container is gone then.
-    pub fn stand(&self, init: bool, within: Duration) -> Result<Stood> {
-        self.channel.set_timeout(Some(within)).map_err(|e| self.lost(Some(&e)))?;
+    pub fn stand(&self, init: bool, within: Duration) -> std::result::Result<Stood, NotStood> {
+        let lost = |e: Option<&std::io::Error>| NotStood::Failed(self.lost(e));
+        self.channel.set_timeout(Some(within)).map_err(|e| lost(Some(&e)))?;
         let mut stood = Stood {
             mode: RootMode::Auto,
             notes: Vec::new(),
@@ -118,18 +140,19 @@ impl Container {
                     stood.cwd = cwd;
                     break Ok(stood);
                 }
-                Ok(Some((FromInit::Failed(error), _))) => break Err(error),
+                Ok(Some((FromInit::Failed(error), _))) => break Err(NotStood::Failed(error)),
+                Ok(Some((FromInit::NotRebuilt(failed), _))) => break Err(NotStood::NotRebuilt(failed)),
                 Ok(Some(_)) => {}
                 // Without an init the exec itself closes the channel.
                 Ok(None) if !init && stood.mode != RootMode::Auto => break Ok(stood),
-                Ok(None) => break Err(self.lost(None)),
-                Err(e) => break Err(self.lost(Some(&e))),
+                Ok(None) => break Err(lost(None)),
+                Err(e) => break Err(lost(Some(&e))),
             }
         };
         if outcome.is_err() {
             self.kill();
         }
-        self.channel.set_timeout(None).map_err(|e| self.lost(Some(&e)))?;
+        self.channel.set_timeout(None).map_err(|e| lost(Some(&e)))?;
         outcome
     }
 

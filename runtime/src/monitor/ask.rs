@@ -1,6 +1,7 @@
 //! What an engine is asked before a container exists, for a start and for `--dry-run`.
 
 use crate::error::{Error, Result};
+use crate::launch::userns;
 use crate::monitor::findings::judge;
 use crate::monitor::live::process_view;
 use crate::monitor::restart;
@@ -8,6 +9,7 @@ use crate::spec::{ContainerSpec, apply};
 use crate::store::Generation;
 use crate::worker::{NoServices, Worker, engine};
 use stasis_plugin_api::host::EngineState;
+use stasis_plugin_api::plan::IdMap;
 use stasis_plugin_api::request::{ImageView, LaunchRequest, ProbeRequest, RestartRequest, Subject};
 use std::path::{Path, PathBuf};
 
@@ -22,7 +24,7 @@ pub struct Asked<'a> {
     pub accept_loss: &'a [String],
 }
 
-/// The engine's part of a plan, also for `--dry-run`.
+/// The engine's part of a plan, also for `--dry-run`, with its remarks for the user.
 ///
 /// # Errors
 /// Why the engine cannot be used, or what it finds.
@@ -34,8 +36,9 @@ pub fn ask(
     generation: Option<&Generation>,
     staging: &Path,
     cover: &[PathBuf],
-) -> Result<ContainerSpec> {
-    let probe = engine::probe(worker, &ProbeRequest { thorough: false }, &NoServices)?;
+) -> Result<(ContainerSpec, Vec<String>)> {
+    let request = ProbeRequest { thorough: false, id_maps: id_maps(spec) };
+    let probe = engine::probe(worker, &request, &NoServices)?;
     if !probe.usable {
         let error = Error::new(format!("{} cannot be used here", asked.engine_name))
             .because(probe.reason.unwrap_or_default());
@@ -47,19 +50,32 @@ pub fn ask(
     let process = process_view(spec);
     let hostname = spec.hostname.clone().unwrap_or_default();
     let (rootless, stdio) = (spec.namespaces.user, Some(spec.stdio));
+    let (own_network, id_maps) = (spec.namespaces.net, id_maps(spec));
     let Some(generation) = generation else {
         let subject = Subject::Image { image: image.clone(), process: process.clone() };
         let findings = engine::examine(worker, &subject, memory, &NoServices)?;
         judge("save this program", asked.engine_name, findings, asked.accept_loss)?;
-        let request = LaunchRequest { image, process, hostname, rootless, stdio };
+        let request = LaunchRequest { image, process, hostname, rootless, own_network, id_maps, stdio };
         let plan = engine::plan_launch(worker, &request, memory, &NoServices)?;
-        return Ok(apply::launch(spec.clone(), &plan, asked.backend, staging, cover)?);
+        let planned = apply::launch(spec.clone(), &plan, asked.backend, staging, cover)?;
+        return Ok((planned, plan.notes));
     };
     let view = restart::view(generation);
     let subject = Subject::Generation { generation: view.clone(), image: image.clone() };
     let findings = engine::examine(worker, &subject, memory, &NoServices)?;
     judge("bring this generation back", asked.engine_name, findings, asked.accept_loss)?;
-    let request = RestartRequest { generation: view, image, process, hostname, rootless, stdio };
+    let request =
+        RestartRequest { generation: view, image, process, hostname, rootless, own_network, id_maps, stdio };
     let plan = engine::plan_restart(worker, &request, memory, &NoServices)?;
-    Ok(apply::restart(spec.clone(), &plan, asked.backend, staging, generation.path(), cover)?)
+    let planned = apply::restart(spec.clone(), &plan, asked.backend, staging, generation.path(), cover)?;
+    Ok((planned, Vec::new()))
+}
+
+/// The id maps that this container can have.
+fn id_maps(spec: &ContainerSpec) -> Vec<IdMap> {
+    match (spec.namespaces.user, spec.ids.map) {
+        (false, _) => vec![IdMap::Keep, IdMap::KeepAndZero, IdMap::Root],
+        (true, IdMap::Root) => vec![IdMap::Root],
+        (true, _) => userns::possible_maps(spec.ids.host_uid),
+    }
 }

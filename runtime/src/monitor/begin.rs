@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::instance::{Claim, Host, Instances, Record, State};
 use crate::launch::protocol::{Ending, Order};
-use crate::launch::start::{self, Container};
+use crate::launch::start::{self, Container, NotStood};
 use crate::monitor::Teller;
 use crate::monitor::ask::{Asked, ask};
 use crate::monitor::control::{RestartedFrom, Started};
@@ -15,11 +15,12 @@ use crate::monitor::place::{clear, listen, mount_point, runtime_directory};
 use crate::monitor::ready::{handshake, settled};
 use crate::monitor::restart;
 use crate::name::{BackendName, CheckpointName, InstanceName};
-use crate::spec::ContainerSpec;
+use crate::spec::{ContainerSpec, RestartStep};
 use crate::store::{BackendStamp, Generation, Holder, Store};
-use crate::worker::{Plugin, Worker};
+use crate::worker::{NoServices, Plugin, Worker, engine};
 use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::plan::StdioKind;
+use stasis_plugin_api::request::FailedHelper;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -131,7 +132,9 @@ fn make(
         (None, _) => None,
     };
     if let Some(prepared) = &mut prepared {
-        spec = plan(&spec, prepared, &order.data_root)?;
+        let (planned, notes) = plan(&spec, prepared, &order.data_root)?;
+        notes.iter().for_each(|note| teller.note(note));
+        spec = planned;
     }
     let logs = (spec.stdio == StdioKind::File || spec.engine.is_some()).then(|| claim.logs().to_path_buf());
     let listener = listen(runtime)?;
@@ -181,13 +184,17 @@ struct Stood {
 fn stand(
     order: &MonitorOrder,
     mut spec: ContainerSpec,
-    prepared: Option<Prepared>,
+    mut prepared: Option<Prepared>,
     teller: &dyn Teller,
     runtime: &Path,
     logs: Option<PathBuf>,
     container: &Container,
 ) -> Result<Stood> {
-    let stood = container.stand(true, MAKING).map_err(|e| with_log(e, logs.as_deref()))?;
+    let stood = match container.stand(true, MAKING + rebuilding(&spec)) {
+        Ok(stood) => stood,
+        Err(NotStood::Failed(error)) => return Err(with_log(error, logs.as_deref())),
+        Err(NotStood::NotRebuilt(failed)) => return Err(explain(prepared.as_mut(), failed)),
+    };
     for note in &stood.notes {
         teller.note(note);
     }
@@ -244,6 +251,32 @@ fn stand(
     Ok(Stood { live, ear, wake, terminal: stood.terminal, restarted })
 }
 
+/// How long an engine may take to make the processes.
+fn rebuilding(spec: &ContainerSpec) -> Duration {
+    match spec.engine.as_ref().and_then(|e| e.restart.as_ref()) {
+        Some(RestartStep::Rebuild { helper, .. }) => Duration::from_millis(helper.timeout_ms),
+        _ => Duration::ZERO,
+    }
+}
+
+/// The backend's words for a helper that failed; where it has none, the helper's own.
+fn explain(prepared: Option<&mut Prepared>, mut failed: FailedHelper) -> Error {
+    let Some(Prepared { live, worker, generation }) = prepared else {
+        return NotStood::NotRebuilt(failed).into();
+    };
+    if let Some(generation) = generation {
+        failed.generation = restart::view(generation);
+    }
+    let mut memory = lock(&live.memory).clone();
+    match engine::explain(worker, &failed, &mut memory, &NoServices) {
+        Ok(error) => error.into(),
+        Err(error) => {
+            tracing::debug!(%error, "the backend did not explain");
+            NotStood::NotRebuilt(failed).into()
+        }
+    }
+}
+
 /// The application's or the engine's last lines belong to an error of a start.
 fn with_log(error: Error, logs: Option<&Path>) -> Error {
     let said = logs.map(|d| tail(&d.join("err.log"), 2048)).unwrap_or_default();
@@ -284,6 +317,7 @@ fn prepare(
         name: wanted.plugin.name.clone(),
         path: wanted.plugin.path.clone(),
         library,
+        cache: Plugin::cache(&order.data_root, &wanted.plugin.name),
         version_req: version_req.map_err(|e| Error::new("a version requirement is broken").because(&e))?,
         options: wanted.plugin.options.clone(),
         option_flags: wanted.plugin.flags.clone(),
@@ -307,7 +341,11 @@ fn prepare(
 }
 
 /// Asks the engine: usable, nothing against it, and what it needs.
-fn plan(spec: &ContainerSpec, prepared: &mut Prepared, data_root: &Path) -> Result<ContainerSpec> {
+fn plan(
+    spec: &ContainerSpec,
+    prepared: &mut Prepared,
+    data_root: &Path,
+) -> Result<(ContainerSpec, Vec<String>)> {
     let Prepared { live, worker, generation } = prepared;
     let mut memory: EngineState = lock(&live.memory).clone();
     let staging = live.staging.path().to_path_buf();

@@ -274,9 +274,10 @@ impl Live {
                     }
                 });
             }
-            FromInit::Ran { id, .. } | FromInit::Surveyed { id, .. } | FromInit::ExecStarted { id } => {
-                self.pass_on(id, message, fds)
-            }
+            FromInit::Ran { id, .. }
+            | FromInit::Surveyed { id, .. }
+            | FromInit::TmpfsSaved { id, .. }
+            | FromInit::ExecStarted { id } => self.pass_on(id, message, fds),
             FromInit::ExecEnded { id, .. } => {
                 self.pass_on(id, message, fds);
                 self.forget(id);
@@ -324,6 +325,8 @@ impl Live {
             survey,
             stderr_tail: self.stderr_tail(),
             hostname: self.spec.hostname.clone().unwrap_or_default(),
+            rootless: self.spec.namespaces.user,
+            own_network: self.spec.namespaces.net,
         }
     }
 

@@ -52,6 +52,37 @@ impl Around<'_> {
         }
     }
 
+    fn survey(&self) -> Result<Value, BackendError> {
+        answer(&self.live.survey().map_err(|e| refused(&e))?)
+    }
+
+    fn signal(&self, payload: &Value) -> Result<Value, BackendError> {
+        let unclear = |e| BackendError::new(kind::PROTOCOL, "signal").because(e);
+        let of = |key: &str| payload.get(key).cloned().unwrap_or_default();
+        let pids = serde_json::from_value(of("pids")).map_err(unclear)?;
+        let signal = serde_json::from_value(of("signal")).map_err(unclear)?;
+        self.live.tell_init(&ToInit::SignalPids { pids, signal }, &[]).map_err(|e| refused(&e))?;
+        Ok(Value::Null)
+    }
+
+    fn save_tmpfs(&self, payload: &Value) -> Result<Value, BackendError> {
+        let file = payload.get("file").and_then(Value::as_str).unwrap_or_default();
+        let plain = !file.is_empty() && !file.starts_with('.') && !file.contains(['/', '\0']);
+        if !plain {
+            return Err(BackendError::new(kind::PROTOCOL, format!("save-tmpfs: {file:?} is no file name")));
+        }
+        let (id, answers) = self.live.expect();
+        let order = ToInit::SaveTmpfs { id, file: file.to_owned() };
+        self.live.tell_init(&order, &[]).map_err(|e| refused(&e))?;
+        let outcome = answers.recv();
+        self.live.forget(id);
+        match outcome {
+            Ok((FromInit::TmpfsSaved { saved: Ok(saved), .. }, _)) => answer(&saved),
+            Ok((FromInit::TmpfsSaved { saved: Err(error), .. }, _)) => Err(refused(&error)),
+            _ => Err(BackendError::new(kind::APPLICATION_ENDED, "the container ended")),
+        }
+    }
+
     fn application(&self) -> Result<Value, BackendError> {
         let state = self.live.state();
         let ended = state.ending.map(|e| e.to_string()).or_else(|| state.reason.clone());
@@ -64,6 +95,9 @@ impl Services for Around<'_> {
         match name {
             "run-inside" => self.run_inside(payload),
             "application" => self.application(),
+            "survey" => self.survey(),
+            "signal" => self.signal(&payload),
+            "save-tmpfs" => self.save_tmpfs(&payload),
             "stderr-tail" => answer(&self.live.stderr_tail()),
             "progress" => {
                 let number = |key: &str| payload.get(key).and_then(Value::as_u64).unwrap_or(0);

@@ -299,6 +299,14 @@ impl Check<'_> {
         if let Some(pid) = needs.first_pid {
             self.possible((2..MAX_PID).contains(&pid), || format!("first pid {pid}"), "init has pid 1")?;
         }
+        if let Some(path) = &needs.tmpfs_content {
+            let fine = path.starts_with(IMAGE_DIR) && path.components().all(|c| c != Component::ParentDir);
+            self.possible(
+                fine,
+                || format!("tmpfs content from {}", path.display()),
+                "it is not in the generation",
+            )?;
+        }
         self.signals(&needs.ignore_signals)?;
         needs.helpers.iter().try_for_each(|helper| self.helper(helper))
     }

@@ -1,12 +1,13 @@
 //! The methods of the contract with their types and their deadlines.
 
 use super::{Services, Worker, WorkerError};
+use stasis_plugin_api::error::BackendError;
 use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::plan::{LaunchPlan, RestartPlan};
 use stasis_plugin_api::report::{CaptureReport, Finding, Probe, ReadyReport, StatusReport, StopReport};
 use stasis_plugin_api::request::{
-    AliveRequest, CaptureRequest, InstanceView, LaunchRequest, ProbeRequest, RestartRequest, StopRequest,
-    Subject,
+    AliveRequest, CaptureRequest, FailedHelper, InstanceView, LaunchRequest, ProbeRequest, RestartRequest,
+    StopRequest, Subject,
 };
 use std::time::Duration;
 
@@ -99,6 +100,16 @@ pub fn alive(
     services: &dyn Services,
 ) -> Result<ReadyReport> {
     worker.call("alive", request, state, services, ALIVE)
+}
+
+/// Why a generation could not be rebuilt, in the backend's words.
+pub fn explain(
+    worker: &mut Worker,
+    failed: &FailedHelper,
+    state: &mut EngineState,
+    services: &dyn Services,
+) -> Result<BackendError> {
+    worker.call("explain", failed, state, services, PLAN)
 }
 
 /// Lets go of the application.

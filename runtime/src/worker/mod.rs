@@ -48,6 +48,16 @@ pub struct Plugin {
     pub options: BTreeMap<String, Value>,
     /// `NAME=VALUE` from the command line; they win.
     pub option_flags: Vec<String>,
+    /// What this backend may keep between calls; it need not exist.
+    pub cache: PathBuf,
+}
+
+impl Plugin {
+    /// The directory of a backend's own cache.
+    #[must_use]
+    pub fn cache(data_root: &Path, name: &str) -> PathBuf {
+        data_root.join("cache").join(name)
+    }
 }
 
 /// A running worker. Dropping it kills the process and everything in its session, and reaps it.
@@ -62,6 +72,7 @@ pub struct Worker {
     from_file: BTreeMap<String, Value>,
     from_flags: Vec<String>,
     scratch: PathBuf,
+    cache: PathBuf,
     process: Process,
     load: Clock,
     descriptor: Option<Descriptor>,
@@ -85,6 +96,7 @@ impl Worker {
             from_file: plugin.options.clone(),
             from_flags: plugin.option_flags.clone(),
             scratch: scratch.to_owned(),
+            cache: plugin.cache.clone(),
             process,
             load,
             descriptor: None,
@@ -179,6 +191,7 @@ impl Worker {
             euid: nix::unistd::geteuid().as_raw(),
             search_path: std::env::var_os("PATH").unwrap_or_default().to_string_lossy().into_owned(),
             scratch: scratch.path().to_owned(),
+            cache: self.cache.clone(),
         };
         let call = serde_json::to_value(request)
             .and_then(|request| serde_json::to_string(&Call { context, request }))

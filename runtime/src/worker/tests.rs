@@ -36,6 +36,7 @@ fn plugin_at(path: PathBuf, fault: &str) -> Plugin {
         version_req: None,
         options: BTreeMap::from([("fault".to_owned(), json!(fault))]),
         option_flags: vec![],
+        cache: PathBuf::new(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Plans that fit, and all those that do not.
 
-use stasis_plugin_api::plan::{Bind, Directory, FileToWrite, HelperDescriptor, Namespaces, SeccompRule};
+use stasis_plugin_api::plan::{
+    Bind, Directory, FileToWrite, HelperDescriptor, Identity, Namespaces, SeccompRule,
+};
 
 use super::super::resolve::describe;
 use super::super::resolve::tests::{engine_spec, spec};
@@ -17,7 +19,7 @@ fn needs(change: impl FnOnce(&mut Needs)) -> Needs {
 }
 
 fn launched(spec: ContainerSpec, needs: Needs) -> Result<ContainerSpec, ApplyError> {
-    let plan = LaunchPlan { needs, wrap: vec!["/.stasis/bin/wrap".to_owned()] };
+    let plan = LaunchPlan { needs, wrap: vec!["/.stasis/bin/wrap".to_owned()], notes: Vec::new() };
     launch(spec, &plan, "b", Path::new("/var/s/staging"), &["/var/s".into()])
 }
 
@@ -34,6 +36,8 @@ fn helper() -> Helper {
         ignore_signals: Vec::new(),
         readiness: Readiness::Started,
         essential: false,
+        identity: Identity::Application,
+        timeout_ms: 0,
     }
 }
 
