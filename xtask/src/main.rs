@@ -5,6 +5,7 @@
 use std::process::ExitCode;
 
 mod check;
+mod criu;
 mod demo;
 mod host;
 mod image;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["test"] => check::everything(),
         ["images"] => host::prepare().and_then(|()| image::make()).map(|dir| println!("{}", dir.display())),
+        ["criu"] => criu::show(),
         ["demo"] => demo::run("dmtcp"),
         ["demo", backend] => demo::run(backend),
         _ => Err(USAGE.to_owned()),
