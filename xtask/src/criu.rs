@@ -7,10 +7,12 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Result;
+use crate::host::is_root;
 use crate::shell::{command, make_dir, on_path, output, remove, write};
 
 /// The stable Debian that has it: the first series that knows the mappings of kernels since 6.13, and that does not
@@ -44,6 +46,46 @@ pub(crate) struct Criu {
     pub(crate) prefix: Option<PathBuf>,
 }
 
+impl Criu {
+    /// The prefix at a path that every user may enter; the tests of root play several users, and root's cache is
+    /// mostly closed to them.
+    pub(crate) fn for_every_user(&self) -> Result<Option<Shared>> {
+        let Some(prefix) = self.prefix.clone() else { return Ok(None) };
+        let entered = |dir: &Path| fs::metadata(dir).is_ok_and(|found| found.mode() & 0o001 != 0);
+        if !is_root() || prefix.ancestors().all(entered) {
+            return Ok(Some(Shared { prefix, copied: None }));
+        }
+        let temporary = std::env::temp_dir();
+        remove_abandoned(&temporary, "stasis-criu-");
+        let dir = temporary.join(format!("stasis-criu-{}", std::process::id()));
+        output(Command::new("mkdir").args(["-m", "0755", "--"]).arg(&dir))?;
+        let shared = Shared { prefix: dir.join("criu"), copied: Some(dir) };
+        output(Command::new("cp").arg("-a").arg("--").arg(&prefix).arg(&shared.prefix))?;
+        Ok(Some(shared))
+    }
+}
+
+/// A prefix for every user; where it is a copy, it goes away with this.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    prefix: PathBuf,
+    copied: Option<PathBuf>,
+}
+
+impl Shared {
+    pub(crate) fn path(&self) -> &Path {
+        &self.prefix
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(Err(why)) = self.copied.as_deref().map(remove) {
+            eprintln!("{why}");
+        }
+    }
+}
+
 /// The host's CRIU or, where that will not do, ours, which is made where it is missing or does not work.
 pub(crate) fn find_or_fetch() -> Result<Criu> {
     if on_path("criu")
@@ -51,10 +93,12 @@ pub(crate) fn find_or_fetch() -> Result<Criu> {
     {
         return Ok(Criu { version, prefix: None });
     }
-    let prefix = cache()?.join(format!("criu-{SUITE}"));
+    let cache = cache()?;
+    let prefix = cache.join(format!("criu-{SUITE}"));
     if let Some(version) = version(&prefix.join("bin/criu")) {
         return Ok(Criu { version, prefix: Some(prefix) });
     }
+    remove_abandoned(&cache, &format!("criu-{SUITE}.partial-"));
     let partial = prefix.with_extension(format!("partial-{}", std::process::id()));
     let made = fetch(&partial).and_then(|version| {
         put(&partial, &prefix)?;
@@ -81,6 +125,22 @@ fn version(program: &Path) -> Option<String> {
     let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
     let found = (numbers.next()?, numbers.next().unwrap_or(0));
     (found >= OLDEST).then_some(version)
+}
+
+/// Removes what runs that were killed have left: directories of ours that are named after a process which is gone.
+fn remove_abandoned(dir: &Path, prefix: &str) {
+    let me = fs::metadata("/proc/self").map(|found| found.uid()).ok();
+    for entry in fs::read_dir(dir).into_iter().flatten().filter_map(std::result::Result::ok) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix(prefix).map(|rest| rest.trim_end_matches("-old"));
+        let gone = pid
+            .and_then(|pid| pid.parse::<u32>().ok())
+            .is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists());
+        if gone && entry.metadata().is_ok_and(|found| found.is_dir() && Some(found.uid()) == me) {
+            // What cannot be removed is in nobody's way.
+            let _ = remove(&entry.path());
+        }
+    }
 }
 
 /// Where the user's programs keep what can be made again.

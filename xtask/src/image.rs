@@ -125,7 +125,7 @@ fn subjects(root: &Path) -> Result<()> {
     let place = root.join("opt/subjects/bin");
     make_dir(&place)?;
     for file in subject_files()? {
-        run(Command::new("cp").arg(&file).arg(root.join("opt/subjects")))?;
+        output(Command::new("cp").arg(&file).arg(root.join("opt/subjects")))?;
     }
     let source = workspace()?.join("tests/subjects/idle.c");
     let build = |compiler: &str, flag: &str, name: &str| {
