@@ -120,7 +120,11 @@ pub(crate) fn show() -> Result<()> {
 
 /// The version of a CRIU that runs and is new enough.
 fn version(program: &Path) -> Option<String> {
-    let told = output(Command::new(program).arg("--version")).ok()?;
+    usable(&output(Command::new(program).arg("--version")).ok()?)
+}
+
+/// The version in what `criu --version` prints, if we can work with it.
+fn usable(told: &str) -> Option<String> {
     let version = told.lines().find_map(|line| line.strip_prefix("Version: "))?.trim().to_owned();
     let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
     let found = (numbers.next()?, numbers.next().unwrap_or(0));
@@ -265,7 +269,7 @@ fn configure(work: &Path, uri: &str, arch: Arch) -> Result<PathBuf> {
 fn refused(uri: &str, why: &str) -> String {
     let line = why.lines().find(|line| line.starts_with("E: ") || line.starts_with("W: "));
     let said = line.map_or_else(|| why.replace('\n', " "), |line| line[3..].to_owned());
-    let hint = if ["resolve", "connect", "unreachable", "timed out"].iter().any(|word| why.contains(word)) {
+    let hint = if ["resolv", "connect", "unreachable", "timed out"].iter().any(|word| why.contains(word)) {
         " (is there a network?)"
     } else if why.contains("NO_PUBKEY") || why.contains("not signed") {
         " (is the package debian-archive-keyring up to date?)"
@@ -325,5 +329,45 @@ fn put(partial: &Path, prefix: &Path) -> Result<()> {
         Ok(()) => Ok(()),
         Err(_) if version(&prefix.join("bin/criu")).is_some() => Ok(()),
         Err(why) => Err(format!("cannot put CRIU at {}: {why}", prefix.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_criu_that_is_new_enough_will_do() {
+        assert_eq!(usable("Version: 4.1.1\n").as_deref(), Some("4.1.1"));
+        assert_eq!(usable("Version: 4.1\nGitID: v4.1\n").as_deref(), Some("4.1"));
+        assert_eq!(usable("Version: 10.0").as_deref(), Some("10.0"));
+        for told in ["Version: 3.17.1", "Version: 4.0", "Version: 4", "Version: next", "4.1.1", ""] {
+            assert_eq!(usable(told), None, "{told}");
+        }
+    }
+
+    #[test]
+    fn packages_come_from_the_release_and_not_from_its_updates() {
+        let told =
+            "bookworm-security http://one/security/\nbookworm-updates http://one/\nbookworm http://two/\n";
+        assert_eq!(repository_in(told).as_deref(), Some("http://two/"));
+        assert_eq!(repository_in("bookworm-security http://one/security/\n"), None);
+        assert_eq!(repository_in(""), None);
+    }
+
+    #[test]
+    fn what_apt_says_is_told_in_one_line_with_a_hint() {
+        let offline = "failed (exit status: 100): apt-get update\nE: Failed to fetch http://one/InRelease  \
+                       Temporary failure resolving 'one'\nE: Some index files failed to download.";
+        assert_eq!(
+            refused("http://one/", offline),
+            "CRIU cannot be fetched from Debian trixie of http://one/: Failed to fetch http://one/InRelease  \
+             Temporary failure resolving 'one' (is there a network?)"
+        );
+        let unsigned = "W: GPG error: http://one trixie InRelease: NO_PUBKEY 6ED0E7B82643E131";
+        assert!(
+            refused("http://one/", unsigned).ends_with("(is the package debian-archive-keyring up to date?)")
+        );
+        assert!(!refused("http://one/", "two\nlines").contains('\n'));
     }
 }

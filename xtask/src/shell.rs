@@ -38,7 +38,8 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     let shown = show(command);
     let out = command.output().map_err(|why| format!("cannot run {shown}: {why}"))?;
     if !out.status.success() {
-        return Err(format!("failed ({}): {shown}\n{}", out.status, String::from_utf8_lossy(&out.stderr)));
+        let said = String::from_utf8_lossy(&out.stderr);
+        return Err(format!("failed ({}): {shown}\n{said}", out.status).trim_end().to_owned());
     }
     Ok(String::from_utf8_lossy(&out.stdout).trim_end().to_owned())
 }
