@@ -31,6 +31,7 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
         Some(init::ROLE) => init::main(),
         Some(monitor::ROLE) => monitor::main(),
         Some(worker::ROLE) => worker::child::main(),
+        Some(cli::generated::MAN_PAGES) => cli::write_man_pages(arguments.get(2)),
         _ => cli::main(arguments),
     }
 }

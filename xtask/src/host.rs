@@ -1,12 +1,13 @@
-//! What the tests need on this host, and how it is installed.
+//! What we need on this host, how it is installed, and what only its administrator can allow.
 
+use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
 use crate::Result;
-use crate::shell::{command, on_path, run};
+use crate::shell::{command, on_path, output, run};
 
 /// A program and the package that brings it.
-const NEEDED: [(&str, &str); 4] = [
+const NEEDED: [(&str, &str); 5] = [
     // Makes the root directory of the test image.
     ("mmdebstrap", "mmdebstrap"),
     // Builds the small programs of the test image, among them a static one.
@@ -15,41 +16,81 @@ const NEEDED: [(&str, &str); 4] = [
     ("musl-gcc", "musl-tools"),
     // Gives a test a controlling terminal.
     ("setsid", "util-linux"),
+    // Gives an ordinary user the ids that the administrator has granted him.
+    ("newuidmap", "uidmap"),
 ];
 
-/// Installs what is missing; without apt it only says what that is.
+/// What makes the root directory where that is not done by root.
+const NEEDED_BY_USERS: (&str, &str) = ("fakechroot", "fakechroot fakeroot");
+
+/// Installs what is missing; where that cannot be done it says what to type.
 pub(crate) fn prepare() -> Result<()> {
-    let missing: Vec<(&str, &str)> = NEEDED.into_iter().filter(|(program, _)| !on_path(program)).collect();
+    let for_users = (!is_root()).then_some(NEEDED_BY_USERS);
+    let needed = NEEDED.into_iter().chain(for_users);
+    let missing: Vec<(&str, &str)> = needed.filter(|(program, _)| !on_path(program)).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let programs: Vec<&str> = missing.iter().map(|(program, _)| *program).collect();
+    let programs = programs.join(", ");
     if !on_path("apt-get") {
-        return Err(format!("the tests need {}; there is no apt-get to install it", programs.join(", ")));
+        return Err(format!(
+            "{programs}: missing here, and there is no apt-get to install it; install it yourself"
+        ));
     }
-    let packages: Vec<&str> = missing.iter().flat_map(|(_, packages)| packages.split(' ')).collect();
+    let mut install = vec!["install", "--yes", "--no-install-recommends"];
+    install.extend(missing.iter().flat_map(|(_, packages)| packages.split(' ')));
+    if !is_root() && !on_path("sudo") {
+        return Err(format!(
+            "{programs}: missing here, and there is no sudo to install it; as root, once:\n    \
+             apt-get update && apt-get {}",
+            install.join(" ")
+        ));
+    }
     // One unreachable source of several is no reason to stop: the installation says what cannot be had.
     if let Err(why) = apt(&["update"]) {
         eprintln!("{why}");
     }
-    let mut words = vec!["install", "--yes", "--no-install-recommends"];
-    words.extend(packages);
-    apt(&words)
+    apt(&install)
+}
+
+/// Whether containers can be made here. Root needs no user namespace.
+pub(crate) fn allows_containers() -> Result<()> {
+    if is_root() {
+        return Ok(());
+    }
+    let says = |name: &str, value: &str| {
+        fs::read_to_string(format!("/proc/sys/{name}")).is_ok_and(|found| found.trim() == value)
+    };
+    let remedy = if says("user/max_user_namespaces", "0") {
+        "sysctl -w user.max_user_namespaces=15000"
+    } else if says("kernel/unprivileged_userns_clone", "0") {
+        "sysctl -w kernel.unprivileged_userns_clone=1"
+    } else if says("kernel/apparmor_restrict_unprivileged_userns", "1") {
+        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+    } else {
+        let tried = output(&mut command(&["unshare", "--user", "--map-root-user", "--mount", "true"]));
+        return tried.map(drop).map_err(|why| {
+            format!(
+                "this host gives ordinary users no user namespace, without which they have no containers: {why}\n\
+                 An outer container often forbids it; start this as root, or outside of it."
+            )
+        });
+    };
+    Err(format!(
+        "this host gives ordinary users no user namespaces, without which they have no containers; as root, until \
+         the next boot:\n    {remedy}"
+    ))
 }
 
 /// Whether we are root.
 pub(crate) fn is_root() -> bool {
-    std::fs::metadata("/proc/self").is_ok_and(|found| found.uid() == 0)
+    fs::metadata("/proc/self").is_ok_and(|found| found.uid() == 0)
 }
 
+/// The root's apt-get.
 fn apt(words: &[&str]) -> Result<()> {
-    let mut all = Vec::new();
-    if !is_root() {
-        if !on_path("sudo") {
-            return Err(format!("as root: apt-get {}", words.join(" ")));
-        }
-        all.push("sudo");
-    }
+    let mut all = if is_root() { vec![] } else { vec!["sudo"] };
     all.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
     all.extend(words);
     run(&mut command(&all))

@@ -4,12 +4,11 @@
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
 use std::hash::Hasher as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Result;
-use crate::shell::{command, on_path, output, remove, run, target, workspace};
+use crate::shell::{command, make_dir, on_path, output, remove, run, target, workspace, write};
 
 const THIS: &str = include_str!("image.rs");
 
@@ -126,7 +125,7 @@ fn subjects(root: &Path) -> Result<()> {
     let place = root.join("opt/subjects/bin");
     make_dir(&place)?;
     for file in subject_files()? {
-        run(Command::new("cp").arg(&file).arg(root.join("opt/subjects")))?;
+        output(Command::new("cp").arg(&file).arg(root.join("opt/subjects")))?;
     }
     let source = workspace()?.join("tests/subjects/idle.c");
     let build = |compiler: &str, flag: &str, name: &str| {
@@ -174,14 +173,4 @@ fn describe(root: &Path, start: &str, run: &str, says: &str) -> Result<()> {
 
 fn shell_in(dir: &Path, script: &str) -> Result<()> {
     output(Command::new("bash").args(["-euc", script]).current_dir(dir)).map(|_| ())
-}
-
-fn make_dir(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).map_err(|why| format!("cannot make {}: {why}", dir.display()))
-}
-
-fn write(file: &Path, text: &str, mode: u32) -> Result<()> {
-    fs::write(file, text)
-        .and_then(|()| fs::set_permissions(file, fs::Permissions::from_mode(mode)))
-        .map_err(|why| format!("cannot write {}: {why}", file.display()))
 }

@@ -5,19 +5,25 @@
 use std::process::ExitCode;
 
 mod check;
+mod criu;
 mod demo;
+mod dist;
 mod host;
 mod image;
+mod product;
 mod shell;
 
 /// What a task fails with: one sentence.
 type Result<T> = std::result::Result<T, String>;
 
-const USAGE: &str = "usage: cargo xtask test | images | demo [dmtcp]
+const USAGE: &str = "usage: cargo xtask test | images | criu | demo [BACKEND] | dist
 
-  test     installs what the tests need, makes the test images, checks format and lints, runs every test
-  images   only makes the test images
-  demo     saves a running server, stops it and brings it back, with the times; the argument names the backend";
+  test     installs what the tests need, makes images and CRIU, checks format and lints, runs every test
+  images   only makes the test images; prints their directory
+  criu     only fetches a CRIU that is new enough into your cache, where the host has none; prints its prefix
+  demo     saves a running server, stops it and brings it back, with the times; by dmtcp where it is installed, else
+           by criu, or by the backend that is named
+  dist     makes a tarball that needs no Rust: program, backends, pages, completions; prints its path";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -25,8 +31,10 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["test"] => check::everything(),
         ["images"] => host::prepare().and_then(|()| image::make()).map(|dir| println!("{}", dir.display())),
-        ["demo"] => demo::run("dmtcp"),
-        ["demo", backend] => demo::run(backend),
+        ["criu"] => criu::show(),
+        ["demo"] => demo::run(None),
+        ["demo", backend] => demo::run(Some(backend)),
+        ["dist"] => dist::release(),
         _ => Err(USAGE.to_owned()),
     };
     match done {

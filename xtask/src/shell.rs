@@ -1,5 +1,7 @@
 //! Running other programs: each is shown, and its failure names it.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -36,7 +38,8 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     let shown = show(command);
     let out = command.output().map_err(|why| format!("cannot run {shown}: {why}"))?;
     if !out.status.success() {
-        return Err(format!("failed ({}): {shown}\n{}", out.status, String::from_utf8_lossy(&out.stderr)));
+        let said = String::from_utf8_lossy(&out.stderr);
+        return Err(format!("failed ({}): {shown}\n{said}", out.status).trim_end().to_owned());
     }
     Ok(String::from_utf8_lossy(&out.stdout).trim_end().to_owned())
 }
@@ -52,6 +55,18 @@ pub(crate) fn command(words: &[&str]) -> Command {
 /// Removes a tree below the target directory or the temporary one; a missing one is fine.
 pub(crate) fn remove(tree: &Path) -> Result<()> {
     output(Command::new("rm").arg("-rf").arg("--").arg(tree)).map(|_| ())
+}
+
+/// Makes a directory and those above it.
+pub(crate) fn make_dir(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(|why| format!("cannot make {}: {why}", dir.display()))
+}
+
+/// Writes a file with these rights.
+pub(crate) fn write(file: &Path, text: &str, mode: u32) -> Result<()> {
+    fs::write(file, text)
+        .and_then(|()| fs::set_permissions(file, fs::Permissions::from_mode(mode)))
+        .map_err(|why| format!("cannot write {}: {why}", file.display()))
 }
 
 /// Whether a program is on PATH.

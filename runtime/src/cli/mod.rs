@@ -6,6 +6,7 @@ pub mod backend;
 pub mod checkpoint;
 pub mod compat;
 pub mod engine;
+pub mod generated;
 pub mod instance;
 pub mod join;
 pub mod output;
@@ -16,7 +17,7 @@ use crate::config::{Context, Settings};
 use crate::error::{Error, Result};
 use crate::instance::{Host, Instances};
 use crate::store::Store;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -72,6 +73,8 @@ enum Command {
     /// The engines that save and bring back
     #[command(subcommand)]
     Backend(backend::BackendCommand),
+    /// Print a shell's completions, for the shell to read
+    Completion(generated::CompletionArgs),
 }
 
 /// What every command may need; each part is made when it is first asked for.
@@ -133,6 +136,14 @@ pub fn main(arguments: Vec<OsString>) -> i32 {
     }
 }
 
+/// What packages bring along; see `generated`. Returns the exit code.
+pub(crate) fn write_man_pages(dir: Option<&OsString>) -> i32 {
+    match generated::man_pages(dir, Cli::command()) {
+        Ok(()) => 0,
+        Err(error) => i32::from(report::fatal(&error)),
+    }
+}
+
 fn run(cli: Cli) -> Result<i32> {
     let session = Session { globals: cli.globals, context: Context::from_process()? };
     match cli.command {
@@ -142,6 +153,7 @@ fn run(cli: Cli) -> Result<i32> {
         Command::Instance(command) => instance::run(&session, command),
         Command::Checkpoint(command) => checkpoint::run(&session, command).map(|()| 0),
         Command::Backend(command) => backend::run(&session, command),
+        Command::Completion(args) => generated::completion(&args, Cli::command()).map(|()| 0),
     }
 }
 
@@ -172,6 +184,6 @@ mod tests {
 
     #[test]
     fn flags_do_not_contradict_each_other() {
-        <Cli as clap::CommandFactory>::command().debug_assert();
+        Cli::command().debug_assert();
     }
 }
