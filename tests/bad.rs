@@ -5,6 +5,7 @@
 mod backends;
 mod captures;
 mod configuration;
+mod criu;
 mod deaths;
 mod disk;
 mod engines;

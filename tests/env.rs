@@ -27,6 +27,8 @@ pub(crate) enum Who {
     Myself,
     /// [`USER`] where root runs the tests, else whoever runs them.
     User,
+    /// The same, with subordinate ids; only where root runs the tests.
+    Granted,
 }
 
 /// A hermetic place for one test.
@@ -35,6 +37,8 @@ pub(crate) struct Env {
     pub(crate) site: &'static Site,
     dir: TempDir,
     uid: u32,
+    /// A file of subordinate ids that the user's commands see in place of the host's.
+    granted: Option<PathBuf>,
     vars: BTreeMap<String, String>,
     /// What `--config` says.
     config: PathBuf,
@@ -44,13 +48,13 @@ impl Env {
     /// A fresh place, with the real backend and the faulty one configured.
     pub(crate) fn new(who: Who) -> Outcome<Self> {
         let uid = match who {
-            Who::User if is_root() => USER,
+            Who::User | Who::Granted if is_root() => USER,
             _ => nix::unistd::geteuid().as_raw(),
         };
         let dir = tempfile::Builder::new().prefix("stasis-t-").tempdir_in("/tmp")?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
-        let mut env =
-            Self { site: site()?, config: dir.path().join("plugins.toml"), dir, uid, vars: BTreeMap::new() };
+        let config = dir.path().join("plugins.toml");
+        let mut env = Self { site: site()?, config, dir, uid, granted: None, vars: BTreeMap::new() };
         for (name, value) in [("LC_ALL", "C.UTF-8"), ("TERM", "dumb"), ("TZ", "UTC"), ("COLUMNS", "100")] {
             env.set(name, value);
         }
@@ -67,8 +71,16 @@ impl Env {
             let path = env.make_dir(place)?;
             env.set(name, &path.to_string_lossy());
         }
-        env.configure("order = [\"dmtcp\"]\n[backends.dmtcp]\n[backends.faulty]\n")?;
+        env.configure(&format!("order = [\"dmtcp\"]\n[backends.dmtcp]\n[backends.faulty]\n{}", env.criu()))?;
         own(env.dir.path(), uid)?;
+        if who == Who::Granted {
+            // The tools that map want to know the user's name.
+            env.write(
+                "subordinate-ids.passwd",
+                &format!("root:x:0:0::/root:/bin/sh\nplayed:x:{USER}:{USER}::/nowhere:/bin/sh\n"),
+            )?;
+            env.granted = Some(env.write("subordinate-ids", "played:200000:65536\n")?);
+        }
         Ok(env)
     }
 
@@ -116,6 +128,13 @@ impl Env {
         self.write("plugins.toml", &format!("schema = 1\nsearch = [\"{search}\"]\n{text}")).map(|_| ())
     }
 
+    /// The backend CRIU with the installation that the tests use.
+    pub(crate) fn criu(&self) -> String {
+        let options =
+            self.site.criu.as_ref().map(|prefix| format!("options.prefix = \"{}\"\n", prefix.display()));
+        format!("[backends.criu]\n{}", options.unwrap_or_default())
+    }
+
     /// A copy of a small test image that this test may change; it belongs to the user.
     pub(crate) fn copy_image(&self, from: &str, name: &str) -> Outcome<PathBuf> {
         let to = self.path(name);
@@ -135,9 +154,14 @@ impl Env {
 
     /// Any program in the surroundings of this test.
     pub(crate) fn program(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        let mut command = match &self.granted {
+            None => Command::new(program),
+            Some(file) => with_ids(file, self.uid, program),
+        };
         command.env_clear().envs(&self.vars).current_dir(self.path("home"));
-        as_user(&mut command, self.uid);
+        if self.granted.is_none() {
+            as_user(&mut command, self.uid);
+        }
         command
     }
 
@@ -278,6 +302,21 @@ impl Drop for Env {
             let _ = kill(pid, Signal::SIGKILL);
         }
     }
+}
+
+/// A program that finds other subordinate ids than the host grants, run as `uid`.
+fn with_ids(file: &Path, uid: u32, program: &str) -> Command {
+    let script = "mount --bind \"$1\" /etc/subuid; mount --bind \"$1\" /etc/subgid
+        mount --bind \"$2\" /etc/passwd; uid=$3; shift 3
+        exec setpriv --reuid \"$uid\" --regid \"$uid\" --clear-groups -- \"$@\"";
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--", "sh", "-ec", script, "with-ids"])
+        .arg(file)
+        .arg(file.with_extension("passwd"))
+        .arg(uid.to_string())
+        .arg(program);
+    command
 }
 
 /// Makes a command run as `uid`, without groups and capabilities, where root runs the tests.

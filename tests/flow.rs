@@ -1,5 +1,6 @@
 //! What must work.
 
+mod criu;
 mod foreground;
 mod programs;
 mod terminals;

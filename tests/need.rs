@@ -83,6 +83,48 @@ pub(crate) fn dmtcp_version() -> Result<String, String> {
         .clone()
 }
 
+/// A CRIU that can save without privilege.
+pub(crate) fn criu() -> Probe {
+    criu_version().map(|_| ())
+}
+
+/// Its version.
+pub(crate) fn criu_version() -> Result<String, String> {
+    static FOUND: OnceLock<Result<String, String>> = OnceLock::new();
+    FOUND
+        .get_or_init(|| {
+            let program = site::criu_prefix().map_or_else(|| "criu".into(), |prefix| prefix.join("bin/criu"));
+            let out = Command::new(program).arg("--version").stdin(Stdio::null()).output();
+            let out = out.map_err(|_| "criu not found".to_owned())?;
+            let text = String::from_utf8_lossy(&out.stdout).into_owned();
+            let version = text.lines().find_map(|line| line.strip_prefix("Version:")).map(str::trim);
+            let version = version.ok_or_else(|| format!("criu tells no version: {text:?}"))?.to_owned();
+            let number = |n: usize| version.split('.').nth(n).and_then(|part| part.parse::<u32>().ok());
+            if (number(0), number(1)) < (Some(4), Some(1)) {
+                return Err(format!("criu {version} is older than 4.1"));
+            }
+            Ok(version)
+        })
+        .clone()
+}
+
+/// Subordinate ids can be played: the tools that map them, and the files that grant them.
+pub(crate) fn uidmap() -> Probe {
+    root()?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    for tool in ["newuidmap", "newgidmap"] {
+        if !std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()) {
+            return Err(format!("{tool} not found (package uidmap)"));
+        }
+    }
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        if !std::path::Path::new(file).is_file() {
+            return Err(format!("there is no {file}"));
+        }
+    }
+    Ok(())
+}
+
 /// Notes for the end of the test run that an engine has really saved something and brought it back.
 pub(crate) fn exercised(engine: &str, version: &str) -> std::io::Result<()> {
     let Some(record) = std::env::var_os("STASIS_TESTS_RECORD") else { return Ok(()) };

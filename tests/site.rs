@@ -19,6 +19,8 @@ pub(crate) struct Site {
     pub(crate) backends: PathBuf,
     /// The directory of the images.
     images: PathBuf,
+    /// A private CRIU, where the tests were given one.
+    pub(crate) criu: Option<PathBuf>,
 }
 
 impl Site {
@@ -58,18 +60,27 @@ fn built() -> Result<PathBuf, String> {
 fn publish() -> Result<Site, Box<dyn Error>> {
     let stasis = PathBuf::from(env!("CARGO_BIN_EXE_stasis"));
     if !nix::unistd::geteuid().is_root() {
-        return Ok(Site { stasis, backends: built()?, images: images().unwrap_or_default() });
+        let images = images().unwrap_or_default();
+        return Ok(Site { stasis, backends: built()?, images, criu: criu_prefix() });
     }
     let dir = PathBuf::from(format!("/tmp/stasis-tests-{}", std::process::id()));
     fs::create_dir(&dir)?;
     remove_after_us(&dir)?;
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
-    let site =
-        Site { stasis: dir.join("bin/stasis"), backends: dir.join("backends"), images: dir.join("images") };
+    let criu = match criu_prefix() {
+        Some(prefix) => Some(copy(&prefix, &dir.join("criu"))?),
+        None => None,
+    };
+    let site = Site {
+        stasis: dir.join("bin/stasis"),
+        backends: dir.join("backends"),
+        images: dir.join("images"),
+        criu,
+    };
     fs::create_dir(&site.backends)?;
     fs::create_dir(dir.join("bin"))?;
     fs::copy(stasis, &site.stasis)?;
-    for plugin in ["libstasis_dmtcp.so", "libstasis_faulty.so"] {
+    for plugin in ["libstasis_dmtcp.so", "libstasis_criu.so", "libstasis_faulty.so"] {
         fs::copy(built()?.join(plugin), site.backends.join(plugin))?;
     }
     for file in [&site.backends, &dir.join("bin"), &site.stasis] {
@@ -80,12 +91,18 @@ fn publish() -> Result<Site, Box<dyn Error>> {
     if Command::new("cp").arg("-al").arg(&images).arg(&site.images).output()?.status.success() {
         return Ok(site);
     }
-    let site = Site { images: dir.join("copies"), ..site };
-    let out = Command::new("cp").arg("-a").arg(&images).arg(&site.images).output()?;
-    if !out.status.success() {
-        return Err(String::from_utf8_lossy(&out.stderr).into());
-    }
-    Ok(site)
+    let images = copy(&images, &dir.join("copies"))?;
+    Ok(Site { images, ..site })
+}
+
+fn copy(from: &Path, to: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    let out = Command::new("cp").arg("-a").arg(from).arg(to).output()?;
+    if out.status.success() { Ok(to.to_owned()) } else { Err(String::from_utf8_lossy(&out.stderr).into()) }
+}
+
+/// The CRIU of its own that `cargo xtask test` has fetched.
+pub(crate) fn criu_prefix() -> Option<PathBuf> {
+    std::env::var_os("STASIS_TESTS_CRIU").filter(|dir| !dir.is_empty()).map(PathBuf::from)
 }
 
 /// The test harness has no place for what is to happen at the end, so a process of its own waits for that.

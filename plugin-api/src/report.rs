@@ -81,6 +81,26 @@ pub struct Finding {
     pub help: String,
 }
 
+impl Finding {
+    /// Something that cannot be saved or restarted.
+    #[must_use]
+    pub fn fatal(kind: &str, object: impl Into<String>, why: &str, help: &str) -> Self {
+        Self { severity: Severity::Fatal, ..Self::loss(kind, object, why, help) }
+    }
+
+    /// Something that would be dead after a restart.
+    #[must_use]
+    pub fn loss(kind: &str, object: impl Into<String>, why: &str, help: &str) -> Self {
+        Self {
+            severity: Severity::Loss,
+            kind: kind.to_owned(),
+            object: object.into(),
+            why: why.to_owned(),
+            help: help.to_owned(),
+        }
+    }
+}
+
 /// The application runs and can be saved.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

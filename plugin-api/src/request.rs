@@ -1,6 +1,7 @@
 //! What the runtime tells a backend. Everything is plain data; unknown fields are ignored and
 //! missing ones have defaults, so that both sides may grow.
 
+use crate::error::{BackendError, Result, kind};
 use crate::plan::{IdMap, StdioKind};
 use crate::survey::Survey;
 use serde::{Deserialize, Serialize};
@@ -119,6 +120,32 @@ pub struct InstanceView {
     pub own_network: bool,
 }
 
+/// Room for headers and what grows while it is written.
+const MARGIN: u64 = 64 << 20;
+
+impl InstanceView {
+    /// Refuses a capture for which there is no room: what is resident now and a fifth of it.
+    ///
+    /// # Errors
+    /// Of kind `no-space`.
+    pub fn room(&self) -> Result<()> {
+        let memory: u64 = self.survey.processes.iter().map(|p| p.resident).sum();
+        let need = memory + memory / 5 + MARGIN;
+        if self.free_bytes >= need {
+            return Ok(());
+        }
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        Err(BackendError::new(kind::NO_SPACE, "there is no room for the state")
+            .because(format!(
+                "it may take {} MiB, and {} MiB are free at {}",
+                mib(need),
+                mib(self.free_bytes),
+                self.staging.display()
+            ))
+            .help("free some space there, or remove older generations with `stasis checkpoint prune`"))
+    }
+}
+
 /// What `capture` is asked.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -206,4 +233,26 @@ pub struct FailedHelper {
 pub struct StopRequest {
     /// The instance.
     pub instance: InstanceView,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::survey::ProcessInfo;
+
+    #[test]
+    fn no_room_is_told_before_anything_is_written() {
+        let process = ProcessInfo { resident: 100 << 20, ..Default::default() };
+        let mut instance = InstanceView {
+            staging: "/store/staging".into(),
+            free_bytes: 183 << 20,
+            survey: Survey { processes: vec![process], ..Survey::default() },
+            ..Default::default()
+        };
+        let error = instance.room().unwrap_err();
+        assert_eq!(error.kind, kind::NO_SPACE);
+        insta::assert_snapshot!(error, @"there is no room for the state: it may take 184 MiB, and 183 MiB are free at /store/staging");
+        instance.free_bytes = 184 << 20;
+        instance.room().unwrap();
+    }
 }

@@ -38,7 +38,7 @@ pub struct ProcessInfo {
     pub descriptors: Vec<DescriptorInfo>,
     /// The files that are mapped executable: the program and its libraries, as the container shows them.
     pub mapped: Vec<String>,
-    /// Mapped objects that are not plain files: `/memfd:x (deleted)`, `/dev/zero (deleted)`, `/SYSV...`, `anon_inode:...`.
+    /// Mapped objects that are not files which are still there: `/a/file (deleted)`, `/memfd:x (deleted)`, `/dev/zero (deleted)`, `/SYSV...`, `anon_inode:...`.
     pub special_mappings: Vec<String>,
 }
 

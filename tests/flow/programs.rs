@@ -6,29 +6,36 @@ use crate::need::need;
 use crate::running::Outcome;
 
 /// One instance whose program is given as words, saved, stopped and brought back by `restart`.
-struct Job {
-    env: Env,
+pub(super) struct Job {
+    pub(super) env: Env,
     image: String,
-    port: u16,
+    pub(super) port: u16,
 }
 
 impl Job {
     /// `words` is the program; `PORT` in it becomes the port.
     fn start(who: Who, image: &str, words: &[&str]) -> Outcome<Self> {
+        Self::with("dmtcp", who, &[], image, words)
+    }
+
+    /// With another engine, and further flags.
+    pub(super) fn with(engine: &str, who: Who, flags: &[&str], image: &str, words: &[&str]) -> Outcome<Self> {
         let (env, port) = (Env::new(who)?, free_port()?);
         let image = env.site.image(image).to_string_lossy().into_owned();
         let number = port.to_string();
-        let mut all = vec!["instance", "start", "--backend", "dmtcp", "--checkpoint", "job", &image, "job"];
+        let mut all = vec!["instance", "start", "--backend", engine, "--checkpoint", "job"];
+        all.extend(flags);
+        all.extend([&image, "job"]);
         all.extend(words.iter().map(|word| if *word == "PORT" { number.as_str() } else { *word }));
         env.ok(&all)?;
         Ok(Self { env, image, port })
     }
 
-    fn save(&self) -> Outcome<()> {
+    pub(super) fn save(&self) -> Outcome<()> {
         self.env.ok(&["checkpoint", "instance", "job"]).map(|_| ())
     }
 
-    fn restart(&self) -> Outcome<()> {
+    pub(super) fn restart(&self) -> Outcome<()> {
         self.env.ok(&["instance", "stop", "job"])?;
         self.env.ok(&["instance", "start", "--restart", "job", &self.image, "job"]).map(|_| ())
     }

@@ -2,45 +2,65 @@
 
 use crate::env::{Env, Who};
 use crate::http::{free_port, get, in_time_wait, post};
-use crate::need::{dmtcp_version, exercised, need};
+use crate::need::{criu_version, dmtcp_version, exercised, need};
 use crate::running::Outcome;
 
 /// The words that choose the engine: at a start and at a restart.
 type Words = [&'static [&'static str]; 2];
 
 const OURS: Words = [&["--backend", "dmtcp", "--checkpoint"], &["--backend", "dmtcp", "--restart"]];
+const CRIU: Words = [&["--backend", "criu", "--checkpoint"], &["--backend", "criu", "--restart"]];
 const OLD: Words = [&["--dmtcp-launch"], &["--dmtcp-restart"]];
 
 #[test]
 fn the_transcript_as_root() {
     need!(root, image, dmtcp);
-    twice(Who::Myself, OURS).unwrap();
+    twice(Who::Myself, OURS, "dmtcp").unwrap();
 }
 
 #[test]
 fn the_transcript_as_an_ordinary_user() {
     need!(image, userns, dmtcp);
-    twice(Who::User, OURS).unwrap();
+    twice(Who::User, OURS, "dmtcp").unwrap();
 }
 
 #[test]
 fn the_transcript_in_the_old_words_as_root() {
     need!(root, image, dmtcp);
-    twice(Who::Myself, OLD).unwrap();
+    twice(Who::Myself, OLD, "dmtcp").unwrap();
 }
 
 #[test]
 fn the_transcript_in_the_old_words_as_an_ordinary_user() {
     need!(image, userns, dmtcp);
-    twice(Who::User, OLD).unwrap();
+    twice(Who::User, OLD, "dmtcp").unwrap();
 }
 
-fn twice(who: Who, words: Words) -> Outcome<()> {
+#[test]
+fn the_transcript_with_criu_as_root() {
+    need!(root, image, criu);
+    twice(Who::Myself, CRIU, "criu").unwrap();
+}
+
+#[test]
+fn the_transcript_with_criu_as_an_ordinary_user() {
+    need!(image, userns, criu);
+    twice(Who::User, CRIU, "criu").unwrap();
+}
+
+#[test]
+fn the_transcript_with_criu_as_an_ordinary_user_with_subordinate_ids() {
+    need!(root, image, userns, uidmap, criu);
+    twice(Who::Granted, CRIU, "criu").unwrap();
+}
+
+fn twice(who: Who, words: Words, engine: &str) -> Outcome<()> {
     let env = Env::new(who)?;
     let port = free_port()?;
     once(&env, words, port, "server")?;
     once(&env, words, port, "instance://server")?;
-    exercised("dmtcp", &dmtcp_version()?)?;
+    let version = if engine == "criu" { criu_version()? } else { dmtcp_version()? };
+    exercised(engine, &version)?;
     env.finish()
 }
 

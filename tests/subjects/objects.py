@@ -3,12 +3,16 @@
 Arguments: the port, the kind. GET answers "works" or what is wrong.
 """
 import ctypes
+import fcntl
 import mmap
 import os
 import select
+import signal
 import socket
+import stat
 import struct
 import sys
+import time
 
 from serve import serve
 
@@ -114,6 +118,169 @@ def shm():
     return lambda: shared[:4] == b"kept"
 
 
+def named():
+    """A file in /dev/shm that nobody has open, one in /tmp, a link and a pipe beside it."""
+    with open("/dev/shm/named", "w") as out:
+        out.write("kept")
+    os.makedirs("/tmp/deep/er", exist_ok=True)
+    with open("/tmp/deep/er/file", "w") as out:
+        out.write("kept")
+    os.symlink("file", "/tmp/deep/er/link")
+    os.mkfifo("/tmp/deep/pipe", 0o640)
+
+    def works():
+        with open("/dev/shm/named") as one, open("/tmp/deep/er/link") as other:
+            return one.read() + other.read() == "keptkept" and stat.S_ISFIFO(os.stat("/tmp/deep/pipe").st_mode)
+
+    return works
+
+
+def unix():
+    """Listening by a name, a client of its own connected, bytes on the way."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind("/dev/shm/socket")
+    listener.listen()
+    client = socket.socket(socket.AF_UNIX)
+    client.connect("/dev/shm/socket")
+    server, _ = listener.accept()
+    client.send(b"under way")
+
+    def works():
+        got = server.recv(100)
+        client.send(got)
+        late = socket.socket(socket.AF_UNIX)
+        late.connect(listener.getsockname())
+        listener.accept()
+        return got == b"under way"
+
+    return works
+
+
+def datagram():
+    """A bound UDP socket."""
+    bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    bound.bind(("127.0.0.1", 0))
+
+    def works():
+        bound.sendto(b"x", bound.getsockname())
+        bound.settimeout(1)
+        return bound.recv(10) == b"x"
+
+    return works
+
+
+def shared():
+    """Anonymous memory shared with a child."""
+    memory = mmap.mmap(-1, mmap.PAGESIZE)
+    asks, answers = os.pipe(), os.pipe()
+    if os.fork() == 0:
+        while os.read(asks[0], 1):
+            memory[0] += 1
+            os.write(answers[1], b"x")
+        os._exit(0)
+
+    def works():
+        before = memory[0]
+        os.write(asks[1], b"x")
+        os.read(answers[0], 1)
+        return memory[0] == before + 1
+
+    return works
+
+
+def zombie():
+    """A child that has ended and was not waited for, and one in a session of its own."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(7)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    apart = os.fork()
+    if apart == 0:
+        os.setsid()
+        while True:
+            signal.pause()
+    ended = []
+
+    def works():
+        if not ended:
+            ended.append(os.waitpid(pid, os.WNOHANG))
+        return ended[0] == (pid, 7 << 8) and os.getsid(apart) == apart
+
+    return works
+
+
+def stopped():
+    """A child that was stopped before, and stays so."""
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            signal.pause()
+    os.kill(pid, signal.SIGSTOP)
+    os.waitpid(pid, os.WUNTRACED)
+
+    def works():
+        with open(f"/proc/{pid}/stat") as text:
+            return text.read().split()[2] == "T"
+
+    return works
+
+
+def itimer():
+    """An interval timer with its handler."""
+    ticks = []
+    signal.signal(signal.SIGALRM, lambda *_: ticks.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+
+    def works():
+        del ticks[:]
+        end = time.monotonic() + 2
+        while not ticks and time.monotonic() < end:
+            time.sleep(0.005)
+        return bool(ticks)
+
+    return works
+
+
+def signalfd():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    mask = struct.pack("Q", 1 << (signal.SIGUSR2 - 1))
+    fd = libc.signalfd(-1, mask, 0x800)
+
+    def works():
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return len(os.read(fd, 128)) == 128
+
+    return works
+
+
+def ticking():
+    """A timerfd that was set before and goes on."""
+    fd = libc.timerfd_create(1, 0)
+    libc.timerfd_settime(fd, 0, struct.pack("qqqq", 0, 10_000_000, 0, 10_000_000), None)
+
+    def works():
+        ready, _, _ = select.select([fd], [], [], 1)
+        return bool(ready) and len(os.read(fd, 8)) == 8
+
+    return works
+
+
+def lock():
+    """A lock on a file, against everybody else."""
+    held = open("/dev/shm/lock", "w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+
+    def works():
+        with open(held.name) as other:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    return works
+
+
 def peer():
     """A connection to a server outside the container, whose port is the third argument."""
     connected = socket.create_connection(("127.0.0.1", int(sys.argv[3])))
@@ -123,6 +290,121 @@ def peer():
         return True
 
     return works
+
+
+def local():
+    """A connection inside the container, with bytes on the way."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(listener.getsockname())
+    server, _ = listener.accept()
+    client.send(b"under way")
+    first = []
+
+    def works():
+        if not first:
+            first.append(server.recv(100))
+        client.send(b"more")
+        return first[0] == b"under way" and server.recv(100) == b"more"
+
+    return works
+
+
+def io_uring():
+    fd = libc.syscall(425, 4, ctypes.create_string_buffer(120))
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "io_uring_setup")
+    return lambda: os.path.exists(f"/proc/self/fdinfo/{fd}")
+
+
+def sysv():
+    """System V shared memory."""
+    libc.shmat.restype = ctypes.c_void_p
+    memory = libc.shmat(libc.shmget(0, 4096, 0o1600), None, 0)
+    ctypes.memset(memory, 7, 1)
+    return lambda: ctypes.string_at(memory, 1) == bytes([7])
+
+
+def mqueue():
+    """A POSIX message queue."""
+    fd = libc.mq_open(b"/subject", os.O_CREAT | os.O_RDWR, 0o600, None)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "mq_open")
+    return lambda: os.path.exists(f"/proc/self/fdinfo/{fd}")
+
+
+def userns():
+    """A child in a user namespace of its own."""
+    ready = os.pipe()
+    if os.fork() == 0:
+        libc.unshare(0x10000000)
+        os.write(ready[1], b"x")
+        while True:
+            signal.pause()
+    os.read(ready[0], 1)
+    return lambda: True
+
+
+def filtered():
+    """A seccomp filter that allows everything."""
+    allow = struct.pack("HBBI", 6, 0, 0, 0x7FFF0000)
+    held = ctypes.create_string_buffer(allow)
+    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(held))
+    libc.prctl(38, 1, 0, 0, 0)
+    if libc.prctl(22, 2, program, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "seccomp")
+    return lambda: held is not None
+
+
+def traced():
+    """A child that another process of the application traces."""
+    ready = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        libc.ptrace(0, 0, 0, 0)
+        os.write(ready[1], b"x")
+        while True:
+            signal.pause()
+    os.read(ready[0], 1)
+    return lambda: True
+
+
+def ghost():
+    """A deleted file of three megabytes that is still open."""
+    held = open("/tmp/ghost", "w+b")
+    os.unlink("/tmp/ghost")
+    held.write(bytes(3 << 20))
+    held.flush()
+
+    def works():
+        return os.fstat(held.fileno()).st_size == 3 << 20
+
+    return works
+
+
+def elsewhere():
+    """A child of another user."""
+    pid = os.fork()
+    if pid == 0:
+        os.setresuid(5833, 5833, 5833)
+        while True:
+            signal.pause()
+    time.sleep(0.2)
+    return lambda: True
+
+
+def orphan():
+    """A process whose parent has ended."""
+    ready = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        if os.fork() == 0:
+            os.write(ready[1], b"x")
+            while True:
+                signal.pause()
+        os._exit(0)
+    os.waitpid(middle, 0)
+    os.read(ready[0], 1)
+    return lambda: True
 
 
 check = globals()[sys.argv[2]]()

@@ -11,16 +11,34 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, sockopt::PassCred};
+
 use crate::Result;
 use crate::host::is_root;
 use crate::shell::{command, make_dir, on_path, output, remove, write};
 
-/// The stable Debian that has it: the first series that knows the mappings of kernels since 6.13, and that does not
-/// move under us.
-const SUITE: &str = "trixie";
+/// What we take, and from where.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    /// What we can work with.
+    oldest: (u32, u32),
+    /// The Debian that has it.
+    suite: &'static str,
+}
 
-/// What we can work with.
-const OLDEST: (u32, u32) = (4, 1);
+/// The first series that knows the mappings of kernels since 6.13, from a stable Debian, which does not move under us.
+const STABLE: Wanted = Wanted { oldest: (4, 1), suite: "trixie" };
+/// Newer kernels (seen on 6.18.44) no longer answer SO_PASSCRED on internet sockets; before 4.2 CRIU then gives every
+/// such socket up.
+const NEWER: Wanted = Wanted { oldest: (4, 2), suite: "forky" };
+
+/// What this host's kernel asks for.
+fn wanted() -> Wanted {
+    let answers = std::net::TcpListener::bind("127.0.0.1:0")
+        .is_ok_and(|socket| getsockopt(&socket, PassCred) != Err(Errno::EOPNOTSUPP));
+    if answers { STABLE } else { NEWER }
+}
 
 /// Where Debian's signing keys are, the newer name first.
 const KEYRINGS: [&str; 2] =
@@ -88,20 +106,22 @@ impl Drop for Shared {
 
 /// The host's CRIU or, where that will not do, ours, which is made where it is missing or does not work.
 pub(crate) fn find_or_fetch() -> Result<Criu> {
+    let wanted = wanted();
     if on_path("criu")
-        && let Some(version) = version(Path::new("criu"))
+        && let Some(version) = version(Path::new("criu"), wanted)
     {
         return Ok(Criu { version, prefix: None });
     }
     let cache = cache()?;
-    let prefix = cache.join(format!("criu-{SUITE}"));
-    if let Some(version) = version(&prefix.join("bin/criu")) {
+    let name = format!("criu-{}", wanted.suite);
+    let prefix = cache.join(&name);
+    if let Some(version) = version(&prefix.join("bin/criu"), wanted) {
         return Ok(Criu { version, prefix: Some(prefix) });
     }
-    remove_abandoned(&cache, &format!("criu-{SUITE}.partial-"));
+    remove_abandoned(&cache, &format!("{name}.partial-"));
     let partial = prefix.with_extension(format!("partial-{}", std::process::id()));
-    let made = fetch(&partial).and_then(|version| {
-        put(&partial, &prefix)?;
+    let made = fetch(&partial, wanted).and_then(|version| {
+        put(&partial, &prefix, wanted)?;
         Ok(Criu { version, prefix: Some(prefix) })
     });
     remove(&partial)?;
@@ -119,16 +139,16 @@ pub(crate) fn show() -> Result<()> {
 }
 
 /// The version of a CRIU that runs and is new enough.
-fn version(program: &Path) -> Option<String> {
-    usable(&output(Command::new(program).arg("--version")).ok()?)
+fn version(program: &Path, wanted: Wanted) -> Option<String> {
+    usable(&output(Command::new(program).arg("--version")).ok()?, wanted)
 }
 
 /// The version in what `criu --version` prints, if we can work with it.
-fn usable(told: &str) -> Option<String> {
+fn usable(told: &str, wanted: Wanted) -> Option<String> {
     let version = told.lines().find_map(|line| line.strip_prefix("Version: "))?.trim().to_owned();
     let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
     let found = (numbers.next()?, numbers.next().unwrap_or(0));
-    (found >= OLDEST).then_some(version)
+    (found >= wanted.oldest).then_some(version)
 }
 
 /// Removes what runs that were killed have left: directories of ours that are named after a process which is gone.
@@ -156,20 +176,21 @@ fn cache() -> Result<PathBuf> {
 }
 
 /// Makes the prefix at a place that is free, and tries it.
-fn fetch(place: &Path) -> Result<String> {
+fn fetch(place: &Path, wanted: Wanted) -> Result<String> {
+    let Wanted { suite, oldest } = wanted;
     let arch = Arch::of_this_host()?;
     let uri = repository()?;
-    eprintln!("fetching CRIU (9 MB) from Debian {SUITE} of {uri} into {}", place.display());
+    eprintln!("fetching CRIU (9 MB) from Debian {suite} of {uri} into {}", place.display());
     let work = place.join("work");
     for dir in ["state/lists/partial", "cache/archives/partial"] {
         make_dir(&work.join(dir))?;
     }
-    let apt = configure(&work, &uri, arch)?;
+    let apt = configure(&work, &uri, suite, arch)?;
     let get = |words: &[&str]| {
         let mut get = command(&["apt-get", "--quiet=2", "--yes"]);
         get.args(words).env("APT_CONFIG", &apt).env("LC_ALL", "C.UTF-8");
         get.env("DEBIAN_FRONTEND", "noninteractive");
-        output(&mut get).map(drop).map_err(|why| refused(&uri, &why))
+        output(&mut get).map(drop).map_err(|why| refused(suite, &uri, &why))
     };
     get(&["update"])?;
     get(&["install", "--download-only", "criu"])?;
@@ -179,8 +200,8 @@ fn fetch(place: &Path) -> Result<String> {
     write(&place.join("bin/criu"), &wrapper(arch), 0o755)?;
     // Whoever runs this may have a strict umask, and tests let other users run it.
     output(Command::new("chmod").args(["-R", "u+rwX,a+rX,go-w", "--"]).arg(place))?;
-    version(&place.join("bin/criu")).ok_or_else(|| {
-        format!("Debian {SUITE} of {uri} has no CRIU {}.{} that runs here", OLDEST.0, OLDEST.1)
+    version(&place.join("bin/criu"), wanted).ok_or_else(|| {
+        format!("Debian {suite} of {uri} has no CRIU {}.{} that runs here", oldest.0, oldest.1)
     })
 }
 
@@ -237,10 +258,10 @@ fn repository_in(indexes: &str) -> Option<String> {
 /// Writes a configuration of apt in which nothing is installed: the set of packages is then complete, and nothing of
 /// the host's state is read or written. The host's hooks stay out too; those of container images often delete what
 /// was fetched.
-fn configure(work: &Path, uri: &str, arch: Arch) -> Result<PathBuf> {
+fn configure(work: &Path, uri: &str, suite: &str, arch: Arch) -> Result<PathBuf> {
     let keyring = KEYRINGS.iter().find(|path| Path::new(path).is_file());
     let keyring = keyring.ok_or("the package debian-archive-keyring is missing, which has Debian's keys")?;
-    let source = format!("deb [arch={} signed-by={keyring}] {uri} {SUITE} main\n", arch.debian);
+    let source = format!("deb [arch={} signed-by={keyring}] {uri} {suite} main\n", arch.debian);
     write(&work.join("sources.list"), &source, 0o644)?;
     write(&work.join("status"), "", 0o644)?;
     let host = output(&mut command(&["apt-config", "dump"]))?;
@@ -266,7 +287,7 @@ fn configure(work: &Path, uri: &str, arch: Arch) -> Result<PathBuf> {
 }
 
 /// What apt said, in one line.
-fn refused(uri: &str, why: &str) -> String {
+fn refused(suite: &str, uri: &str, why: &str) -> String {
     let line = why.lines().find(|line| line.starts_with("E: ") || line.starts_with("W: "));
     let said = line.map_or_else(|| why.replace('\n', " "), |line| line[3..].to_owned());
     let hint = if ["resolv", "connect", "unreachable", "timed out"].iter().any(|word| why.contains(word)) {
@@ -276,7 +297,7 @@ fn refused(uri: &str, why: &str) -> String {
     } else {
         ""
     };
-    format!("CRIU cannot be fetched from Debian {SUITE} of {uri}: {said}{hint}")
+    format!("CRIU cannot be fetched from Debian {suite} of {uri}: {said}{hint}")
 }
 
 /// Unpacks every package but those that only bring what `prune` takes away.
@@ -315,7 +336,7 @@ fn wrapper(arch: Arch) -> String {
 
 /// Puts the finished prefix in its place. What is there and does not work goes away; what another run has put there
 /// meanwhile is as good as ours.
-fn put(partial: &Path, prefix: &Path) -> Result<()> {
+fn put(partial: &Path, prefix: &Path, wanted: Wanted) -> Result<()> {
     if prefix.exists() {
         let mut old: OsString = partial.as_os_str().to_owned();
         old.push("-old");
@@ -327,7 +348,7 @@ fn put(partial: &Path, prefix: &Path) -> Result<()> {
     }
     match fs::rename(partial, prefix) {
         Ok(()) => Ok(()),
-        Err(_) if version(&prefix.join("bin/criu")).is_some() => Ok(()),
+        Err(_) if version(&prefix.join("bin/criu"), wanted).is_some() => Ok(()),
         Err(why) => Err(format!("cannot put CRIU at {}: {why}", prefix.display())),
     }
 }
@@ -338,11 +359,12 @@ mod tests {
 
     #[test]
     fn only_a_criu_that_is_new_enough_will_do() {
-        assert_eq!(usable("Version: 4.1.1\n").as_deref(), Some("4.1.1"));
-        assert_eq!(usable("Version: 4.1\nGitID: v4.1\n").as_deref(), Some("4.1"));
-        assert_eq!(usable("Version: 10.0").as_deref(), Some("10.0"));
+        assert_eq!(usable("Version: 4.1.1\n", STABLE).as_deref(), Some("4.1.1"));
+        assert_eq!(usable("Version: 4.1\nGitID: v4.1\n", STABLE).as_deref(), Some("4.1"));
+        assert_eq!(usable("Version: 10.0", STABLE).as_deref(), Some("10.0"));
+        assert_eq!(usable("Version: 4.1.1", NEWER), None);
         for told in ["Version: 3.17.1", "Version: 4.0", "Version: 4", "Version: next", "4.1.1", ""] {
-            assert_eq!(usable(told), None, "{told}");
+            assert_eq!(usable(told, STABLE), None, "{told}");
         }
     }
 
@@ -360,14 +382,15 @@ mod tests {
         let offline = "failed (exit status: 100): apt-get update\nE: Failed to fetch http://one/InRelease  \
                        Temporary failure resolving 'one'\nE: Some index files failed to download.";
         assert_eq!(
-            refused("http://one/", offline),
+            refused("trixie", "http://one/", offline),
             "CRIU cannot be fetched from Debian trixie of http://one/: Failed to fetch http://one/InRelease  \
              Temporary failure resolving 'one' (is there a network?)"
         );
         let unsigned = "W: GPG error: http://one trixie InRelease: NO_PUBKEY 6ED0E7B82643E131";
         assert!(
-            refused("http://one/", unsigned).ends_with("(is the package debian-archive-keyring up to date?)")
+            refused("trixie", "http://one/", unsigned)
+                .ends_with("(is the package debian-archive-keyring up to date?)")
         );
-        assert!(!refused("http://one/", "two\nlines").contains('\n'));
+        assert!(!refused("trixie", "http://one/", "two\nlines").contains('\n'));
     }
 }

@@ -6,23 +6,13 @@ use crate::preload::LIB;
 use stasis_plugin_api::prelude::*;
 use std::path::Path;
 
-fn fatal(kind: &str, object: impl Into<String>, why: &str, help: &str) -> Finding {
-    Finding {
-        severity: Severity::Fatal,
-        kind: kind.to_owned(),
-        object: object.into(),
-        why: why.to_owned(),
-        help: help.to_owned(),
-    }
-}
-
 /// The image and the program that would be started.
 pub(crate) fn image(host: &Host<'_>, image: &ImageView, process: &ProcessView) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     if let Err(error) = inject::installation(host, image) {
         let why = error.why.join("; ");
         let why = if why.is_empty() { error.what } else { why };
-        findings.push(fatal(
+        findings.push(Finding::fatal(
             "libc",
             format!("the image {}", image.name),
             &why,
@@ -39,7 +29,7 @@ pub(crate) fn image(host: &Host<'_>, image: &ImageView, process: &ProcessView) -
 fn program(image: &ImageView, name: &str, path: &str, depth: usize) -> Vec<Finding> {
     let found = inside::program(&image.root, name, path);
     if found.setuid {
-        return vec![fatal(
+        return vec![Finding::fatal(
             "setuid",
             name,
             "it is setuid or setgid, and the loader then ignores DMTCP's library",
@@ -47,13 +37,13 @@ fn program(image: &ImageView, name: &str, path: &str, depth: usize) -> Vec<Findi
         )];
     }
     match found.kind {
-        ProgramKind::Static => vec![fatal(
+        ProgramKind::Static => vec![Finding::fatal(
             "static",
             name,
             "it is statically linked: DMTCP works by a library that such a program does not load",
             "take a dynamically linked build, or another backend",
         )],
-        ProgramKind::Dynamic { musl: true, .. } => vec![fatal(
+        ProgramKind::Dynamic { musl: true, .. } => vec![Finding::fatal(
             "musl",
             name,
             "it uses musl: DMTCP works with glibc only",
@@ -62,9 +52,11 @@ fn program(image: &ImageView, name: &str, path: &str, depth: usize) -> Vec<Findi
         ProgramKind::Script { interpreter } if depth > 0 => program(image, &interpreter, path, depth - 1),
         // The image's environment scripts may change PATH; a name is looked for again when it is started.
         ProgramKind::NotFound if name.contains('/') => {
-            vec![fatal("not-found", name, "there is no such program in the image", "check the name")]
+            vec![Finding::fatal("not-found", name, "there is no such program in the image", "check the name")]
         }
-        ProgramKind::Unusable(why) => vec![fatal("unusable", name, &why, "take a program for this machine")],
+        ProgramKind::Unusable(why) => {
+            vec![Finding::fatal("unusable", name, &why, "take a program for this machine")]
+        }
         _ => Vec::new(),
     }
 }
@@ -186,7 +178,7 @@ pub(crate) fn instance(instance: &InstanceView) -> Vec<Finding> {
         .iter()
         .filter(|s| s.protocol.starts_with("tcp") && s.state == "established" && !s.peer_inside)
     {
-        findings.push(fatal(
+        findings.push(Finding::fatal(
             "tcp-connection",
             format!("the connection of pid {} to {}:{}", socket.pid, socket.peer, socket.peer_port),
             "its other end is outside of the container: a restart would fail as a whole",
@@ -202,7 +194,7 @@ pub(crate) fn outside(process: &ProcessInfo) -> Option<Finding> {
     let library = format!("{LIB}/libdmtcp.so");
     let told = !process.mapped.is_empty() && !process.mapped.contains(&library);
     told.then(|| {
-        fatal(
+        Finding::fatal(
             "outside",
             format!("{} (pid {}), {}", process.name, process.pid, process.exe),
             "it does not run under DMTCP: it is statically linked, uses musl, or is setuid",

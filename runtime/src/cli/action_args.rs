@@ -116,6 +116,9 @@ pub struct ActionArgs {
     /// An option of the backend's
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair, help_heading = "Checkpoints")]
     pub backend_option: Vec<(String, String)>,
+    /// What becomes of open TCP connections; short for `--backend-option tcp=...`
+    #[arg(long, value_name = "refuse|close|keep", value_parser = ["refuse", "close", "keep"], help_heading = "Checkpoints")]
+    pub tcp: Option<String>,
     /// Start or save even though this kind of state would be lost
     #[arg(long, value_name = "KIND,...", value_delimiter = ',', help_heading = "Checkpoints")]
     pub accept_loss: Vec<String>,

@@ -251,6 +251,7 @@ fn check_flags(wanted: &Wanted) -> Result<()> {
         (!args.checkpoint_on.is_empty(), "--checkpoint-on"),
         (args.keep.is_some(), "--keep"),
         (!args.backend_option.is_empty(), "--backend-option"),
+        (args.tcp.is_some(), "--tcp"),
         (!args.accept_loss.is_empty(), "--accept-loss"),
     ] {
         if given && !engine {

@@ -50,7 +50,9 @@ pub fn choose(session: &Session, recorded: Option<&BackendName>, args: &ActionAr
     let settings = session.settings()?;
     let flag = args.backend.as_ref().map(BackendName::as_str);
     let choice = registry::select(recorded, flag, session.context.var("STASIS_BACKEND"), &settings)?;
-    let flags: Vec<String> = args.backend_option.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let tcp = args.tcp.iter().map(|word| format!("tcp={word}"));
+    let flags = args.backend_option.iter().map(|(k, v)| format!("{k}={v}")).chain(tcp);
+    let flags: Vec<String> = flags.collect();
     match choice {
         Choice::Named(name) => chosen(registry::locate(&name, &settings, &session.context)?, flags),
         Choice::Auto(names) => automatic(session, &settings, &names, &flags),

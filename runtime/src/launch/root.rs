@@ -180,7 +180,7 @@ fn overlay(order: &Order, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<(
     let (lower, layers) = (sys::path_of(image), sys::path_of(layers));
     let user = if order.spec.namespaces.user { ",userxattr" } else { "" };
     let data = format!(
-        "lowerdir={},upperdir={}/upper,workdir={}/work{user}",
+        "lowerdir={},upperdir={}/upper,workdir={}/work,xino=on{user}",
         lower.display(),
         layers.display(),
         layers.display()
@@ -343,7 +343,16 @@ impl Making {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
         let data = "newinstance,ptmxmode=0666,mode=0620";
         sys::mount(Some(Path::new("devpts")), &sys::path_of(to.as_fd()), Some("devpts"), flags, Some(data))
-            .map_err(|e| cannot("mount terminals at", target, e))
+            .map_err(|e| cannot("mount terminals at", target, e))?;
+        // The host's own node leads to the same terminals, and belongs to somebody who may not be mapped: a
+        // terminal opened there could not be given its owner again.
+        let node = Path::new("/dev/ptmx");
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+        if sys::open_below(self.root.as_fd(), node, flags).is_ok_and(|fd| is_character_device(fd.as_fd())) {
+            let ours = self.open(&target.join("ptmx"))?;
+            self.bind_open(ours.as_fd(), node, true)?;
+        }
+        Ok(())
     }
 
     /// Opens a path of the new root.
@@ -392,5 +401,13 @@ impl Making {
 }
 
 pub(crate) fn is_directory(fd: BorrowedFd<'_>) -> bool {
-    fstat(fd).is_ok_and(|s| SFlag::from_bits_truncate(s.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR)
+    is(fd, SFlag::S_IFDIR)
+}
+
+fn is_character_device(fd: BorrowedFd<'_>) -> bool {
+    is(fd, SFlag::S_IFCHR)
+}
+
+fn is(fd: BorrowedFd<'_>, kind: SFlag) -> bool {
+    fstat(fd).is_ok_and(|s| SFlag::from_bits_truncate(s.st_mode) & SFlag::S_IFMT == kind)
 }

@@ -32,7 +32,7 @@ pub enum NotStood {
     /// The runtime's own failure, or the application's.
     Failed(Error),
     /// The engine's helper failed; the backend can tell why.
-    NotRebuilt(FailedHelper),
+    NotRebuilt(Box<FailedHelper>),
 }
 
 impl From<NotStood> for Error {
@@ -141,7 +141,9 @@ impl Container {
                     break Ok(stood);
                 }
                 Ok(Some((FromInit::Failed(error), _))) => break Err(NotStood::Failed(error)),
-                Ok(Some((FromInit::NotRebuilt(failed), _))) => break Err(NotStood::NotRebuilt(failed)),
+                Ok(Some((FromInit::NotRebuilt(failed), _))) => {
+                    break Err(NotStood::NotRebuilt(Box::new(failed)));
+                }
                 Ok(Some(_)) => {}
                 // Without an init the exec itself closes the channel.
                 Ok(None) if !init && stood.mode != RootMode::Auto => break Ok(stood),

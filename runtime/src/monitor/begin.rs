@@ -193,7 +193,7 @@ fn stand(
     let stood = match container.stand(true, MAKING + rebuilding(&spec)) {
         Ok(stood) => stood,
         Err(NotStood::Failed(error)) => return Err(with_log(error, logs.as_deref())),
-        Err(NotStood::NotRebuilt(failed)) => return Err(explain(prepared.as_mut(), failed)),
+        Err(NotStood::NotRebuilt(failed)) => return Err(explain(prepared.as_mut(), *failed)),
     };
     for note in &stood.notes {
         teller.note(note);
@@ -262,7 +262,7 @@ fn rebuilding(spec: &ContainerSpec) -> Duration {
 /// The backend's words for a helper that failed; where it has none, the helper's own.
 fn explain(prepared: Option<&mut Prepared>, mut failed: FailedHelper) -> Error {
     let Some(Prepared { live, worker, generation }) = prepared else {
-        return NotStood::NotRebuilt(failed).into();
+        return NotStood::NotRebuilt(Box::new(failed)).into();
     };
     if let Some(generation) = generation {
         failed.generation = restart::view(generation);
@@ -272,7 +272,7 @@ fn explain(prepared: Option<&mut Prepared>, mut failed: FailedHelper) -> Error {
         Ok(error) => error.into(),
         Err(error) => {
             tracing::debug!(%error, "the backend did not explain");
-            NotStood::NotRebuilt(failed).into()
+            NotStood::NotRebuilt(Box::new(failed)).into()
         }
     }
 }

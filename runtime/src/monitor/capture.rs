@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::init::survey::listening;
 use crate::instance::Port;
+use crate::launch::protocol::ToInit;
 use crate::monitor::Teller;
 use crate::monitor::control::Captured;
 use crate::monitor::findings::judge;
@@ -13,7 +14,7 @@ use crate::spec::ContainerSpec;
 use crate::store::{
     BackendEntry, BackendStamp, HostEntry, ImageIdentity, Listening, ManifestDraft, ProcessEntry,
 };
-use crate::worker::{Worker, engine};
+use crate::worker::{Worker, WorkerError, engine};
 use stasis_plugin_api::report::{CaptureReport, Severity};
 use stasis_plugin_api::request::{CaptureRequest, InstanceView, Subject};
 use stasis_plugin_api::survey::Survey;
@@ -136,7 +137,23 @@ fn save(
     let request = CaptureRequest { instance: view, stop_after: stop, previous };
     let outcome = engine::capture(&mut worker, &request, &mut memory, &around, deadline);
     *lock(&engine.memory) = memory;
+    if let Err(WorkerError::Died { .. } | WorkerError::TimedOut { .. } | WorkerError::Unclear { .. }) =
+        &outcome
+    {
+        run_on(live, survey);
+    }
     Ok((outcome?, notes))
+}
+
+/// A backend that was killed in the middle may have left the application stopped. Children go first, so that
+/// no parent takes notice.
+fn run_on(live: &Live, before: &Survey) {
+    let Ok(now) = live.survey() else { return };
+    let was_stopped = |pid: i32| before.processes.iter().any(|p| p.pid == pid && p.state == "T");
+    let left = now.processes.iter().filter(|p| p.state == "T" && !was_stopped(p.pid));
+    let pids = left.rev().map(|p| p.pid).collect();
+    // An init that is gone has nobody to signal.
+    let _ = live.tell_init(&ToInit::SignalPids { pids, signal: libc::SIGCONT }, &[]);
 }
 
 fn commit(

@@ -32,7 +32,7 @@ pub(super) fn socket_inode(target: &str) -> Option<u64> {
     target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// The object of a line of `/proc/PID/maps`, when it is neither a plain file nor plain memory.
+/// The object of a line of `/proc/PID/maps`, when it is neither plain memory nor a file that is still there.
 pub(super) fn special_mapping(line: &str) -> Option<&str> {
     const PREFIXES: [&str; 10] = [
         "/memfd:",
@@ -52,7 +52,7 @@ pub(super) fn special_mapping(line: &str) -> Option<&str> {
     let device = object.starts_with("/dev/") && !FILES.iter().any(|dir| object.starts_with(dir));
     let plain_zero = object == "/dev/zero";
     let special = PREFIXES.iter().any(|prefix| object.starts_with(prefix)) || (device && !plain_zero);
-    special.then_some(object)
+    (special || object.ends_with(" (deleted)")).then_some(object)
 }
 
 /// What stands behind address, permissions, offset, device and inode.

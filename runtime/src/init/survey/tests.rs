@@ -38,6 +38,8 @@ fn mappings() {
         "/dev/nvidiactl",
         "/drm mm object (deleted)",
         "/[aio] (deleted)",
+        "/x (deleted)",
+        "/dev/shm/x (deleted)",
     ] {
         assert_eq!(object(special).as_deref(), Some(special));
     }
@@ -48,7 +50,6 @@ fn mappings() {
         "[vdso]",
         "[anon:x]",
         "/usr/lib/libc.so.6",
-        "/x (deleted)",
         "/dev/shm/x",
         "/dev/hugepages/x",
         "/dev/zero",

@@ -1,0 +1,297 @@
+//! A capture: CRIU run inside the container, then what it leaves out.
+
+use crate::command::{self, Dump, IMAGES, PARENT, Setting};
+use crate::discover::Criu;
+use crate::explain::{During, Outcome, explain};
+use crate::mend;
+use crate::options::{self, Tcp};
+use crate::stats::{self, DumpStats};
+use stasis_plugin_api::prelude::*;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::time::Duration;
+
+/// What the container's own tmpfs mounts held.
+pub(crate) const TMPFS: &str = "tmpfs.tar";
+/// Left for hashing and answering when CRIU takes all of the time given.
+const RESERVE: Duration = Duration::from_secs(2);
+const SIGCONT: i32 = 18;
+
+/// Saves.
+pub(crate) fn capture(host: &mut Host<'_>, criu: &Criu, request: &CaptureRequest) -> Result<CaptureReport> {
+    let instance = &request.instance;
+    instance.room()?;
+    let setting = Setting {
+        rootless: instance.rootless,
+        tcp: options::tcp(host),
+        ghost_limit: options::ghost_limit(host)?,
+    };
+    let capturing = Capturing { host, criu, setting, request };
+    let images = instance.staging.join(IMAGES);
+    make(&images)?;
+    let before = capturing.pre_dump()?;
+    let mut stopped = request.stop_after || !instance.survey.tmpfs.is_empty();
+    let (survey, tmpfs) = loop {
+        capturing.dump(stopped, before)?;
+        if stopped {
+            break capturing.finish_stopped()?;
+        }
+        let survey = capturing.host.survey()?;
+        if survey.tmpfs.is_empty() {
+            break (survey, TmpfsSaved::default());
+        }
+        // The first file there was made between the look and the capture: once more, standing still.
+        stopped = true;
+        remove_files(&images).map_err(|e| staging_failed(&images, e))?;
+    };
+    capturing.report(&survey, &tmpfs)
+}
+
+fn staging_failed(path: &Path, e: std::io::Error) -> BackendError {
+    BackendError::failed(format!("cannot prepare {}", path.display())).because(e)
+}
+
+fn make(path: &Path) -> Result<()> {
+    DirBuilder::new().mode(0o700).create(path).map_err(|e| staging_failed(path, e))
+}
+
+/// What a dump wrote; an earlier pass over the memory stays.
+fn remove_files(directory: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+struct Capturing<'a, 'h> {
+    host: &'a Host<'h>,
+    criu: &'a Criu,
+    setting: Setting,
+    request: &'a CaptureRequest,
+}
+
+impl Capturing<'_, '_> {
+    fn run(&self, argv: Vec<String>) -> Result<RunOutput> {
+        let left = self.host.time_left().saturating_sub(RESERVE).max(RESERVE);
+        self.host.run_inside(&RunInside {
+            argv,
+            env: command::environment(),
+            timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            identity: Identity::Capable,
+        })
+    }
+
+    /// Only where the kernel tells which pages were written since: without that CRIU ends by a signal.
+    fn pre_dump(&self) -> Result<bool> {
+        if !self.host.option_bool("pre-dump").unwrap_or(false) {
+            return Ok(false);
+        }
+        let mut check = self.criu.command_inside();
+        check.extend(["check", "--no-default-config", "--feature", "mem_dirty_track"].map(str::to_owned));
+        if self.run(check)?.code != Some(0) {
+            return Err(BackendError::new(kind::UNSUPPORTED, "the memory cannot be saved before the pause")
+                .because("this kernel does not tell which pages were written since (soft-dirty)")
+                .help("leave the option pre-dump out"));
+        }
+        make(&self.request.instance.staging.join(IMAGES).join(PARENT))?;
+        self.host.progress(0, 0, "saving the memory before the pause");
+        let pid = self.request.instance.application;
+        let output = self.run(command::pre_dump(self.criu, &self.setting, pid))?;
+        self.judge(&output)?;
+        Ok(true)
+    }
+
+    fn dump(&self, stopped: bool, before: bool) -> Result<()> {
+        self.host.progress(0, 0, "saving");
+        let pid = self.request.instance.application;
+        let dump = Dump { pid, stopped, before };
+        let output = self.run(command::dump(self.criu, &self.setting, &dump))?;
+        self.judge(&output)
+    }
+
+    fn judge(&self, output: &RunOutput) -> Result<()> {
+        if output.code == Some(0) {
+            return Ok(());
+        }
+        let survey = &self.request.instance.survey;
+        let mut error = explain(&Outcome {
+            during: During::Capture,
+            code: output.code,
+            signal: output.signal,
+            timed_out: output.timed_out,
+            log: &output.stderr,
+            processes: &survey.processes,
+            sockets: &survey.sockets,
+        });
+        if !self.host.application().is_ok_and(|a| a.running) {
+            error.kind = kind::APPLICATION_ENDED.to_owned();
+        }
+        Err(error)
+    }
+
+    /// The tree stands still: its tmpfs content belongs to exactly this moment.
+    fn finish_stopped(&self) -> Result<(Survey, TmpfsSaved)> {
+        let outcome = self.host.survey().and_then(|survey| Ok((survey, self.host.save_tmpfs(TMPFS)?)));
+        if self.request.stop_after && outcome.is_ok() {
+            return outcome;
+        }
+        self.run_on(outcome.as_ref().ok().map(|o| &o.0))?;
+        outcome
+    }
+
+    /// Lets everybody run on who ran before: children first, so that no parent sees a stopped child.
+    fn run_on(&self, survey: Option<&Survey>) -> Result<()> {
+        let before = &self.request.instance.survey;
+        let now = survey.unwrap_or(before);
+        let was_stopped = |pid: i32| before.processes.iter().any(|p| p.pid == pid && p.state == "T");
+        let pids: Vec<i32> = deepest_first(now).into_iter().filter(|pid| !was_stopped(*pid)).collect();
+        self.host.signal(&pids, SIGCONT)
+    }
+
+    fn report(&self, survey: &Survey, tmpfs: &TmpfsSaved) -> Result<CaptureReport> {
+        let staging = &self.request.instance.staging;
+        let mut files = listed(staging, IMAGES)?;
+        if !files.iter().any(|f| *f == format!("{IMAGES}/inventory.img")) {
+            return Err(BackendError::failed(
+                "CRIU said that it saved the application and left no inventory",
+            ));
+        }
+        let highest = files.iter().filter_map(|f| thread(f)).max().unwrap_or(0);
+        let mended =
+            mend::timers(&staging.join(IMAGES)).map_err(|e| staging_failed(&staging.join(IMAGES), e))?;
+        if mended > 0 {
+            tracing::debug!(mended, "timers that expired during the capture");
+        }
+        let stats = fs::read(staging.join(IMAGES).join("stats-dump")).ok().and_then(|b| stats::dump(&b));
+        let stats = stats.unwrap_or_default();
+        if tmpfs.entries > 0 {
+            files.push(TMPFS.to_owned());
+        }
+        let facts: BTreeMap<String, serde_json::Value> = [
+            ("tcp", self.setting.tcp.word().into()),
+            ("rootless", self.setting.rootless.into()),
+            ("tmpfs", (tmpfs.entries > 0).into()),
+            ("highest-pid", highest.into()),
+            ("ghost-limit", self.setting.ghost_limit.clone().into()),
+            ("statistics", statistics(&stats)),
+        ]
+        .map(|(k, v): (&str, serde_json::Value)| (k.to_owned(), v))
+        .into();
+        let mut notes = Vec::new();
+        let open =
+            survey.sockets.iter().filter(|s| s.protocol.starts_with("tcp") && s.state == "established");
+        let open = open.count();
+        if self.setting.tcp == Tcp::Close && open > 0 {
+            notes.push(format!("after a restart the application finds {open} TCP connection(s) closed"));
+        }
+        Ok(CaptureReport {
+            engine_version: self.criu.version.to_string(),
+            files,
+            processes: survey
+                .processes
+                .iter()
+                .map(|p| SavedProcess { pid: p.pid, name: p.name.clone() })
+                .collect(),
+            pause_us: (stats != DumpStats::default()).then_some(stats.freezing_us + stats.frozen_us),
+            facts,
+            notes,
+        })
+    }
+}
+
+fn statistics(stats: &DumpStats) -> serde_json::Value {
+    serde_json::json!({
+        "freezing-us": stats.freezing_us,
+        "frozen-us": stats.frozen_us,
+        "memory-dump-us": stats.memdump_us,
+        "memory-write-us": stats.memwrite_us,
+        "pages-scanned": stats.pages_scanned,
+        "pages-skipped": stats.pages_skipped,
+        "pages-written": stats.pages_written,
+    })
+}
+
+/// The files of a directory, relative to the staging directory. Links are not followed and not listed.
+fn listed(staging: &Path, directory: &str) -> Result<Vec<String>> {
+    let path = staging.join(directory);
+    let failed =
+        |e: std::io::Error| BackendError::failed(format!("cannot read {}", path.display())).because(e);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&path).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let (kind, name) = (entry.file_type().map_err(failed)?, entry.file_name());
+        let name = format!("{directory}/{}", name.to_string_lossy());
+        if kind.is_file() {
+            names.push(name);
+        } else if kind.is_dir() && entry.file_name() == PARENT {
+            names.extend(listed(staging, &name)?);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The thread id of `images/core-ID.img`.
+fn thread(file: &str) -> Option<i32> {
+    file.rsplit('/').next()?.strip_prefix("core-")?.strip_suffix(".img")?.parse().ok()
+}
+
+/// Pids, children before their parents.
+fn deepest_first(survey: &Survey) -> Vec<i32> {
+    let parents: HashMap<i32, i32> = survey.processes.iter().map(|p| (p.pid, p.parent)).collect();
+    let depth = |mut pid: i32| {
+        let mut depth = 0;
+        while let Some(parent) = parents.get(&pid).filter(|_| depth < parents.len()) {
+            (pid, depth) = (*parent, depth + 1);
+        }
+        depth
+    };
+    let mut pids: Vec<i32> = survey.processes.iter().map(|p| p.pid).collect();
+    pids.sort_by_key(|pid| std::cmp::Reverse(depth(*pid)));
+    pids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_come_before_parents() {
+        let process = |pid, parent| ProcessInfo { pid, parent, ..ProcessInfo::default() };
+        let processes = vec![process(100, 1), process(101, 100), process(102, 101), process(103, 100)];
+        let survey = Survey { processes, ..Survey::default() };
+        assert_eq!(deepest_first(&survey), [102, 101, 103, 100]);
+        // What can never be in /proc does not hang either.
+        let survey = Survey { processes: vec![process(5, 6), process(6, 5)], ..Survey::default() };
+        assert_eq!(deepest_first(&survey).len(), 2);
+    }
+
+    #[test]
+    fn thread_ids_of_files() {
+        assert_eq!(thread("images/core-100.img"), Some(100));
+        assert_eq!(thread("images/mm-100.img"), None);
+        assert_eq!(thread("images/core-x.img"), None);
+    }
+
+    #[test]
+    fn only_plain_files_are_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = dir.path().join(IMAGES);
+        fs::create_dir(&images).unwrap();
+        fs::write(images.join("inventory.img"), "x").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", images.join("link")).unwrap();
+        fs::create_dir(images.join(PARENT)).unwrap();
+        fs::write(images.join(PARENT).join("pages-1.img"), "x").unwrap();
+        assert_eq!(
+            listed(dir.path(), IMAGES).unwrap(),
+            ["images/inventory.img", "images/parent/pages-1.img"]
+        );
+        remove_files(&images).unwrap();
+        assert_eq!(listed(dir.path(), IMAGES).unwrap(), ["images/parent/pages-1.img"]);
+    }
+}

@@ -1,0 +1,476 @@
+//! What CRIU cannot save or bring back, and what it says then, in words of ours.
+
+use super::*;
+use crate::http::{free_port, get};
+use crate::need::need;
+use std::net::TcpListener;
+
+/// `one` holds one kernel object and is to be saved into `kept`; the port at which it answers.
+fn holding(who: Who, flags: &[&str], words: &[&str]) -> Outcome<(Env, u16)> {
+    let (env, port) = (Env::new(who)?, free_port()?);
+    let (any, number) = (image(&env, "any"), port.to_string());
+    let mut all = vec!["instance", "start", "--backend", "criu", "--checkpoint", "kept"];
+    all.extend(flags);
+    all.extend([&any, "one", "python3", "/opt/subjects/objects.py", &number]);
+    all.extend(words);
+    env.ok(&all)?;
+    Ok((env, port))
+}
+
+/// A capture that is refused; the application works as before and nothing is left.
+fn refused(who: Who, flags: &[&str], kind: &str) -> Outcome<String> {
+    let (env, port) = holding(who, flags, &[kind])?;
+    assert_eq!(get(port, "/")?, "works");
+    let told = env.fails(&["checkpoint", "instance", "one"])?;
+    assert_eq!(get(port, "/")?, "works", "{kind}");
+    assert!(find(&store(&env, "kept"), "manifest.json").is_empty(), "{kind}");
+    env.finish()?;
+    Ok(told)
+}
+
+#[test]
+fn objects_that_a_user_cannot_have_saved() {
+    need!(image, userns, criu);
+    let told = |kind| refused(Who::User, &[], kind).unwrap();
+    insta::assert_snapshot!(told("io_uring"), @r#"
+    exit 255
+    FATAL:   CRIU cannot save instance "one"
+             because: descriptor 3 of python3 (pid N): anon_inode:[io_uring]: CRIU cannot save io_uring
+             because: the application runs on, and nothing was saved
+             hint:    switch io_uring off in the application
+    "#);
+    insta::assert_snapshot!(told("inotify"), @r#"
+    exit 255
+    FATAL:   CRIU cannot save instance "one"
+             because: descriptor 3 of python3 (pid N): anon_inode:inotify: CRIU cannot save inotify without privilege: it may not look up a watched file by its handle
+             because: the application runs on, and nothing was saved
+             hint:    let the application poll instead, or save as root
+    "#);
+    insta::assert_snapshot!(told("sysv"), @r#"
+    exit 255
+    FATAL:   CRIU cannot save instance "one"
+             because: memory of python3 (pid N): /SYSV00000000 (deleted): CRIU cannot save System V shared memory inside a container
+             because: the application runs on, and nothing was saved
+             hint:    use files in /dev/shm or shared anonymous memory instead
+    "#);
+    insta::assert_snapshot!(told("mqueue"), @"
+    exit 255
+    FATAL:   the application could not be saved
+             because: python3 (pid N) holds descriptor 3 (/subject), which lies outside of the container (or is a POSIX message queue)
+             because: the application runs on, and nothing was saved
+             hint:    close it in the application, or start the instance anew without handing it down
+    ");
+    insta::assert_snapshot!(told("shm"), @r#"
+    exit 255
+    FATAL:   CRIU cannot save instance "one"
+             because: memory of python3 (pid N): /dev/shm/subject (deleted): the file was deleted, and without privilege CRIU cannot reach it any more
+             because: the application runs on, and nothing was saved
+             hint:    let the file stay while it is mapped, or save as root
+    "#);
+    insta::assert_snapshot!(told("userns"), @"
+    exit 255
+    FATAL:   the application could not be saved
+             because: python3 (pid N) is in a user namespace of its own inside the container, which CRIU cannot save
+             because: the application runs on, and nothing was saved
+             hint:    switch the sandbox off in the application (browsers, build tools), or take another backend
+    ");
+    insta::assert_snapshot!(told("filtered"), @"
+    exit 255
+    FATAL:   the application could not be saved
+             because: the application has a seccomp filter, which CRIU cannot suspend without privilege
+             because: the application runs on, and nothing was saved
+             hint:    switch the sandbox off in the application, or take another backend
+    ");
+    insta::assert_snapshot!(told("traced"), @"
+    exit 255
+    FATAL:   the application could not be saved
+             because: python3 (pid N) is being traced (gdb, strace)
+             because: the application runs on, and nothing was saved
+             hint:    end the tracer, and save again
+    ");
+    insta::assert_snapshot!(told("orphan"), @r#"
+    exit 255
+    FATAL:   CRIU cannot save instance "one"
+             because: python3 (pid N): its parent ended, or it was started beside the application: CRIU saves the application's own tree only
+             because: the application runs on, and nothing was saved
+             hint:    keep it in the foreground of whoever starts it; wait until an `exec` is over
+    "#);
+}
+
+#[test]
+fn objects_that_root_cannot_have_saved() {
+    need!(root, image, criu);
+    let told = |kind| refused(Who::Myself, &[], kind).unwrap();
+    insta::assert_snapshot!(told("sysv"), @r#"
+    exit 255
+    FATAL:   CRIU cannot save instance "one"
+             because: memory of python3 (pid N): /SYSV00000000 (deleted): CRIU cannot save System V shared memory inside a container
+             because: the application runs on, and nothing was saved
+             hint:    use files in /dev/shm or shared anonymous memory instead
+    "#);
+    insta::assert_snapshot!(told("userns"), @"
+    exit 255
+    FATAL:   the application could not be saved
+             because: python3 (pid N) is in a user namespace of its own inside the container, which CRIU cannot save
+             because: the application runs on, and nothing was saved
+             hint:    switch the sandbox off in the application (browsers, build tools), or take another backend
+    ");
+}
+
+#[test]
+fn what_would_be_lost_is_refused_unless_accepted() {
+    need!(image, userns, criu);
+    let (env, port) = holding(Who::User, &[], &["memfd"]).unwrap();
+    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @r#"
+    exit 255
+    FATAL:   CRIU cannot save instance "one"
+             because: memory of python3 (pid N): /memfd:subject (deleted): after a restart this memory and the descriptor of it are no longer the same
+             because: the application runs on, and nothing was saved
+             hint:    close the descriptor once it is mapped, or save as root; to go on and lose it: --accept-loss=memfd
+    "#);
+    env.ok(&["checkpoint", "instance", "--accept-loss=memfd", "one"]).unwrap();
+    assert_eq!(get(port, "/").unwrap(), "works");
+    env.finish().unwrap();
+}
+
+#[test]
+fn a_deleted_file_beyond_the_limit() {
+    need!(image, userns, criu);
+    insta::assert_snapshot!(refused(Who::User, &["--contain", "--backend-option", "ghost-limit=1M"], "ghost").unwrap(), @"
+    exit 255
+    FATAL:   the application could not be saved
+             because: /tmp/ghost of N bytes was deleted and is still open; it is larger than what is saved of such files
+             because: the application runs on, and nothing was saved
+             hint:    save with `--backend-option ghost-limit=4M`
+    ");
+    let (env, port) = holding(Who::User, &["--contain"], &["ghost"]).unwrap();
+    env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+    env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
+    assert_eq!(get(port, "/").unwrap(), "works");
+    env.finish().unwrap();
+}
+
+/// Connected to a server of the test's.
+fn connected(flags: &[&str]) -> Outcome<(Env, u16, TcpListener)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let peer = listener.local_addr()?.port().to_string();
+    let (env, port) = holding(Who::User, flags, &["peer", &peer])?;
+    Ok((env, port, listener))
+}
+
+#[test]
+fn an_open_connection_is_refused_with_its_peer_or_closed() {
+    need!(image, userns, criu);
+    let (env, _, _listener) = connected(&[]).unwrap();
+    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @r#"
+    exit 255
+    FATAL:   CRIU cannot save instance "one"
+             because: TCP connection of python3 (pid N) from 127.0.0.1:N to 127.0.0.1:N: an open connection has its other half elsewhere
+             because: the application runs on, and nothing was saved
+             hint:    wait until it is closed, or start with `--tcp close` (the application finds it closed after a restart) or `--tcp keep`
+    "#);
+    env.finish().unwrap();
+    let (env, port, _listener) = connected(&["--tcp", "close"]).unwrap();
+    let saved = env.ok(&["checkpoint", "instance", "one"]).unwrap();
+    assert!(saved.err.contains("1 TCP connection(s) closed"), "{}", saved.err);
+    assert_eq!(get(port, "/").unwrap(), "works");
+    env.ok(&["instance", "stop", "one"]).unwrap();
+    env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
+    assert!(get(port, "/").unwrap().starts_with("dead"), "the connection cannot be there any more");
+    env.finish().unwrap();
+}
+
+#[test]
+fn connections_of_the_hosts_network_cannot_be_kept_by_a_user() {
+    need!(image, userns, criu);
+    let env = Env::new(Who::User).unwrap();
+    let small = image(&env, "small");
+    let words = [
+        "instance",
+        "start",
+        "--backend",
+        "criu",
+        "--tcp",
+        "keep",
+        "--checkpoint",
+        "kept",
+        &small,
+        "one",
+        IDLE,
+    ];
+    insta::assert_snapshot!(env.fails(&words).unwrap(), @"
+    exit 255
+    FATAL:   TCP connections cannot be kept
+             because: the container uses the host's network, which an ordinary user cannot take connections from
+             hint:    give the container a network of its own with --net, or use --tcp close
+    ");
+    insta::assert_snapshot!(env.fails(&["exec", "--tcp", "keep", &small, "true"]).unwrap(), @"
+    exit 1
+    ERROR:   --tcp needs --checkpoint NAME, --restart NAME or --resume NAME
+    ");
+    let words = [
+        "instance",
+        "start",
+        "--backend",
+        "criu",
+        "--tcp",
+        "hold",
+        "--checkpoint",
+        "kept",
+        &small,
+        "one",
+        IDLE,
+    ];
+    insta::assert_snapshot!(env.fails(&words).unwrap(), @"
+    exit 1
+    error: invalid value 'hold' for '--tcp <refuse|close|keep>'
+      [possible values: refuse, close, keep]
+
+    For more information, try '--help'.
+    ");
+    env.finish().unwrap();
+}
+
+#[test]
+fn a_mapped_file_that_changed_since() {
+    need!(image, userns, criu);
+    let env = Env::new(Who::User).unwrap();
+    let small = image(&env, "small");
+    let work = env.make_dir("work").unwrap();
+    let program = work.join("idle");
+    std::fs::copy(env.site.image("small").join("opt/subjects/bin/idle"), &program).unwrap();
+    let bind = format!("{}:/work", work.display());
+    let start = [
+        "instance",
+        "start",
+        "-B",
+        &bind,
+        "--backend",
+        "criu",
+        "--checkpoint",
+        "kept",
+        &small,
+        "one",
+        "/work/idle",
+    ];
+    env.ok(&start).unwrap();
+    env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+    let restart = ["instance", "start", "--restart", "kept", &small, "one"];
+    let mut bytes = std::fs::read(&program).unwrap();
+    bytes.extend(b"more");
+    std::fs::write(&program, &bytes).unwrap();
+    insta::assert_snapshot!(env.fails(&restart).unwrap(), @"
+    exit 255
+    FATAL:   the saved state could not be brought back
+             because: /work/idle has changed since the state was saved: it has N bytes instead of N
+             hint:    put the file back as it was when the state was saved: the same image, the same binds
+    ");
+    std::fs::remove_file(&program).unwrap();
+    insta::assert_snapshot!(env.fails(&restart).unwrap(), @"
+    exit 255
+    FATAL:   the saved state could not be brought back
+             because: /work/idle, which was open when the state was saved, is not there any more
+             hint:    put the file back to its place (an empty one may do for a log), or bind the directory that holds it
+    ");
+    bytes.truncate(bytes.len() - 4);
+    std::fs::write(&program, &bytes).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    env.ok(&restart).unwrap();
+    env.finish().unwrap();
+}
+
+#[test]
+fn damaged_images_never_reach_the_engine() {
+    need!(image, userns, criu);
+    let env = Env::new(Who::User).unwrap();
+    let small = image(&env, "small");
+    env.ok(&["instance", "start", "--backend", "criu", "--checkpoint", "kept", &small, "one", IDLE]).unwrap();
+    env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+    let pages = find(&store(&env, "kept"), "pages-1.img").pop().unwrap();
+    let whole = std::fs::read(&pages).unwrap();
+    std::fs::write(&pages, &whole[..whole.len() / 2]).unwrap();
+    insta::assert_snapshot!(env.fails(&["instance", "start", "--restart", "kept", &small, "one"]).unwrap(), @"
+    exit 255
+    FATAL:   $DIR/data/checkpoints/kept/generations/000001/images/pages-1.img is damaged: cut short: it has N of N bytes
+             hint:    choose an older generation, or delete what is damaged; nothing was changed
+    ");
+    std::fs::write(&pages, &whole).unwrap();
+    env.ok(&["instance", "start", "--restart", "kept", &small, "one"]).unwrap();
+    env.finish().unwrap();
+}
+
+#[test]
+fn a_second_copy_and_a_taken_port() {
+    need!(image, userns, criu);
+    let (env, port) = holding(Who::User, &[], &["eventfd"]).unwrap();
+    env.ok(&["checkpoint", "instance", "one"]).unwrap();
+    insta::assert_snapshot!(env.fails(&["instance", "start", "--restart", "kept", "-", "two"]).unwrap(), @r#"
+    exit 255
+    FATAL:   checkpoint "kept" is in use by instance "one" (process N, since TIME)
+             hint:    stop it first: stasis instance stop one
+    "#);
+    env.ok(&["instance", "stop", "one"]).unwrap();
+    let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    insta::assert_snapshot!(env.fails(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap(), @"
+    exit 255
+    FATAL:   port N is taken
+             because: the application listened on 127.0.0.1:N, and binding it again fails: Address already in use
+             hint:    end the program that listens there, or restart with --net
+    ");
+    drop(taken);
+    env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
+    env.finish().unwrap();
+}
+
+/// Without subordinate ids CRIU would make the user root, which nobody asked for.
+#[test]
+fn auto_takes_criu_only_where_the_user_stays_the_user() {
+    need!(root, image, userns, uidmap, criu);
+    for (who, taken) in [(Who::Granted, true), (Who::User, false)] {
+        let env = Env::new(who).unwrap();
+        env.configure(&format!("order = [\"criu\"]\n{}", env.criu())).unwrap();
+        let small = image(&env, "small");
+        let start = ["instance", "start", "--checkpoint", "kept", &small, "one", IDLE];
+        if taken {
+            env.ok(&start).unwrap();
+            env.ok(&["checkpoint", "instance", "one"]).unwrap();
+            assert!(env.ok(&["checkpoint", "list"]).unwrap().out.contains("criu"));
+            let id = env.ok(&["exec", "instance://one", "cat", "/proc/self/uid_map"]).unwrap();
+            assert!(id.out.contains(&env.uid().to_string()), "{}", id.out);
+            // The saved files are the user's own.
+            let inventory = find(&store(&env, "kept"), "inventory.img").pop().unwrap();
+            assert_eq!(std::os::unix::fs::MetadataExt::uid(&inventory.metadata().unwrap()), env.uid());
+        } else {
+            insta::assert_snapshot!(env.fails(&start).unwrap(), @"
+            exit 255
+            FATAL:   no backend can be used here
+                     because: criu: it would change the user's id inside; name it with --backend to take it all the same
+                     hint:    `stasis backend check` shows everything that was looked for
+            ");
+            let named = env
+                .ok(&["instance", "start", "--backend", "criu", "--checkpoint", "kept", &small, "one", IDLE])
+                .unwrap();
+            insta::assert_snapshot!(env.told(&named), @"
+            exit 0
+            WARNING: inside you are root: CRIU needs uid N there, and you have no subordinate ids beside which you could stay yourself
+            INFO:    instance started successfully
+            ");
+        }
+        env.finish().unwrap();
+    }
+}
+
+/// This needs a root without CAP_SYS_RESOURCE, as many virtual machines and containers have it.
+#[test]
+fn a_process_of_another_user() {
+    need!(root, image, criu);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap().trim();
+    let may = u64::from_str_radix(bounding, 16).unwrap() & (1 << 24) != 0;
+    let (env, port) = holding(Who::Myself, &[], &["elsewhere"]).unwrap();
+    if may {
+        env.ok(&["checkpoint", "instance", "one"]).unwrap();
+    } else {
+        insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @"
+        exit 255
+        FATAL:   the application could not be saved
+                 because: python3 (pid N) belongs to another user, and root lacks CAP_SYS_RESOURCE on this host
+                 because: the application runs on, and nothing was saved
+                 hint:    start the instance as that user, or give CAP_SYS_RESOURCE to the machine or container that stasis runs in
+        ");
+    }
+    assert_eq!(get(port, "/").unwrap(), "works");
+    env.finish().unwrap();
+}
+
+#[test]
+fn connections_of_an_own_network_are_kept() {
+    need!(root, image, userns, criu);
+    for who in [Who::Myself, Who::User] {
+        let env = Env::new(who).unwrap();
+        let any = image(&env, "any");
+        let program = ["python3", "/opt/subjects/objects.py", "8080", "local"];
+        let flags = [
+            "instance",
+            "start",
+            "--net",
+            "--tcp",
+            "keep",
+            "--backend",
+            "criu",
+            "--checkpoint",
+            "kept",
+            &any,
+            "one",
+        ];
+        env.ok(&[&flags[..], &program[..]].concat()).unwrap();
+        let ask = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/').read().decode())";
+        let works = |env: &Env| env.ok(&["exec", "instance://one", "python3", "-c", ask]).unwrap().out;
+        for _ in 0..2 {
+            env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+            env.ok(&["instance", "start", "--net", "--restart", "kept", &any, "one"]).unwrap();
+            assert_eq!(works(&env), "works\n");
+        }
+        env.finish().unwrap();
+    }
+}
+
+#[test]
+fn lazy_and_pre_dump_where_the_kernel_has_them() {
+    need!(root, image, criu);
+    let env = Env::new(Who::Myself).unwrap();
+    let (any, port) = (image(&env, "any"), free_port().unwrap());
+    let program = ["python3", "/opt/subjects/memory.py", &port.to_string(), "64"];
+    let flags = ["instance", "start", "--backend", "criu", "--checkpoint", "kept", &any, "one"];
+    env.ok(&[&flags[..], &program[..]].concat()).unwrap();
+    env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+    for _ in 0..2 {
+        env.ok(&["instance", "start", "--backend-option", "lazy=true", "--restart", "kept", &any, "one"])
+            .unwrap();
+        assert_eq!(get(port, "/check").unwrap(), "good");
+        env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+    }
+    env.ok(&["instance", "start", "--backend-option", "pre-dump=true", "--restart", "kept", &any, "one"])
+        .unwrap();
+    let dirty = std::fs::read_to_string("/proc/self/smaps")
+        .unwrap()
+        .lines()
+        .any(|l| l.starts_with("VmFlags") && l.contains(" sd"));
+    if dirty {
+        env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+        env.ok(&["instance", "start", "--restart", "kept", &any, "one"]).unwrap();
+    } else {
+        insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @"
+        exit 255
+        FATAL:   the memory cannot be saved before the pause
+                 because: this kernel does not tell which pages were written since (soft-dirty)
+                 because: the application runs on, and nothing was saved
+                 hint:    leave the option pre-dump out
+        ");
+    }
+    assert_eq!(get(port, "/check").unwrap(), "good");
+    env.finish().unwrap();
+}
+
+#[test]
+fn a_user_may_not_restart_lazily_where_userfaultfd_is_closed() {
+    need!(image, userns, criu);
+    let open =
+        std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").is_ok_and(|text| text.trim() == "1");
+    let env = Env::new(Who::User).unwrap();
+    let small = image(&env, "small");
+    env.ok(&["instance", "start", "--backend", "criu", "--checkpoint", "kept", &small, "one", IDLE]).unwrap();
+    env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+    let lazy = ["instance", "start", "--backend-option", "lazy=true", "--restart", "kept", &small, "one"];
+    if open || env.uid() == 0 {
+        env.ok(&lazy).unwrap();
+    } else {
+        insta::assert_snapshot!(env.fails(&lazy).unwrap(), @"
+        exit 255
+        FATAL:   a lazy restart is not possible here
+                 because: userfaultfd is closed to ordinary users
+                 hint:    leave the option lazy out; the administrator opens it with `sysctl vm.unprivileged_userfaultfd=1`
+        ");
+    }
+    env.finish().unwrap();
+}
