@@ -200,9 +200,18 @@ impl Env {
         if let Ok(host) = nix::unistd::gethostname() {
             text = text.replace(&format!("/instances/{}/", host.to_string_lossy()), "/instances/HOST/");
         }
-        for before in
-            ["pid ", "PID=", "process ", "uid ", "port ", "127.0.0.1:", "it has ", " of ", "faults.rs:"]
-        {
+        for before in [
+            "pid ",
+            "PID=",
+            "process ",
+            "descriptor ",
+            "uid ",
+            "port ",
+            "127.0.0.1:",
+            "it has ",
+            " of ",
+            "faults.rs:",
+        ] {
             text = number_after(&text, before);
         }
         time_after(&text, "since ")
