@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -286,6 +287,8 @@ impl Drop for Env {
         for (pid, _) in self.survivors() {
             let _ = kill(pid, Signal::SIGKILL);
         }
+        // Where a test has mounted a file system of its own, the directory could not be removed.
+        let _ = umount2(&self.path("data"), MntFlags::MNT_DETACH);
     }
 }
 
