@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -224,9 +225,18 @@ impl Env {
         if let Ok(host) = nix::unistd::gethostname() {
             text = text.replace(&format!("/instances/{}/", host.to_string_lossy()), "/instances/HOST/");
         }
-        for before in
-            ["pid ", "PID=", "process ", "uid ", "port ", "127.0.0.1:", "it has ", " of ", "faults.rs:"]
-        {
+        for before in [
+            "pid ",
+            "PID=",
+            "process ",
+            "descriptor ",
+            "uid ",
+            "port ",
+            "127.0.0.1:",
+            "it has ",
+            " of ",
+            "faults.rs:",
+        ] {
             text = number_after(&text, before);
         }
         time_after(&text, "since ")
@@ -301,6 +311,8 @@ impl Drop for Env {
         for (pid, _) in self.survivors() {
             let _ = kill(pid, Signal::SIGKILL);
         }
+        // Where a test has mounted a file system of its own, the directory could not be removed.
+        let _ = umount2(&self.path("data"), MntFlags::MNT_DETACH);
     }
 }
 

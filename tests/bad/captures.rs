@@ -85,19 +85,19 @@ fn objects_that_would_be_lost_are_refused_unless_accepted() {
     insta::assert_snapshot!(told, @r#"
     timerfd: exit 255
     FATAL:   DMTCP cannot save instance "one"
-             because: descriptor 3 of python3 (pid N), anon_inode:[timerfd]: DMTCP brings the descriptor back and the timer never fires again
+             because: descriptor N of python3 (pid N), anon_inode:[timerfd]: DMTCP brings the descriptor back and the timer never fires again
              because: the application runs on, and nothing was saved
              hint:    close it before saving; to go on and lose it: --accept-loss=timerfd
     memfd: exit 255
     FATAL:   DMTCP cannot save instance "one"
-             because: descriptor 3 of python3 (pid N), /memfd:subject (deleted): DMTCP does not bring memory of memfd_create back
-             because: descriptor 4 of python3 (pid N), /memfd:subject (deleted): DMTCP does not bring memory of memfd_create back
+             because: descriptor N of python3 (pid N), /memfd:subject (deleted): DMTCP does not bring memory of memfd_create back
+             because: descriptor N of python3 (pid N), /memfd:subject (deleted): DMTCP does not bring memory of memfd_create back
              because: memory of python3 (pid N), /memfd:subject (deleted): DMTCP does not bring memory of memfd_create back
              because: the application runs on, and nothing was saved
              hint:    use files in /dev/shm instead; to go on and lose it: --accept-loss=memfd
     pty: exit 255
     FATAL:   DMTCP cannot save instance "one"
-             because: descriptor 3 of python3 (pid N), /dev/ptmx: DMTCP does not bring pseudo terminals of the application's own back
+             because: descriptor N of python3 (pid N), /dev/ptmx: DMTCP does not bring pseudo terminals of the application's own back
              because: the application runs on, and nothing was saved
              hint:    end what holds the terminal before saving; to go on and lose it: --accept-loss=pty
     "#);

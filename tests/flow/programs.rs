@@ -187,3 +187,77 @@ fn entered() -> Outcome<()> {
     assert_eq!(get(job.port, "/")?, "0");
     job.env.finish()
 }
+
+#[test]
+fn the_logs_of_a_stopped_instance_as_root() {
+    need!(root, image);
+    stopped(Who::Myself).unwrap();
+}
+
+#[test]
+fn the_logs_of_a_stopped_instance_as_an_ordinary_user() {
+    need!(image, userns);
+    stopped(Who::User).unwrap();
+}
+
+fn stopped(who: Who) -> Outcome<()> {
+    let env = Env::new(who)?;
+    let small = env.site.image("small").to_string_lossy().into_owned();
+    let start = |says: &str| {
+        let script = format!("echo {says}; echo {says} aside >&2; echo > /tmp/said; exec sleep 1000");
+        env.ok(&["instance", "start", "--contain", &small, "job", "sh", "-c", &script])?;
+        // Until it has said all.
+        env.ok(&["exec", "instance://job", "sh", "-c", "until [ -e /tmp/said ]; do sleep 0.01; done"])
+    };
+    let logs = |flags: &[&str]| env.ok(&[&["instance", "logs", "job"], flags].concat());
+    start("first")?;
+    env.ok(&["instance", "stop", "job"])?;
+    assert_eq!(logs(&[])?.out, "first\n");
+    assert_eq!(logs(&["--err"])?.out, "first aside\n");
+    // For everything else it is gone.
+    for words in [&["instance", "list"][..], &["instance", "list", "--json"], &["instance", "stop", "--all"]]
+    {
+        let told = env.ok(words)?;
+        assert!(!told.out.contains("job") && told.err.is_empty(), "{words:?}: {told:?}");
+    }
+    let stop = env.fails(&["instance", "stop", "job"])?;
+    let exec = env.fails(&["exec", "instance://job", "true"])?;
+    insta::allow_duplicates! { insta::assert_snapshot!(format!("{stop}\n{exec}"), @r#"
+    exit 1
+    ERROR:   no instance found with name "job" (none is running)
+             hint:    see what there is: stasis instance list
+
+    exit 255
+    FATAL:   no instance found with name "job" (none is running)
+             hint:    see what there is: stasis instance list
+    "#); }
+    // The name is free at once.
+    start("second")?;
+    assert_eq!(logs(&[])?.out, "second\n");
+    env.ok(&["instance", "stop", "--force", "job"])?;
+    assert_eq!(logs(&["--err"])?.out, "second aside\n");
+    env.finish()
+}
+
+#[test]
+fn the_logs_of_an_instance_that_was_saved_and_stopped() {
+    need!(image, userns, dmtcp);
+    saved_and_stopped().unwrap();
+}
+
+fn saved_and_stopped() -> Outcome<()> {
+    let job = Job::start(Who::User, "server", &["PORT"])?;
+    get(job.port, "/")?;
+    let saved = job.env.stasis(&["checkpoint", "instance", "--stop", "job"])?;
+    assert_eq!(saved.code, 0, "{saved:?}");
+    let list = job.env.ok(&["instance", "list"])?;
+    assert!(!list.out.contains("job"), "{list:?}");
+    let logs = job.env.ok(&["instance", "logs", "--err", "job"])?;
+    assert_eq!(logs.out.matches("GET / HTTP").count(), 1, "{logs:?}");
+    // What comes back says what it has to say from here on.
+    job.env.ok(&["instance", "start", "--restart", "job", &job.image, "job"])?;
+    assert_eq!(get(job.port, "/")?, "0");
+    let logs = job.env.ok(&["instance", "logs", "--err", "job"])?;
+    assert_eq!(logs.out.matches("GET / HTTP").count(), 1, "{logs:?}");
+    job.env.finish()
+}

@@ -4,12 +4,15 @@ use crate::asserts;
 use crate::coordinator::{self, status};
 use crate::images::{self, Set};
 use crate::preload::{SHIM, SHIM_PATH};
+use nix::sys::statvfs::statvfs;
 use stasis_plugin_api::prelude::*;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// The preload library goes along: a restart needs the very same one.
 pub(crate) const SHIM_FILE: &str = "preload.so";
+/// With less free than this a write of DMTCP's has failed.
+const FULL: u64 = 1 << 20;
 
 /// Saves.
 pub(crate) fn capture(host: &mut Host<'_>, request: &CaptureRequest) -> Result<CaptureReport> {
@@ -25,12 +28,26 @@ pub(crate) fn capture(host: &mut Host<'_>, request: &CaptureRequest) -> Result<C
     host.progress(0, 0, "saving");
     let patience = host.time_left().saturating_sub(Duration::from_secs(1));
     let output = coordinator::command(host, &["-bc"], patience)?;
-    judge(host, &request.instance.logs, &output)?;
-    let set = complete(host, &request.instance, before.peers)?;
+    let saved = judge(host, &request.instance.logs, &output)
+        .and_then(|()| complete(host, &request.instance, before.peers));
+    let set = saved.map_err(|error| filled_up(error, staging))?;
     for image in &set.images {
         images::check(&staging.join(&image.file))?;
     }
     report(host, staging, set)
+}
+
+/// The estimate cannot know what others write meanwhile. DMTCP then dies without a word about it: its log lies on
+/// the same file system as a rule.
+fn filled_up(error: BackendError, staging: &Path) -> BackendError {
+    let free = statvfs(staging).map_or(u64::MAX, |fs| fs.blocks_available() * fs.fragment_size());
+    if free >= FULL {
+        return error;
+    }
+    let full = BackendError::new(kind::NO_SPACE, "the file system became full while the state was written")
+        .because(format!("nothing is free any more at {}", staging.display()))
+        .help("free some space there, or remove older generations with `stasis checkpoint prune`");
+    full.engine_output(error.engine_output.unwrap_or_default())
 }
 
 fn judge(host: &Host<'_>, logs: &Path, output: &RunOutput) -> Result<()> {

@@ -42,7 +42,7 @@ fn of(search: &Search) -> Probe {
     let others = installations.iter().skip(1);
     probe.warnings.extend(others.map(|other| {
         let Installation { version_text, prefix_label, .. } = other;
-        format!("DMTCP {version_text} at {prefix_label} serves images that cannot load the newer one")
+        format!("DMTCP {version_text} at {prefix_label} serves images that cannot load the newer one, and what it saved itself")
     }));
     if SHIM.is_empty() {
         probe.reason = Some(
@@ -61,7 +61,7 @@ fn of(search: &Search) -> Probe {
 
 fn features(installation: &Installation) -> Vec<Feature> {
     let shim = !SHIM.is_empty();
-    let json = installation.version.major >= 5;
+    let new = installation.version.major >= 5;
     let text = &installation.version_text;
     let feature =
         |name: &str, available, reason: String| Feature { name: name.to_owned(), available, reason };
@@ -74,11 +74,18 @@ fn features(installation: &Installation) -> Vec<Feature> {
                 false => "the preload library exists for x86_64 only".to_owned(),
             },
         ),
-        feature("blocking checkpoint", true, "dmtcp_command --bcheckpoint".to_owned()),
+        feature(
+            "blocking checkpoint",
+            new,
+            match new {
+                true => "dmtcp_command --bcheckpoint".to_owned(),
+                false => format!("DMTCP {text} answers before the images are written; they are waited for"),
+            },
+        ),
         feature(
             "status as JSON",
-            json,
-            match json {
+            new,
+            match new {
                 true => "dmtcp_command --json".to_owned(),
                 false => format!("DMTCP {text} tells it as text; 5.0 has --json"),
             },
@@ -127,7 +134,20 @@ status as JSON true: dmtcp_command --json
         let warnings = probe.warnings.join("\n").replace(dir.path().to_str().unwrap(), "DIR");
         insta::assert_snapshot!(warnings, @"
 DMTCP 5.1 was not tried with this backend; 4.2 to 5.0 were
-DMTCP 4.2.0 at DIR/b serves images that cannot load the newer one
+DMTCP 4.2.0 at DIR/b serves images that cannot load the newer one, and what it saved itself
+");
+    }
+
+    #[test]
+    fn an_older_version_tells_what_it_lacks() {
+        let dir = tempfile::tempdir().unwrap();
+        install(&dir.path().join("a"), "4.2.0");
+        let probe = of(&search(dir.path(), ""));
+        assert!(probe.usable && probe.warnings.len() == 1, "{:?}", probe.warnings);
+        let lacks = probe.features.iter().filter(|f| !f.available).map(|f| f.reason.as_str());
+        insta::assert_snapshot!(lacks.collect::<Vec<_>>().join("\n"), @"
+DMTCP 4.2.0 answers before the images are written; they are waited for
+DMTCP 4.2.0 tells it as text; 5.0 has --json
 ");
     }
 

@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// `brk` glibc takes memory from `mmap`.
 const NO_BREAK: SeccompRule = SeccompRule { syscall: 12, argument: Some((0, 0)), except: true, errno: 0 };
 
-/// The installation that made the generation.
-fn same_version(host: &Host<'_>, generation: &GenerationView) -> Result<Installation> {
+/// The installation that made the generation; an error calls that `subject`.
+fn same_version(host: &Host<'_>, generation: &GenerationView, subject: &str) -> Result<Installation> {
     let found = discover::search(&discover::Search::from_host(host))
         .map_err(|e| BackendError::new(kind::UNUSABLE, e.to_string()))?;
     let wanted = &generation.engine_version;
@@ -33,7 +33,7 @@ fn same_version(host: &Host<'_>, generation: &GenerationView) -> Result<Installa
     } else {
         format!("installed is {}", have.join(", "))
     };
-    Err(BackendError::new(kind::UNUSABLE, format!("generation {} was saved by DMTCP {wanted}", generation.number))
+    Err(BackendError::new(kind::UNUSABLE, format!("{subject} was saved by DMTCP {wanted}"))
         .because(have)
         .help("images belong to one version: let the administrator install that one beside the others and name it in `prefixes`"))
 }
@@ -42,7 +42,7 @@ fn same_version(host: &Host<'_>, generation: &GenerationView) -> Result<Installa
 pub(crate) fn examine(host: &Host<'_>, generation: &GenerationView, _: &ImageView) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let object = format!("generation {}", generation.number);
-    if let Err(error) = same_version(host, generation) {
+    if let Err(error) = same_version(host, generation, "it") {
         findings.push(Finding {
             severity: Severity::Fatal,
             kind: "engine-version".to_owned(),
@@ -75,7 +75,7 @@ fn listed(generation: &GenerationView, fact: &str) -> Vec<String> {
 /// The plan.
 pub(crate) fn plan(host: &mut Host<'_>, request: &RestartRequest) -> Result<RestartPlan> {
     let generation = &request.generation;
-    let installation = same_version(host, generation)?;
+    let installation = same_version(host, generation, &format!("generation {}", generation.number))?;
     let shim_path = generation.facts.get("shim").and_then(|s| s.as_str()).unwrap_or(SHIM_PATH).to_owned();
     let library = generation.directory.join(SHIM_FILE);
     let missing = |e: std::io::Error| {

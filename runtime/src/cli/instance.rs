@@ -30,7 +30,7 @@ pub enum InstanceCommand {
     List(ListArgs),
     /// End instances
     Stop(StopArgs),
-    /// What an instance printed
+    /// What an instance printed; after a stop too, until the name is used again
     Logs(LogsArgs),
 }
 
@@ -336,7 +336,7 @@ fn stop_one(session: &Session, seen: &Seen, args: &StopArgs) -> Result<()> {
 
 fn logs(session: &Session, args: &LogsArgs) -> Result<()> {
     let name = named(&args.name)?;
-    let seen = session.instances()?.find(&name)?;
+    let seen = session.instances()?.find_last(&name)?;
     let path = if args.err { seen.err_log() } else { seen.out_log() };
     let bytes = std::fs::read(&path)
         .map_err(|e| Error::new(format!("cannot read the log {}", path.display())).because(&e))?;

@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// How long the monitor of a container that has ended is given to go.
 const PARTING: Duration = Duration::from_secs(2);
+/// Of how many instances that were stopped the logs are kept.
+const KEPT: usize = 20;
 
 /// A container's name, held. Dropping it gives the name back, unless another process shares the lock.
 ///
@@ -132,6 +134,19 @@ impl Claim {
         self.over(State::Failed { reason: reason.into() })
     }
 
+    /// The application ended because somebody asked for it. The logs stay readable until the name is taken again,
+    /// or [`KEPT`] others have been stopped since.
+    ///
+    /// # Errors
+    /// As [`Self::write`]; then nothing is kept, as nobody could tell that it was no accident.
+    pub fn stop(mut self, how: Ending) -> Result<()> {
+        if let Err(error) = self.over(State::Stopped { how }) {
+            self.discard()?;
+            return Err(error);
+        }
+        forget_stopped(&self.parent)
+    }
+
     fn over(&mut self, state: State) -> Result<()> {
         self.update(|record| {
             record.state = state;
@@ -208,6 +223,42 @@ pub(super) fn remove(parent: &Dir, name: &InstanceName) -> Result<()> {
         std::thread::sleep(Duration::from_millis(2));
     }
     if is_current(parent, &dir, &lock, name)? { clear(parent, &dir, name.as_str()) } else { Ok(()) }
+}
+
+/// Removes what was stopped before the last [`KEPT`].
+fn forget_stopped(parent: &Dir) -> Result<()> {
+    let mut stopped = Vec::new();
+    for name in parent.names()?.iter().filter_map(|name| InstanceName::new(name).ok()) {
+        let Ok(Some(dir)) = parent.child_if_any(name.as_str()) else { continue };
+        if let Some(when) = stopped_at(&dir, &name) {
+            stopped.push((when, name, dir));
+        }
+    }
+    stopped.sort_by(|(a, a_name, _), (b, b_name, _)| (b, b_name).cmp(&(a, a_name)));
+    for (when, name, dir) in stopped.into_iter().skip(KEPT) {
+        // One that cannot be removed does not keep the others.
+        let _ = forget(parent, &dir, &name, &when);
+    }
+    Ok(())
+}
+
+/// Removes one, unless somebody has taken the name since it was looked at.
+fn forget(parent: &Dir, dir: &Dir, name: &InstanceName, when: &str) -> Result<()> {
+    let Some(lock) = open_lock(dir, true)? else { return Ok(()) };
+    let ours = try_lock(&lock, dir)? && is_current(parent, dir, &lock, name)?;
+    if ours && stopped_at(dir, name).as_deref() == Some(when) {
+        clear(parent, dir, name.as_str())
+    } else {
+        Ok(())
+    }
+}
+
+/// When it was stopped, if it was.
+fn stopped_at(dir: &Dir, name: &InstanceName) -> Option<String> {
+    match read(dir, name) {
+        Some(Ok(Record { state: State::Stopped { .. }, ended, .. })) => ended,
+        _ => None,
+    }
 }
 
 /// The caller has the lock, or somebody who starts beside us would be robbed.

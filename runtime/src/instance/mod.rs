@@ -104,6 +104,12 @@ impl Seen {
         self.liveness == Liveness::Alive
     }
 
+    /// Whether only its logs are left, because somebody asked for its end.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        matches!(&self.record, Ok(Record { state: State::Stopped { .. }, .. }))
+    }
+
     /// One line for people: `running`, `exit 3`, `lost: its monitor died`, `on host a`.
     #[must_use]
     pub fn summary(&self) -> String {
@@ -148,28 +154,44 @@ impl Instances {
         Claim::adopt(parent, name, &self.host, lock)
     }
 
-    /// The entry of `name`: this host's, else another's of the same home.
+    /// The entry of `name`: this host's, else another's of the same home. One that was stopped counts as gone.
     ///
     /// # Errors
     /// [`InstanceError::NotFound`] with the names of what runs.
     pub fn find(&self, name: &InstanceName) -> Result<Seen> {
-        if let Some(seen) = self.see(&self.host.name, name)? {
-            return Ok(seen);
-        }
-        let mut elsewhere: Vec<Seen> = self.list()?.into_iter().filter(|seen| seen.name == *name).collect();
-        // The same machine under another name is nearer than another one.
-        elsewhere.sort_by_key(|seen| matches!(seen.liveness, Liveness::Elsewhere { .. }));
-        match elsewhere.into_iter().next() {
-            Some(seen) => Ok(seen),
-            None => Err(self.not_found(name.as_str())),
-        }
+        let found = self.find_last(name)?;
+        if found.is_stopped() { Err(self.not_found(name.as_str())) } else { Ok(found) }
     }
 
-    /// All entries of all hosts, by name.
+    /// The entry of `name` as [`Self::find`] has it, else what was stopped last under that name: its logs.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn find_last(&self, name: &InstanceName) -> Result<Seen> {
+        match self.see(&self.host.name, name)? {
+            Some(seen) if !seen.is_stopped() => return Ok(seen),
+            _ => {}
+        }
+        let all = self.all()?.into_iter().filter(|seen| seen.name == *name);
+        // The same machine under another name is nearer than another one.
+        let nearest = all.min_by_key(|seen| {
+            let elsewhere = matches!(seen.liveness, Liveness::Elsewhere { .. });
+            (seen.is_stopped(), elsewhere)
+        });
+        nearest.ok_or_else(|| self.not_found(name.as_str()))
+    }
+
+    /// The entries of all hosts, by name, without what was stopped.
     ///
     /// # Errors
     /// When a directory cannot be read. A damaged entry is no error.
     pub fn list(&self) -> Result<Vec<Seen>> {
+        let mut all = self.all()?;
+        all.retain(|seen| !seen.is_stopped());
+        Ok(all)
+    }
+
+    fn all(&self) -> Result<Vec<Seen>> {
         let mut all = Vec::new();
         let Some(root) = Dir::open(&self.root)? else { return Ok(all) };
         for host in root.names()? {

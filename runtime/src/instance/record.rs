@@ -99,6 +99,11 @@ pub enum State {
         /// With this code or by this signal.
         how: Ending,
     },
+    /// The application ended because somebody asked for it. The record is kept for its logs alone.
+    Stopped {
+        /// With this code or by this signal.
+        how: Ending,
+    },
     /// It could not be started, or was lost by its engine.
     Failed {
         /// In a line.
@@ -110,7 +115,7 @@ impl State {
     /// Nothing of it runs any more.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        matches!(self, Self::Ended { .. } | Self::Failed { .. })
+        matches!(self, Self::Ended { .. } | Self::Stopped { .. } | Self::Failed { .. })
     }
 }
 
@@ -121,6 +126,7 @@ impl fmt::Display for State {
             Self::Running => f.write_str("running"),
             Self::Stopping => f.write_str("stopping"),
             Self::Ended { how } => write!(f, "{how}"),
+            Self::Stopped { .. } => f.write_str("stopped"),
             Self::Failed { reason } => write!(f, "failed: {reason}"),
         }
     }

@@ -79,6 +79,50 @@ fn a_life() {
 }
 
 #[test]
+fn the_logs_of_what_was_stopped_stay() {
+    let home = Home::new();
+    let here = home.here();
+    let stop = |text: &str| {
+        let claim = here.claim(&name(text)).unwrap();
+        claim.open_logs().unwrap().0.write_all(text.as_bytes()).unwrap();
+        claim.stop(Ending::Signal(2)).unwrap();
+    };
+    let logs = |text: &str| fs::read_to_string(here.find_last(&name(text)).ok()?.out_log()).ok();
+    stop("web");
+    assert!(here.list().unwrap().is_empty());
+    let refused = here.find(&name("web")).unwrap_err();
+    insta::assert_snapshot!(refused, @r#"no instance found with name "web" (none is running)"#);
+    assert_eq!(here.find_last(&name("web")).unwrap().summary(), "stopped");
+    assert_eq!(logs("web").unwrap(), "web");
+
+    // What runs is nearer, and so is what runs on another host.
+    let far = home.on("there", "boot-7");
+    assert_eq!(far.find_last(&name("web")).unwrap().summary(), "on host here");
+    assert!(far.list().unwrap().is_empty());
+    drop(far.claim(&name("web")).unwrap());
+    assert_eq!(here.find_last(&name("web")).unwrap().host, "there");
+    far.remove(&name("web")).unwrap();
+
+    // The name is free at once, and its next user's logs take the place.
+    let claim = here.claim(&name("web")).unwrap();
+    drop(claim.open_logs().unwrap());
+    assert_eq!(logs("web").unwrap(), "");
+    claim.stop(Ending::Exit(0)).unwrap();
+
+    // The oldest go; what runs, or ended by itself, is none of them.
+    let running = here.claim(&name("a-running")).unwrap();
+    here.claim(&name("a-ended")).unwrap().finish(Ending::Exit(1)).unwrap();
+    for number in 10..31 {
+        stop(&format!("x{number}"));
+    }
+    let kept = (10..31).filter(|number| logs(&format!("x{number}")).is_some());
+    assert_eq!(kept.collect::<Vec<_>>(), (11..31).collect::<Vec<_>>());
+    assert!(!here.path(&name("web")).exists());
+    assert_eq!(here.list().unwrap().len(), 2);
+    drop(running);
+}
+
+#[test]
 fn private() {
     let home = Home::new();
     let here = home.here();

@@ -131,7 +131,8 @@ fn settle(begun: Begun) -> Outcome {
     place::clear(&begun.runtime);
     let settled = match (lock(&live.claim).take(), &outcome.reason) {
         (None, _) => Ok(()),
-        (Some(claim), _) if requested || begun.foreground => claim.discard(),
+        (Some(claim), _) if begun.foreground => claim.discard(),
+        (Some(claim), _) if requested => claim.stop(outcome.ending),
         (Some(mut claim), Some(reason)) => claim.fail(reason),
         (Some(mut claim), None) => claim.finish(outcome.ending),
     };
