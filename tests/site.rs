@@ -67,15 +67,11 @@ fn publish() -> Result<Site, Box<dyn Error>> {
     fs::create_dir(&dir)?;
     remove_after_us(&dir)?;
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
-    let criu = match criu_prefix() {
-        Some(prefix) => Some(copy(&prefix, &dir.join("criu"))?),
-        None => None,
-    };
     let site = Site {
         stasis: dir.join("bin/stasis"),
         backends: dir.join("backends"),
         images: dir.join("images"),
-        criu,
+        criu: criu_prefix(),
     };
     fs::create_dir(&site.backends)?;
     fs::create_dir(dir.join("bin"))?;

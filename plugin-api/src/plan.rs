@@ -179,7 +179,7 @@ pub enum StdioKind {
 }
 
 /// A process of the engine's inside the container.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Helper {
     /// For messages: `coordinator`.
     pub name: String,
