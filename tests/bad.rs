@@ -5,6 +5,7 @@
 mod backends;
 mod captures;
 mod configuration;
+mod connections;
 mod criu;
 mod deaths;
 mod disk;

@@ -6,7 +6,7 @@ use crate::need::need;
 use std::net::TcpListener;
 
 /// `one` holds one kernel object and is to be saved into `kept`; the port at which it answers.
-fn holding(who: Who, flags: &[&str], words: &[&str]) -> Outcome<(Env, u16)> {
+pub(super) fn holding(who: Who, flags: &[&str], words: &[&str]) -> Outcome<(Env, u16)> {
     let (env, port) = (Env::new(who)?, free_port()?);
     let (any, number) = (image(&env, "any"), port.to_string());
     let mut all = vec!["instance", "start", "--backend", "criu", "--checkpoint", "kept"];
@@ -35,14 +35,14 @@ fn objects_that_a_user_cannot_have_saved() {
     insta::assert_snapshot!(told("io_uring"), @r#"
     exit 255
     FATAL:   CRIU cannot save instance "one"
-             because: descriptor 3 of python3 (pid N): anon_inode:[io_uring]: CRIU cannot save io_uring
+             because: descriptor N of python3 (pid N): anon_inode:[io_uring]: CRIU cannot save io_uring
              because: the application runs on, and nothing was saved
              hint:    switch io_uring off in the application
     "#);
     insta::assert_snapshot!(told("inotify"), @r#"
     exit 255
     FATAL:   CRIU cannot save instance "one"
-             because: descriptor 3 of python3 (pid N): anon_inode:inotify: CRIU cannot save inotify without privilege: it may not look up a watched file by its handle
+             because: descriptor N of python3 (pid N): anon_inode:inotify: CRIU cannot save inotify without privilege: it may not look up a watched file by its handle
              because: the application runs on, and nothing was saved
              hint:    let the application poll instead, or save as root
     "#);
@@ -56,7 +56,7 @@ fn objects_that_a_user_cannot_have_saved() {
     insta::assert_snapshot!(told("mqueue"), @"
     exit 255
     FATAL:   the application could not be saved
-             because: python3 (pid N) holds descriptor 3 (/subject), which lies outside of the container (or is a POSIX message queue)
+             because: python3 (pid N) holds descriptor N (/subject), which lies outside of the container (or is a POSIX message queue)
              because: the application runs on, and nothing was saved
              hint:    close it in the application, or start the instance anew without handing it down
     ");
@@ -147,87 +147,6 @@ fn a_deleted_file_beyond_the_limit() {
     env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
     env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
     assert_eq!(get(port, "/").unwrap(), "works");
-    env.finish().unwrap();
-}
-
-/// Connected to a server of the test's.
-fn connected(flags: &[&str]) -> Outcome<(Env, u16, TcpListener)> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let peer = listener.local_addr()?.port().to_string();
-    let (env, port) = holding(Who::User, flags, &["peer", &peer])?;
-    Ok((env, port, listener))
-}
-
-#[test]
-fn an_open_connection_is_refused_with_its_peer_or_closed() {
-    need!(image, userns, criu);
-    let (env, _, _listener) = connected(&[]).unwrap();
-    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @r#"
-    exit 255
-    FATAL:   CRIU cannot save instance "one"
-             because: TCP connection of python3 (pid N) from 127.0.0.1:N to 127.0.0.1:N: an open connection has its other half elsewhere
-             because: the application runs on, and nothing was saved
-             hint:    wait until it is closed, or start with `--tcp close` (the application finds it closed after a restart) or `--tcp keep`
-    "#);
-    env.finish().unwrap();
-    let (env, port, _listener) = connected(&["--tcp", "close"]).unwrap();
-    let saved = env.ok(&["checkpoint", "instance", "one"]).unwrap();
-    assert!(saved.err.contains("1 TCP connection(s) closed"), "{}", saved.err);
-    assert_eq!(get(port, "/").unwrap(), "works");
-    env.ok(&["instance", "stop", "one"]).unwrap();
-    env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
-    assert!(get(port, "/").unwrap().starts_with("dead"), "the connection cannot be there any more");
-    env.finish().unwrap();
-}
-
-#[test]
-fn connections_of_the_hosts_network_cannot_be_kept_by_a_user() {
-    need!(image, userns, criu);
-    let env = Env::new(Who::User).unwrap();
-    let small = image(&env, "small");
-    let words = [
-        "instance",
-        "start",
-        "--backend",
-        "criu",
-        "--tcp",
-        "keep",
-        "--checkpoint",
-        "kept",
-        &small,
-        "one",
-        IDLE,
-    ];
-    insta::assert_snapshot!(env.fails(&words).unwrap(), @"
-    exit 255
-    FATAL:   TCP connections cannot be kept
-             because: the container uses the host's network, which an ordinary user cannot take connections from
-             hint:    give the container a network of its own with --net, or use --tcp close
-    ");
-    insta::assert_snapshot!(env.fails(&["exec", "--tcp", "keep", &small, "true"]).unwrap(), @"
-    exit 1
-    ERROR:   --tcp needs --checkpoint NAME, --restart NAME or --resume NAME
-    ");
-    let words = [
-        "instance",
-        "start",
-        "--backend",
-        "criu",
-        "--tcp",
-        "hold",
-        "--checkpoint",
-        "kept",
-        &small,
-        "one",
-        IDLE,
-    ];
-    insta::assert_snapshot!(env.fails(&words).unwrap(), @"
-    exit 1
-    error: invalid value 'hold' for '--tcp <refuse|close|keep>'
-      [possible values: refuse, close, keep]
-
-    For more information, try '--help'.
-    ");
     env.finish().unwrap();
 }
 
@@ -384,38 +303,6 @@ fn a_process_of_another_user() {
 }
 
 #[test]
-fn connections_of_an_own_network_are_kept() {
-    need!(root, image, userns, criu);
-    for who in [Who::Myself, Who::User] {
-        let env = Env::new(who).unwrap();
-        let any = image(&env, "any");
-        let program = ["python3", "/opt/subjects/objects.py", "8080", "local"];
-        let flags = [
-            "instance",
-            "start",
-            "--net",
-            "--tcp",
-            "keep",
-            "--backend",
-            "criu",
-            "--checkpoint",
-            "kept",
-            &any,
-            "one",
-        ];
-        env.ok(&[&flags[..], &program[..]].concat()).unwrap();
-        let ask = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/').read().decode())";
-        let works = |env: &Env| env.ok(&["exec", "instance://one", "python3", "-c", ask]).unwrap().out;
-        for _ in 0..2 {
-            env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
-            env.ok(&["instance", "start", "--net", "--restart", "kept", &any, "one"]).unwrap();
-            assert_eq!(works(&env), "works\n");
-        }
-        env.finish().unwrap();
-    }
-}
-
-#[test]
 fn lazy_and_pre_dump_where_the_kernel_has_them() {
     need!(root, image, criu);
     let env = Env::new(Who::Myself).unwrap();
@@ -472,5 +359,54 @@ fn a_user_may_not_restart_lazily_where_userfaultfd_is_closed() {
                  hint:    leave the option lazy out; the administrator opens it with `sysctl vm.unprivileged_userfaultfd=1`
         ");
     }
+    env.finish().unwrap();
+}
+
+/// The processes stand still while the memory file systems are saved. Whoever is killed then leaves nobody stopped.
+#[test]
+fn a_backend_killed_while_the_processes_stand_still() {
+    need!(image, userns, criu);
+    let env = Env::new(Who::User).unwrap();
+    let (any, port) = (image(&env, "any"), free_port().unwrap());
+    let script = "echo kept > /dev/shm/file; exec python3 /opt/subjects/memory.py \"$1\" 256";
+    let flags = ["instance", "start", "--backend", "criu", "--checkpoint", "kept", &any, "one"];
+    env.ok(&[&flags[..], &["sh", "-c", script, "sh", &port.to_string()]].concat()).unwrap();
+    assert_eq!(get(port, "/check").unwrap(), "good");
+    for name in ["criu", "worker"] {
+        let capture = env.spawn(&["checkpoint", "instance", "one"]).unwrap();
+        let sign = if name == "criu" { "usr/sbin/criu dump" } else { "__worker" };
+        let pid = loop {
+            if let Some((pid, _)) = env.survivors().into_iter().find(|(_, words)| words.contains(sign)) {
+                break pid;
+            }
+        };
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        let run = capture.wait().unwrap();
+        if run.code != 0 {
+            assert!(run.err.contains("kill") && run.err.contains("the application runs on"), "{}", run.err);
+        }
+        assert_eq!(get(port, "/check").unwrap(), "good", "{name}");
+        let state = env.ok(&["exec", "instance://one", "cat", "/proc/100/stat"]).unwrap().out;
+        assert!(!state.contains(") T "), "{name}: {state}");
+    }
+    env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+    env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
+    assert_eq!(get(port, "/check").unwrap(), "good");
+    assert_eq!(env.ok(&["exec", "instance://one", "cat", "/dev/shm/file"]).unwrap().out, "kept\n");
+    env.finish().unwrap();
+}
+
+#[test]
+fn files_in_memory_that_nobody_saves() {
+    need!(image, userns);
+    let env = Env::new(Who::User).unwrap();
+    let small = image(&env, "small");
+    let start = ["instance", "start", "--writable-tmpfs", "--checkpoint", "kept", &small, "one", IDLE];
+    insta::assert_snapshot!(env.fails(&start).unwrap(), @"
+    exit 1
+    ERROR:   --writable-tmpfs keeps files in memory that no engine saves
+             hint:    use --overlay DIR, whose files stay; to go on and lose them: --accept-loss=writable-tmpfs
+    ");
     env.finish().unwrap();
 }

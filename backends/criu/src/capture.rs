@@ -17,6 +17,7 @@ use std::time::Duration;
 pub(crate) const TMPFS: &str = "tmpfs.tar";
 /// Left for hashing and answering when CRIU takes all of the time given.
 const RESERVE: Duration = Duration::from_secs(2);
+const SIGKILL: i32 = 9;
 const SIGCONT: i32 = 18;
 
 /// Saves.
@@ -118,6 +119,12 @@ impl Capturing<'_, '_> {
         if output.code == Some(0) {
             return Ok(());
         }
+        let runs = self.host.application().is_ok_and(|a| a.running);
+        if output.signal == Some(SIGKILL) && runs && !output.timed_out {
+            return Err(BackendError::failed("CRIU was killed while it saved the application")
+                .because("signal 9")
+                .help("something else killed it: memory may have run out (see dmesg)"));
+        }
         let survey = &self.request.instance.survey;
         let mut error = explain(&Outcome {
             during: During::Capture,
@@ -128,7 +135,7 @@ impl Capturing<'_, '_> {
             processes: &survey.processes,
             sockets: &survey.sockets,
         });
-        if !self.host.application().is_ok_and(|a| a.running) {
+        if !runs {
             error.kind = kind::APPLICATION_ENDED.to_owned();
         }
         Err(error)

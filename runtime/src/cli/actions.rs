@@ -260,6 +260,12 @@ fn check_flags(wanted: &Wanted) -> Result<()> {
             )));
         }
     }
+    let lose = |kind: &str| args.accept_loss.iter().any(|k| k == kind || k == "all");
+    if engine && args.writable_tmpfs && !lose("writable-tmpfs") {
+        return Err(Error::usage("--writable-tmpfs keeps files in memory that no engine saves").help(
+            "use --overlay DIR, whose files stay; to go on and lose them: --accept-loss=writable-tmpfs",
+        ));
+    }
     if wanted.name.is_some() && !args.checkpoint_on.is_empty() {
         return Err(Error::usage(
             "--checkpoint-on is for commands in the foreground; an instance is saved with `stasis checkpoint instance`",
