@@ -187,7 +187,7 @@ fn stand(
     logs: Option<PathBuf>,
     container: &Container,
 ) -> Result<Stood> {
-    let stood = container.stand(true, MAKING).map_err(|e| with_log(e, logs.as_deref()))?;
+    let stood = container.stand(MAKING).map_err(|e| with_log(e, logs.as_deref()))?;
     for note in &stood.notes {
         teller.note(note);
     }
