@@ -13,6 +13,12 @@ pub fn path_of(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
+/// Where `fd` lies below `root`, from there on, without any link; `None` where it does not lie there.
+pub fn path_below(root: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Option<PathBuf> {
+    let path = |fd| nix::fcntl::readlink(&path_of(fd)).ok().map(PathBuf::from);
+    Some(Path::new("/").join(path(fd)?.strip_prefix(path(root)?).ok()?))
+}
+
 /// Opens a path of the host as a place (`O_PATH`).
 ///
 /// # Errors
