@@ -48,8 +48,16 @@ impl Wanted<'_> {
     }
 }
 
+struct Image<'a> {
+    root: BorrowedFd<'a>,
+    /// As the kernel tells it.
+    path: PathBuf,
+}
+
 /// What the image lacks, and the generated files, of which it may have its own.
 pub(crate) fn wanted<'a>(order: &'a Order, image: BorrowedFd<'_>) -> Vec<Wanted<'a>> {
+    let Some(path) = sys::real_path(image) else { return Vec::new() };
+    let image = &Image { root: image, path };
     let mut before: Vec<(&Path, &Mount)> = Vec::new();
     let mut all = Vec::new();
     for (index, mount) in order.spec.mounts.iter().enumerate() {
@@ -78,10 +86,10 @@ fn is_there(mount: &Mount) -> bool {
     !matches!(mount, Mount::Bind { optional: true, source, .. } if !source.exists())
 }
 
-fn look<'a>(image: BorrowedFd<'_>, path: &Path, index: usize, mount: &'a Mount) -> Option<Wanted<'a>> {
-    match (sys::open_below(image, path, OFlag::O_PATH), mount) {
+fn look<'a>(image: &Image<'_>, path: &Path, index: usize, mount: &'a Mount) -> Option<Wanted<'a>> {
+    match (sys::open_below(image.root, path, OFlag::O_PATH), mount) {
         (Ok(there), Mount::File { content, .. }) if !is_directory(there.as_fd()) => {
-            let place = sys::path_below(image, there.as_fd())?;
+            let place = sys::real_path_below(&image.path, there.as_fd())?;
             Some(Wanted {
                 directory: place.parent()?.to_owned(),
                 below: place.file_name()?.into(),
@@ -100,9 +108,9 @@ fn look<'a>(image: BorrowedFd<'_>, path: &Path, index: usize, mount: &'a Mount) 
     }
 }
 
-fn lacking<'a>(image: BorrowedFd<'_>, path: &Path, is: Is<'a>) -> Option<Wanted<'a>> {
+fn lacking<'a>(image: &Image<'_>, path: &Path, is: Is<'a>) -> Option<Wanted<'a>> {
     for parent in path.ancestors().skip(1) {
-        let there = match sys::open_below(image, parent, OFlag::O_PATH | OFlag::O_DIRECTORY) {
+        let there = match sys::open_below(image.root, parent, OFlag::O_PATH | OFlag::O_DIRECTORY) {
             Ok(there) => there,
             Err(Errno::ENOENT) => continue,
             Err(_) => return None,
@@ -115,7 +123,7 @@ fn lacking<'a>(image: BorrowedFd<'_>, path: &Path, is: Is<'a>) -> Option<Wanted<
         if link && parts.next().is_some() {
             return None;
         }
-        let directory = sys::path_below(image, there.as_fd())?;
+        let directory = sys::real_path_below(&image.path, there.as_fd())?;
         return Some(Wanted { directory, below: below.to_owned(), is, present: false });
     }
     None
@@ -274,7 +282,6 @@ fn put(layer: BorrowedFd<'_>, wanted: &Wanted<'_>, texts: bool) -> Result<Option
         let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file =
             nix::fcntl::openat(&within, name, flags, Mode::from_bits_truncate(0o644)).map_err(failed)?;
-        fchmod(&file, Mode::from_bits_truncate(0o644)).map_err(failed)?;
         if let (true, Is::Text(index, text)) = (texts, wanted.is) {
             std::fs::File::from(file).write_all(text.as_bytes()).map_err(|e| {
                 Error::new(format!("cannot write the file for {}", wanted.path().display())).because(&e)

@@ -40,6 +40,8 @@ pub(crate) fn cannot(doing: &str, object: &Path, e: Errno) -> Error {
 /// The mount that failed and why.
 pub fn make(order: &Order) -> Result<Made> {
     let slash = Path::new("/");
+    // Everybody inside may use what is made here; the application gets its own mask later.
+    nix::sys::stat::umask(Mode::S_IWGRP | Mode::S_IWOTH);
     sys::propagation(slash, MsFlags::MS_REC | MsFlags::MS_SLAVE)
         .map_err(|e| cannot("separate the mounts of", slash, e))?;
     let workshop = workshop(&order.mount_point)?;
@@ -382,7 +384,8 @@ impl Making {
                         .help("mount at a place of which the image has the directory"));
                 }
                 Err(e) => {
-                    return Err(cannot("make the mount point", path, e).help("make it in the image"));
+                    let help = "make it in the image, or start with --writable-tmpfs";
+                    return Err(cannot("make the mount point", path, e).help(help));
                 }
             }
             let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -407,11 +410,12 @@ impl Making {
     /// A directory that was bound from the host is shown, and nothing more: no mount point is made in it.
     fn refuse_the_hosts(&self, path: &Path, parent: &Path, within: BorrowedFd<'_>) -> Result<()> {
         let root = self.root.as_fd();
-        let Some(here) = sys::path_below(root, within) else { return Ok(()) };
+        let Some(path_of_root) = sys::real_path(root) else { return Ok(()) };
         let place = |target: &Path| {
             let there = sys::open_below(root, target, OFlag::O_PATH).ok()?;
-            sys::path_below(root, there.as_fd())
+            sys::real_path_below(&path_of_root, there.as_fd())
         };
+        let Some(here) = sys::real_path_below(&path_of_root, within) else { return Ok(()) };
         let above = self.made.iter().filter_map(|(target, source)| {
             let place = place(target)?;
             here.starts_with(&place).then_some((place, target, source))
@@ -425,11 +429,11 @@ impl Making {
         let there: PathBuf = source.join(below).join(missing).components().collect();
         Err(Error::new(format!("cannot mount at {}: there is nothing to mount on", path.display()))
             .because(format!(
-                "{} inside is {} of the host, where stasis makes nothing",
+                "{} is the host's {}, in which stasis makes nothing",
                 target.display(),
                 source.display()
             ))
-            .help(format!("make {} first, or choose another place inside", there.display())))
+            .help(format!("make {} on the host, or mount at another place", there.display())))
     }
 }
 
