@@ -43,9 +43,14 @@ enum Is<'a> {
 
 impl Wanted<'_> {
     /// Its place in the image.
-    pub(crate) fn path(&self) -> PathBuf {
+    fn path(&self) -> PathBuf {
         self.directory.join(&self.below)
     }
+}
+
+/// Where the image has nothing.
+pub(crate) fn missing(wanted: &[Wanted<'_>]) -> Vec<PathBuf> {
+    wanted.iter().filter(|w| !w.present).map(Wanted::path).collect()
 }
 
 struct Image<'a> {

@@ -112,10 +112,8 @@ fn base(order: &Order, workshop: &OwnedFd) -> Result<Base> {
     let image = image.as_fd();
     let wanted = room::wanted(order, image);
     let whole = || Ok::<_, Error>((RootMode::Overlay, room::whole(order, image, workshop.as_fd(), &wanted)?));
-    let skeleton = || {
-        let missing: Vec<PathBuf> = wanted.iter().map(room::Wanted::path).collect();
-        skeleton::make(image, at, &missing).map(|()| (RootMode::Skeleton, Vec::new()))
-    };
+    let skeleton =
+        || skeleton::make(image, at, &room::missing(&wanted)).map(|()| (RootMode::Skeleton, Vec::new()));
     let (mode, done) = match (&spec.root.write, spec.root.mode) {
         (RootWrite::Image, _) => plain(image, at, false).map(|()| (RootMode::Plain, Vec::new()))?,
         (RootWrite::Tmpfs, _) | (RootWrite::ReadOnly, RootMode::Overlay) => whole()?,
@@ -130,7 +128,14 @@ fn base(order: &Order, workshop: &OwnedFd) -> Result<Base> {
         (RootWrite::ReadOnly, RootMode::Skeleton) => skeleton()?,
         // Kernels before 5.11 have no overlay for users, and not every file system may be under one.
         (RootWrite::ReadOnly, RootMode::Auto) => {
-            few(order, image, workshop, &wanted).or_else(|_| whole()).or_else(|_| skeleton())?
+            let overlays = few(order, image, workshop, &wanted).or_else(|error| {
+                tracing::debug!(%error, "one overlay over everything");
+                whole()
+            });
+            overlays.or_else(|error| {
+                tracing::debug!(%error, "no overlay");
+                skeleton()
+            })?
         }
     };
     let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
@@ -150,6 +155,9 @@ fn few(
     let Some(directories) = room::directories(wanted) else {
         return Err(Error::new("the image lacks too much"));
     };
+    if !directories.is_empty() && order.spec.engine.is_some() {
+        return Err(Error::new("a restart would see it under one overlay"));
+    }
     plain(image, at, true)?;
     if directories.is_empty() {
         return Ok((RootMode::Plain, Vec::new()));
@@ -166,7 +174,7 @@ fn closed_ones(order: &Order, wanted: &[room::Wanted<'_>]) -> Result<()> {
         return Ok(());
     }
     let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
-    let missing: Vec<PathBuf> = wanted.iter().map(room::Wanted::path).collect();
+    let missing = room::missing(wanted);
     for directory in closed(order, root.as_fd(), &missing) {
         skeleton::over(root.as_fd(), &directory, &missing)?;
     }
