@@ -85,6 +85,14 @@ impl Place {
         self.images.join(name).to_string_lossy().into_owned()
     }
 
+    /// A copy of an image without anything that says how it is to be run.
+    pub(crate) fn files_only(&self, name: &str) -> Result<String> {
+        let copy = self.path("files-only").to_string_lossy().into_owned();
+        output(Command::new("cp").args(["-a", "--", &self.image(name), &copy]))?;
+        output(Command::new("rm").args(["-rf", "--", &format!("{copy}/.singularity.d")]))?;
+        Ok(copy)
+    }
+
     /// A path of our own.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)

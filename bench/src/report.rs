@@ -24,6 +24,8 @@ struct Figure {
     max_ms: f64,
     /// In the order in which they were taken.
     runs_ms: Vec<f64>,
+    /// The median as a multiple of the peer's.
+    times_peer: Option<f64>,
 }
 
 /// All figures of a run.
@@ -69,7 +71,17 @@ impl Report {
             min_ms: *min,
             max_ms: *max,
             runs_ms,
+            times_peer: None,
         });
+    }
+
+    /// Compares a figure with that of a peer, of which both are there.
+    pub(crate) fn beside(&mut self, what: &str, who: &str, peer: &str) {
+        let find = |whose: &str| self.figures.iter().position(|f| f.what == what && f.who == whose);
+        if let (Some(ours), Some(theirs)) = (find(who), find(peer)) {
+            let theirs = self.figures[theirs].median_ms;
+            self.figures[ours].times_peer = (theirs > 0.0).then(|| self.figures[ours].median_ms / theirs);
+        }
     }
 
     /// Says what is missing.
@@ -86,16 +98,21 @@ impl Report {
         let _ = writeln!(out, "{host}; medians of {} runs, milliseconds\n", self.runs);
         let _ = writeln!(
             out,
-            "| {:<34} | {:<28} | {:>5} | {:>8} | {:>8} | {:>8} |",
-            "what", "who", "MiB", "median", "min", "max"
+            "| {:<34} | {:<28} | {:>5} | {:>8} | {:>8} | {:>8} | {:>7} |",
+            "what", "who", "MiB", "median", "min", "max", "/ bwrap"
         );
-        let _ = writeln!(out, "|{:-<36}|{:-<30}|{:->7}|{:->10}|{:->10}|{:->10}|", "", "", "", "", "", "");
+        let _ = writeln!(
+            out,
+            "|{:-<36}|{:-<30}|{:->7}|{:->10}|{:->10}|{:->10}|{:->9}|",
+            "", "", "", "", "", "", ""
+        );
         for figure in &self.figures {
             let size = figure.mebibytes.map(|m| m.to_string()).unwrap_or_default();
+            let times = figure.times_peer.map(|times| format!("{times:.2}")).unwrap_or_default();
             let Figure { what, who, median_ms, min_ms, max_ms, .. } = figure;
             let _ = writeln!(
                 out,
-                "| {what:<34} | {who:<28} | {size:>5} | {median_ms:>8.1} | {min_ms:>8.1} | {max_ms:>8.1} |"
+                "| {what:<34} | {who:<28} | {size:>5} | {median_ms:>8.1} | {min_ms:>8.1} | {max_ms:>8.1} | {times:>7} |"
             );
         }
         for note in &self.notes {
@@ -135,10 +152,13 @@ mod tests {
         let mut report = Report::new(&options);
         let runs = [9, 1, 2].map(Duration::from_millis);
         report.add("start of true", "stasis", None, &runs);
+        report.add("start of true", "peer", None, &[Duration::from_millis(4)]);
+        report.beside("start of true", "stasis", "peer");
+        report.beside("start of true", "nobody", "peer");
         report.note("nobody else is here".to_owned());
         let table = report.table();
         let line = table.lines().find(|line| line.contains("start of true")).unwrap();
-        assert_eq!(line.split('|').map(str::trim).collect::<Vec<_>>()[4..7], ["2.0", "1.0", "9.0"]);
+        assert_eq!(line.split('|').map(str::trim).collect::<Vec<_>>()[4..8], ["2.0", "1.0", "9.0", "0.50"]);
         assert!(table.contains("medians of 3 runs") && table.contains("nobody else is here"));
     }
 }

@@ -115,6 +115,56 @@ fn a_bind_onto_a_link_stays_inside() {
     env.finish().unwrap();
 }
 
+/// A directory of the host is shown as it is: a bind is no reason to make something in it.
+#[test]
+fn nothing_is_made_in_a_bound_directory() {
+    need!(image, userns);
+    for who in [Who::User, Who::Myself] {
+        let env = Env::new(who).unwrap();
+        let shown = env.make_dir("shown").unwrap();
+        let file = env.write("file", "bound\n").unwrap();
+        let mine = env.copy_image("small", "mine").unwrap();
+        symlink("/data", mine.join("link")).unwrap();
+        symlink("gone", mine.join("loose")).unwrap();
+        let mine = mine.to_string_lossy().into_owned();
+        let data = format!("{}:/data", shown.display());
+        let at = |place: &str| format!("{}:{place}", file.display());
+        let told = |place: &str| env.fails(&["exec", "-B", &data, "-B", &at(place), &mine, "true"]).unwrap();
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(told("/data/new/file"), @"
+            exit 255
+            FATAL:   cannot mount at /data/new/file: there is nothing to mount on
+                     because: /data is the host's $DIR/shown, in which stasis makes nothing
+                     hint:    make $DIR/shown/new/file on the host, or mount at another place
+            ");
+            insta::assert_snapshot!(told("/link/file"), @"
+            exit 255
+            FATAL:   cannot mount at /link/file: there is nothing to mount on
+                     because: /data is the host's $DIR/shown, in which stasis makes nothing
+                     hint:    make $DIR/shown/file on the host, or mount at another place
+            ");
+            insta::assert_snapshot!(told("/loose/file"), @r#"
+            exit 255
+            FATAL:   cannot mount at /loose/file
+                     because: on the way is a link, "loose", that leads nowhere
+                     hint:    mount at a place of which the image has the directory
+            "#);
+        }
+        assert_eq!(std::fs::read_dir(&shown).unwrap().count(), 0, "the host's directory was changed");
+        // The other way round, and where the place is there, it can be.
+        std::fs::write(shown.join("file"), "").unwrap();
+        let cat = ["exec", "-B", &data, "-B", &at("/link/file"), &mine, "cat", "/data/file"];
+        assert_eq!(env.ok(&cat).unwrap().out, "bound\n");
+        assert_eq!(std::fs::read(shown.join("file")).unwrap(), b"");
+        // A loose link is covered where it is the place itself.
+        assert_eq!(env.ok(&["exec", "-B", &at("/loose"), &mine, "cat", "/loose"]).unwrap().out, "bound\n");
+        // A place in a directory of the container's own is made.
+        let own = ["exec", "--contain", "-B", &at("/tmp/new/file"), &mine, "cat", "/tmp/new/file"];
+        assert_eq!(env.ok(&own).unwrap().out, "bound\n");
+        env.finish().unwrap();
+    }
+}
+
 #[test]
 fn binds_that_cannot_be() {
     need!(image, userns);

@@ -126,7 +126,7 @@ fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
     }
     let Some(planned) = plan(session, wanted)? else { return Ok(0) };
     if !planned.order.spec.init {
-        return direct::run(&planned.order);
+        return Err(direct::run(planned.order));
     }
     // Before any thread exists, so that all of them leave these signals to the main one.
     let signals = serve::signals(true)?;
@@ -194,7 +194,7 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
         (_, given) => Image::open(given)?,
     };
     let name = wanted.name.as_ref().map_or_else(|| made_name(&wanted), ToString::to_string);
-    let identity = identify(&image, back.as_ref())?;
+    let identity = engine.then(|| identify(&image, back.as_ref())).transpose()?;
     let mut spec = match &back {
         Some(back) => again(back, &wanted, &typed, &image, &facts, &name)?,
         None => resolve::resolve(&wanted.action, &wanted.args, &image, &facts, &name, engine)?,
@@ -213,9 +213,8 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
         return show(session, &wanted, spec, chosen, back.as_ref()).map(|()| None);
     }
     let size = (spec.stdio == StdioKind::Pty).then(|| terminal::size(std::io::stdin().as_fd())).flatten();
-    let (engine, library) = match chosen {
-        None => (None, None),
-        Some(Chosen { plugin, library }) => {
+    let (engine, library) = match (chosen, identity) {
+        (Some(Chosen { plugin, library }), Some(identity)) => {
             let checkpoint = checkpoint_name(&wanted).unwrap_or_default();
             let restart = back.as_ref().map(|b| b.generation.number());
             (
@@ -223,6 +222,7 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
                 Some(library),
             )
         }
+        _ => (None, None),
     };
     spec.name = name;
     let fed = wanted.name.is_none() && spec.stdio == StdioKind::File && !join::stdin_is_empty();

@@ -77,6 +77,38 @@ enum Command {
     Completion(generated::CompletionArgs),
 }
 
+/// The commands of which the start is felt. Only the flags of the one that was typed are put together; help and
+/// messages come from [`Cli`], for which nobody is in a hurry.
+#[derive(Debug, Parser)]
+struct Quick {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Start,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(defer = true)]
+enum Start {
+    Exec(actions::ExecArgs),
+    Run(actions::RunArgs),
+    Shell(actions::ShellArgs),
+}
+
+fn parse(arguments: &[OsString]) -> std::result::Result<Cli, clap::Error> {
+    if arguments.iter().any(|word| word == "exec" || word == "run" || word == "shell")
+        && let Ok(Quick { globals, command }) = Quick::try_parse_from(arguments)
+    {
+        let command = match command {
+            Start::Exec(args) => Command::Exec(args),
+            Start::Run(args) => Command::Run(args),
+            Start::Shell(args) => Command::Shell(args),
+        };
+        return Ok(Cli { globals, command });
+    }
+    Cli::try_parse_from(arguments)
+}
+
 /// What every command may need; each part is made when it is first asked for.
 #[derive(Debug)]
 pub struct Session {
@@ -118,7 +150,7 @@ impl Session {
 
 /// The command. Returns its exit code.
 pub fn main(arguments: Vec<OsString>) -> i32 {
-    let cli = match Cli::try_parse_from(&arguments) {
+    let cli = match parse(&arguments) {
         Ok(cli) => cli,
         Err(error) => return misunderstood(&error),
     };
@@ -184,6 +216,32 @@ mod tests {
 
     #[test]
     fn flags_do_not_contradict_each_other() {
-        Cli::command().debug_assert();
+        <Cli as clap::CommandFactory>::command().debug_assert();
+        <Quick as clap::CommandFactory>::command().debug_assert();
+    }
+
+    /// The quick way may only take what the whole one takes too, and has to understand it alike.
+    #[test]
+    fn both_ways_of_reading_understand_the_same() {
+        for line in [
+            "stasis exec image true",
+            "stasis -q --config file exec -B /a:/b -C --env A=1 -s image sh -c exec",
+            "stasis exec -d image --nocolor",
+            "stasis run --checkpoint kept --backend auto image --verbose",
+            "stasis shell --restart kept@3 -",
+            "stasis instance run image name exec",
+            "stasis exec",
+            "stasis exec --help",
+            "stasis exec --no-such image true",
+            "stasis shell image more",
+            "stasis --version exec",
+        ] {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let said = |read: std::result::Result<Cli, clap::Error>| match read {
+                Ok(cli) => format!("{cli:?}"),
+                Err(error) => error.to_string(),
+            };
+            assert_eq!(said(parse(&words)), said(Cli::try_parse_from(&words)), "{line}");
+        }
     }
 }

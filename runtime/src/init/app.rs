@@ -2,10 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::init::children::{self, Becoming, Telling};
-use crate::launch::protocol::FromInit;
-use crate::launch::root::Made;
 use crate::spec::{ContainerSpec, RestartStep, prelude};
-use crate::sys::channel::Channel;
 use crate::sys::{fd, process, signal};
 use nix::sys::wait::waitpid;
 use stasis_plugin_api::plan::{StdioKind, Supervisor};
@@ -72,11 +69,7 @@ fn command(spec: &ContainerSpec) -> Vec<String> {
 }
 
 /// Where no init is wanted: this process becomes the application. Returns only the reason why not.
-pub fn become_application(spec: &ContainerSpec, made: &Made, channel: &Channel) -> Error {
-    let told = channel.send(&FromInit::Mounted { mode: made.mode, notes: made.notes.clone() });
-    if let Err(e) = told {
-        return Error::new("the command that started the container is gone").because(&e);
-    }
+pub fn become_application(spec: &ContainerSpec) -> Error {
     let (argv, env) = (command(spec), pairs(spec));
     children::become_it(&becoming(spec, &argv, &env, &Streams(None)))
 }

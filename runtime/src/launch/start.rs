@@ -1,4 +1,5 @@
-//! The monitor's side of a start: clone, id maps, and the first words with init.
+//! A start: namespaces and id maps, for this process itself or for a first process of which the monitor is the
+//! parent, and the first words with that one.
 
 use crate::error::{Error, Result};
 use crate::launch::protocol::{FromInit, Order};
@@ -22,7 +23,7 @@ pub struct Container {
     pub pid: i32,
     /// A descriptor of it: signals and its end, whatever becomes of the number.
     pub pidfd: OwnedFd,
-    /// To init; without an init nothing is said after the start.
+    /// To init.
     pub channel: Channel,
 }
 
@@ -53,7 +54,7 @@ pub struct Stood {
     pub mode: RootMode,
     /// Remarks for the user.
     pub notes: Vec<String>,
-    /// The application's pid inside; 0 without an init.
+    /// The application's pid inside.
     pub application: i32,
     /// The working directory that it got.
     pub cwd: PathBuf,
@@ -82,7 +83,7 @@ fn flags(spec: &ContainerSpec) -> CloneFlags {
 /// What the host refuses, with the remedy.
 pub fn start(order: &Order) -> Result<Container> {
     let spec = &order.spec;
-    if spec.init && !spec.namespaces.pid {
+    if !spec.namespaces.pid {
         return Err(Error::new(format!(
             "the container {} asks for an init and for no pid namespace",
             spec.name
@@ -95,22 +96,43 @@ pub fn start(order: &Order) -> Result<Container> {
     let (pid, pidfd) = match forked {
         Forked::Child => {
             drop(ours);
-            process::end(first_process(&theirs))
+            process::end(first_process(order, &theirs))
         }
         Forked::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
     };
     drop(theirs);
     let container = Container { pid, pidfd, channel: ours };
     let ready = match spec.namespaces.user {
-        true => userns::map(pid, &spec.ids),
+        true => userns::map(pid.unsigned_abs(), &spec.ids),
         false => Ok(()),
     };
     if let Err(error) = ready {
         container.kill();
         return Err(error);
     }
-    container.channel.send(order).map_err(broken)?;
+    // It has the order from this process's memory, and waits only for the maps.
+    container.channel.send(&()).map_err(broken)?;
     Ok(container)
+}
+
+/// Turns this process into the application of a container without an init. The caller has one thread. Returns only
+/// the reason why not.
+pub fn become_application(order: &Order) -> Error {
+    let spec = &order.spec;
+    if spec.namespaces.pid {
+        return Error::new(format!("the container {} asks for a pid namespace and for no init", spec.name));
+    }
+    if let Err(e) = nix::sched::unshare(flags(spec)) {
+        return userns::clone_error(e, spec.namespaces.user);
+    }
+    let mapped = match spec.namespaces.user {
+        true => userns::map(std::process::id(), &spec.ids),
+        false => Ok(()),
+    };
+    match mapped.and_then(|()| root::make(order)) {
+        Ok(_) => crate::init::app::become_application(spec),
+        Err(error) => error,
+    }
 }
 
 impl Container {
@@ -118,7 +140,7 @@ impl Container {
     ///
     /// # Errors
     /// What init says, or that it died. The container is gone then.
-    pub fn stand(&self, init: bool, within: Duration) -> std::result::Result<Stood, NotStood> {
+    pub fn stand(&self, within: Duration) -> std::result::Result<Stood, NotStood> {
         let lost = |e: Option<&std::io::Error>| NotStood::Failed(self.lost(e));
         self.channel.set_timeout(Some(within)).map_err(|e| lost(Some(&e)))?;
         let mut stood = Stood {
@@ -145,8 +167,6 @@ impl Container {
                     break Err(NotStood::NotRebuilt(Box::new(failed)));
                 }
                 Ok(Some(_)) => {}
-                // Without an init the exec itself closes the channel.
-                Ok(None) if !init && stood.mode != RootMode::Auto => break Ok(stood),
                 Ok(None) => break Err(lost(None)),
                 Err(e) => break Err(lost(Some(&e))),
             }
@@ -177,22 +197,14 @@ impl Container {
     }
 }
 
-/// In the new process: waits for the id maps, then becomes init, or the application where no init is
-/// wanted. Returns an exit code; what went wrong was told over the channel.
-fn first_process(channel: &Channel) -> i32 {
-    let order = match channel.recv::<Order>() {
-        Ok(Some((order, _))) => order,
+/// In the new process: waits for the id maps, then becomes init. Returns an exit code; what went wrong was told over
+/// the channel.
+fn first_process(order: &Order, channel: &Channel) -> i32 {
+    let Ok(Some(((), _))) = channel.recv() else {
         // The monitor died or gave up.
-        _ => return 255,
+        return 255;
     };
-    let failed = if order.spec.init {
-        become_init(channel, &order)
-    } else {
-        match root::make(&order) {
-            Ok(made) => crate::init::app::become_application(&order.spec, &made, channel),
-            Err(error) => error,
-        }
-    };
+    let failed = become_init(channel, order);
     // If nobody listens any more there is nobody to tell.
     let _ = channel.send(&FromInit::Failed(failed));
     255

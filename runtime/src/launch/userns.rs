@@ -8,11 +8,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Maps the ids of the process `pid` (as seen here), which waits in a new user namespace.
+/// Maps the ids of the process `pid` (as seen here), which waits in a new user namespace or is this one.
 ///
 /// # Errors
 /// What is not allowed, with the remedy.
-pub fn map(pid: i32, ids: &IdSpec) -> Result<()> {
+pub fn map(pid: u32, ids: &IdSpec) -> Result<()> {
     let base = format!("/proc/{pid}");
     let write = |file: &str, text: String| {
         fs::write(Path::new(&base).join(file), text).map_err(|e| {
@@ -39,7 +39,7 @@ pub fn map(pid: i32, ids: &IdSpec) -> Result<()> {
     }
 }
 
-fn run_mapper(tool: &str, pid: i32, zero: u32, inside: u32, outside: u32) -> Result<()> {
+fn run_mapper(tool: &str, pid: u32, zero: u32, inside: u32, outside: u32) -> Result<()> {
     let numbers = [0, zero, 1, inside, outside, 1].map(|n| n.to_string());
     let output = Command::new(tool).arg(pid.to_string()).args(&numbers).output().map_err(|e| {
         Error::new(format!("cannot start {tool}")).because(&e).help("install the package `uidmap`")

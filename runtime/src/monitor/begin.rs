@@ -190,7 +190,7 @@ fn stand(
     logs: Option<PathBuf>,
     container: &Container,
 ) -> Result<Stood> {
-    let stood = match container.stand(true, MAKING + rebuilding(&spec)) {
+    let stood = match container.stand(MAKING + rebuilding(&spec)) {
         Ok(stood) => stood,
         Err(NotStood::Failed(error)) => return Err(with_log(error, logs.as_deref())),
         Err(NotStood::NotRebuilt(failed)) => return Err(explain(prepared.as_mut(), *failed)),

@@ -66,7 +66,8 @@ pub enum RootMode {
     Auto,
     /// The directory itself: every mount point is there already.
     Plain,
-    /// An overlay with a small tmpfs on top for the mount points that are missing.
+    /// An overlay of a small tmpfs with the mount points that are missing and the image; without an engine perhaps
+    /// only over the directories in which they are missing.
     Overlay,
     /// A tmpfs with the image's entries bound in, where the kernel has no such overlay.
     Skeleton,

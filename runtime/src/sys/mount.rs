@@ -13,6 +13,16 @@ pub fn path_of(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
+/// Where a descriptor's object lies, without any link, as this process sees it.
+pub fn real_path(fd: BorrowedFd<'_>) -> Option<PathBuf> {
+    nix::fcntl::readlink(&path_of(fd)).ok().map(PathBuf::from)
+}
+
+/// The same below a `root` of that path, from there on; `None` where it does not lie there.
+pub fn real_path_below(root: &Path, fd: BorrowedFd<'_>) -> Option<PathBuf> {
+    Some(Path::new("/").join(real_path(fd)?.strip_prefix(root).ok()?))
+}
+
 /// Opens a path of the host as a place (`O_PATH`).
 ///
 /// # Errors
@@ -122,15 +132,16 @@ pub fn propagation(target: &Path, flags: MsFlags) -> Result<(), Errno> {
     mount(None, target, None, flags, None)
 }
 
-/// Makes `root`, a mount, the root of this namespace and leaves the old one behind.
+/// Makes `root`, a mount, the root of this namespace and leaves the old one behind. No mount of the old one may be a
+/// peer of one elsewhere.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn pivot_into(root: BorrowedFd<'_>) -> Result<(), Errno> {
     nix::unistd::fchdir(root.as_fd())?;
     nix::unistd::pivot_root(".", ".")?;
-    // The old root lies on top of the new one now; it is the current directory's mount.
-    propagation(Path::new("."), MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
+    // The old root lies on top of the new one now; it is the current directory's mount. Its mounts send nothing
+    // back to the host.
     nix::mount::umount2(".", MntFlags::MNT_DETACH)?;
     nix::unistd::chdir("/")
 }
