@@ -2,6 +2,7 @@
 
 mod criu;
 mod foreground;
+mod gpu;
 mod programs;
 mod terminals;
 mod transcript;

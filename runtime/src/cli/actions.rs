@@ -5,7 +5,7 @@ use crate::cli::action_args::ActionArgs;
 use crate::cli::compat::CompatArgs;
 use crate::cli::engine::{self, Chosen};
 use crate::cli::teller::Terminal;
-use crate::cli::{Session, join, output, report};
+use crate::cli::{Session, gpu, join, output, report};
 use crate::error::{Error, Result};
 use crate::image::{Image, identity};
 use crate::monitor::direct;
@@ -197,7 +197,11 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
     let identity = engine.then(|| identify(&image, back.as_ref())).transpose()?;
     let mut spec = match &back {
         Some(back) => again(back, &wanted, &typed, &image, &facts, &name)?,
-        None => resolve::resolve(&wanted.action, &wanted.args, &image, &facts, &name, engine)?,
+        None => {
+            let mut spec = resolve::resolve(&wanted.action, &wanted.args, &image, &facts, &name, engine)?;
+            crate::spec::gpu::add(&mut spec, gpu::mounts(&wanted.args));
+            spec
+        }
     };
     for directory in directories_to_make(&spec, &wanted.args, &facts) {
         std::fs::create_dir_all(&directory).map_err(|e| {
@@ -370,6 +374,7 @@ fn as_recorded(typed: &ActionArgs) -> Result<()> {
         (typed.cleanenv || !typed.env.is_empty() || !typed.env_file.is_empty(), "environment"),
         (typed.fakeroot || typed.userns, "user ids"),
         (typed.hostname.is_some(), "host name"),
+        (typed.nv || typed.rocm, "devices"),
         (typed.pid || typed.ipc || typed.uts, "namespaces"),
     ];
     match others.iter().find(|(given, _)| *given) {

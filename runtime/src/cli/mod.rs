@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod compat;
 pub mod engine;
 pub mod generated;
+pub mod gpu;
 pub mod instance;
 pub mod join;
 pub mod output;

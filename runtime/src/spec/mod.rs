@@ -9,6 +9,7 @@ use std::path::PathBuf;
 pub mod apply;
 pub mod binds;
 pub mod env;
+pub mod gpu;
 pub mod identity;
 pub mod prelude;
 pub mod resolve;

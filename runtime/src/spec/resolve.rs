@@ -16,6 +16,8 @@ mod describe;
 mod mounts;
 
 pub use describe::describe;
+#[cfg(test)]
+pub(crate) use mounts::target as mount_target;
 
 /// What is done with the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
