@@ -64,6 +64,15 @@ pub(crate) fn userns() -> Probe {
         .clone()
 }
 
+/// A host without NVIDIA's driver.
+pub(crate) fn no_gpu() -> Probe {
+    if std::path::Path::new("/dev/nvidiactl").exists() {
+        Err("this host has a driver".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
 /// A real DMTCP.
 pub(crate) fn dmtcp() -> Probe {
     dmtcp_version().map(|_| ())

@@ -41,10 +41,7 @@ fn a_driver_of_the_host_is_shown() {
 
 #[test]
 fn a_host_without_a_driver_is_told_and_the_command_runs() {
-    need!(image);
-    if std::path::Path::new("/dev/nvidia0").exists() {
-        return;
-    }
+    need!(image, no_gpu);
     let env = Env::new(Who::User).unwrap();
     let small = env.site.image("small").to_string_lossy().into_owned();
     let run = env.ok(&["exec", "--nv", &small, "true"]).unwrap();
