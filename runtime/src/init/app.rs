@@ -46,6 +46,7 @@ fn becoming<'a>(
         controls_terminal: spec.stdio == StdioKind::Pty,
         ignored: engine.map_or(&[], |e| &e.needs.ignore_signals),
         seccomp: engine.map_or(&[], |e| &e.needs.seccomp),
+        subreaper: engine.is_some_and(|e| e.needs.subreaper),
         keep_capabilities: keeps_capabilities(spec),
         umask: spec.process.umask,
         ..Becoming::default()

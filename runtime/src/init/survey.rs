@@ -21,18 +21,34 @@ const MAX_MAPPINGS: usize = 256;
 /// The longest of the small files that is read.
 const MAX_SMALL: u64 = 64 << 10;
 
-/// Everything that `proc` shows but pid 1 and the processes in `skip`.
+/// Everything that `proc` shows but pid 1, the processes in `skip`, and those in `beside` with all that they started.
 #[must_use]
-pub fn survey(proc: &Path, skip: &[i32]) -> Survey {
+pub fn survey(proc: &Path, skip: &[i32], beside: &[i32]) -> Survey {
     let mut pids: Vec<i32> = match fs::read_dir(proc) {
         Ok(entries) => entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect(),
         Err(_) => Vec::new(),
     };
     pids.retain(|pid| *pid > 1 && !skip.contains(pid));
     pids.sort_unstable();
-    let processes: Vec<ProcessInfo> = pids.into_iter().filter_map(|pid| process(proc, pid)).collect();
+    let mut processes: Vec<ProcessInfo> = pids.into_iter().filter_map(|pid| process(proc, pid)).collect();
+    leave_out(&mut processes, beside);
     let sockets = sockets(proc, &processes);
     Survey { processes, sockets, tmpfs: Vec::new() }
+}
+
+/// Commands of the user's beside the application are no part of it, and neither is what they start.
+fn leave_out(processes: &mut Vec<ProcessInfo>, beside: &[i32]) {
+    let mut out: Vec<i32> = beside.to_vec();
+    let mut known = 0;
+    while known < out.len() {
+        known = out.len();
+        for process in processes.iter().filter(|p| !out.contains(&p.pid)).collect::<Vec<_>>() {
+            if out.contains(&process.parent) {
+                out.push(process.pid);
+            }
+        }
+    }
+    processes.retain(|p| !out.contains(&p.pid));
 }
 
 /// The ports on which others can reach the container: protocol, address, port, each once. Of UDP, where nothing

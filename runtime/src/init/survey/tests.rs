@@ -148,7 +148,7 @@ fn container() -> tempfile::TempDir {
 #[test]
 fn a_whole_container() {
     let proc = container();
-    let seen = survey(proc.path(), &[12]);
+    let seen = survey(proc.path(), &[12], &[]);
     let processes: Vec<(i32, i32, &str, &str)> =
         seen.processes.iter().map(|p| (p.pid, p.parent, p.name.as_str(), p.exe.as_str())).collect();
     assert_eq!(
@@ -188,7 +188,7 @@ fn a_whole_container() {
     ");
     let port = |protocol: &str, address: &str, port| (protocol.to_owned(), address.to_owned(), port);
     assert_eq!(listening(&seen), [port("tcp6", "::", 80), port("udp", "0.0.0.0", 53)]);
-    assert_eq!(survey(&proc.path().join("nothing"), &[]), Survey::default());
+    assert_eq!(survey(&proc.path().join("nothing"), &[], &[]), Survey::default());
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn bounded() {
     let maps: String =
         (0..MAX_MAPPINGS + 10).map(|n| format!("7f00-7f01 rw-s 0 00:05 1 /memfd:{n} (deleted)\n")).collect();
     fs::write(proc.path().join("5/maps"), maps).unwrap();
-    let seen = survey(proc.path(), &[]);
+    let seen = survey(proc.path(), &[], &[]);
     assert_eq!(seen.processes[0].descriptors.len(), 10);
     assert_eq!(descriptors(&fd, 7).len(), 7);
     assert_eq!(seen.processes[0].special_mappings.len(), MAX_MAPPINGS);
@@ -220,7 +220,7 @@ fn this_very_process() {
     let file = tempfile::NamedTempFile::new().unwrap();
 
     let me = std::process::id() as i32;
-    let seen = survey(Path::new("/proc"), &[]);
+    let seen = survey(Path::new("/proc"), &[], &[]);
     let process = seen.processes.iter().find(|p| p.pid == me).unwrap();
     assert_eq!(process.parent, nix::unistd::getppid().as_raw());
     assert_eq!(Path::new(&process.exe), std::env::current_exe().unwrap());
@@ -245,5 +245,16 @@ fn this_very_process() {
     assert!(!open.iter().any(|(protocol, _, p)| protocol == "tcp" && *p == client_port));
 
     drop(server);
-    assert!(!survey(Path::new("/proc"), &[me]).processes.iter().any(|p| p.pid == me));
+    assert!(!survey(Path::new("/proc"), &[me], &[]).processes.iter().any(|p| p.pid == me));
+}
+
+#[test]
+fn commands_beside_the_application_are_left_out_with_all_that_they_started() {
+    let process = |pid, parent| ProcessInfo { pid, parent, ..ProcessInfo::default() };
+    // 20 came from outside and has a grandchild with a lower number; 100 is the application.
+    let mut all = vec![process(19, 21), process(20, 1), process(21, 20), process(100, 1), process(101, 100)];
+    leave_out(&mut all, &[20]);
+    assert_eq!(all.iter().map(|p| p.pid).collect::<Vec<_>>(), [100, 101]);
+    leave_out(&mut all, &[]);
+    assert_eq!(all.len(), 2);
 }
