@@ -92,6 +92,9 @@ pub struct TmpfsSaved {
     pub entries: u64,
     /// How many bytes they hold.
     pub bytes: u64,
+    /// A digest over names, sizes, times and inodes: two that are equal tell that nothing changed in between, for an
+    /// engine that cannot hold everybody still meanwhile.
+    pub fingerprint: String,
 }
 
 /// What stands of the application, asked at any moment of a call.

@@ -261,3 +261,17 @@ fn saved_and_stopped() -> Outcome<()> {
     assert_eq!(logs.out.matches("GET / HTTP").count(), 1, "{logs:?}");
     job.env.finish()
 }
+
+/// DMTCP itself knows only of what is open.
+#[test]
+fn what_lies_in_the_containers_own_memory_file_systems() {
+    need!(image, userns, dmtcp);
+    let program = ["python3", "/opt/subjects/objects.py", "PORT", "named"];
+    let job = Job::with("dmtcp", Who::User, &["--contain"], "any", &program).unwrap();
+    for _ in 0..2 {
+        job.save().unwrap();
+        job.restart().unwrap();
+        assert_eq!(get(job.port, "/").unwrap(), "works");
+    }
+    job.env.finish().unwrap();
+}
