@@ -149,9 +149,8 @@ fn save(
 /// no parent takes notice.
 fn run_on(live: &Live, before: &Survey) {
     let Ok(now) = live.survey() else { return };
-    let was_stopped = |pid: i32| before.processes.iter().any(|p| p.pid == pid && p.state == "T");
-    let left = now.processes.iter().filter(|p| p.state == "T" && !was_stopped(p.pid));
-    let pids = left.rev().map(|p| p.pid).collect();
+    let stopped = |pid: &i32| now.processes.iter().any(|p| p.pid == *pid && p.state == "T");
+    let pids = now.stopped_since(before).into_iter().filter(stopped).collect();
     // An init that is gone has nobody to signal.
     let _ = live.tell_init(&ToInit::SignalPids { pids, signal: libc::SIGCONT }, &[]);
 }
