@@ -1,11 +1,10 @@
 //! How long it takes to start `true` in a container, beside those who do the same.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
 use crate::Result;
-use crate::place::{Place, on_path, timed};
+use crate::place::{Place, is_root, on_path, timed};
 use crate::report::Report;
 
 /// Each run starts every one of them once, so that what the machine does besides meets all alike.
@@ -46,7 +45,7 @@ pub(crate) fn measure(place: &Place, report: &mut Report) -> Result<()> {
 /// and the usual places of the host.
 fn bwrap(image: &str, more: &[&str]) -> Command {
     let mut command = Command::new("bwrap");
-    if !std::fs::metadata("/proc/self").is_ok_and(|found| found.uid() == 0) {
+    if !is_root() {
         command.arg("--unshare-user");
     }
     command.args(["--ro-bind", image, "/", "--proc", "/proc", "--dev-bind", "/dev", "/dev"]);
