@@ -151,6 +151,8 @@ pub(crate) fn ask(port: u16, path: &str) -> Result<String> {
 
 /// The longest time for which the server stood still since it was asked last.
 pub(crate) fn gap(port: u16) -> Result<Duration> {
+    // The ticker has to come to its turn first.
+    std::thread::sleep(Duration::from_millis(20));
     let gap = ask(port, "/gap")?.parse().map_err(|_| "the ticker gives no number".to_owned())?;
     Ok(Duration::from_micros(gap))
 }
