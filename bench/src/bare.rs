@@ -73,7 +73,7 @@ impl Bare {
         let container = Container::new(place, self, work, &job.program())?;
         ask(job.port, "/")?;
         runs.add("start to first answer", WHO, begun.elapsed());
-        settle(place)?;
+        settle(place, job)?;
         ask(job.port, "/gap")?;
         let dump = ["-t", "100", "-D", "/mnt/work/images", "-W", "/mnt/work/images", "--display-stats"];
         let dump = [&dump[..], &["--network-lock", "skip", "-R"]].concat();

@@ -11,8 +11,11 @@ use crate::http::{free_port, get};
 use crate::place::{Place, output, timed};
 use crate::report::{Report, Runs};
 
-/// Waits before a capture: what was written before is on the disk, what a start leaves to be done behind it is over.
-pub(crate) fn settle(place: &Place) -> Result<()> {
+/// Waits before a capture: what was written before is on the disk, what a start leaves to be done behind it is over,
+/// and there is memory for the files. In a virtual machine it may still have to come from the host when it is first
+/// touched, which takes longer than the whole capture and meets whoever comes first.
+pub(crate) fn settle(place: &Place, job: &Job) -> Result<()> {
+    written(place, job.mebibytes, &[])?;
     output(Command::new("sync").arg("-f").arg(place.path("")))?;
     std::thread::sleep(Duration::from_secs(1));
     Ok(())
@@ -96,7 +99,7 @@ fn ours(place: &Place, engine: &str, job: &Job, runs: &mut Runs) -> Result<()> {
     let flags = ["instance", "start", "--backend", engine, "--checkpoint", "bench", &image, "bench"];
     let start = answered(place, &[&flags[..], &job.program()].concat(), job.port)?;
     runs.add("start to first answer", engine, start);
-    settle(place)?;
+    settle(place, job)?;
     // The first question ends what happened so far, the second one tells the pause of the capture.
     ask(job.port, "/gap")?;
     capture(place, engine, runs)?;
@@ -159,9 +162,14 @@ pub(crate) fn gap(port: u16) -> Result<Duration> {
 
 /// What the disk needs for as many bytes as a capture writes at least: a capture cannot be durable sooner.
 fn disk(place: &Place, mebibytes: u64) -> Result<Duration> {
+    written(place, mebibytes, &["conv=fsync"])
+}
+
+/// The time for a file of that size, which goes again.
+fn written(place: &Place, mebibytes: u64, how: &[&str]) -> Result<Duration> {
     let file = place.path("disk");
     let mut dd = Command::new("dd");
-    dd.args(["if=/dev/zero", "bs=1M", "conv=fsync", "status=none"]);
+    dd.args(["if=/dev/zero", "bs=1M", "status=none"]).args(how);
     dd.arg(format!("of={}", file.display())).arg(format!("count={}", mebibytes + 12));
     let took = timed(&mut dd)?;
     std::fs::remove_file(&file).map_err(|why| format!("{}: {why}", file.display()))?;

@@ -59,7 +59,7 @@ fn podman_once(place: &Place, job: &Job, runs: &mut Runs) -> Result<()> {
     timed(&mut peer("podman", &[&run[..], &job.program()].concat()))?;
     ask(job.port, "/")?;
     runs.add("start to first answer", WHO, begun.elapsed());
-    settle(place)?;
+    settle(place, job)?;
     ask(job.port, "/gap")?;
     let checkpoint = ["container", "checkpoint", "--leave-running", NAME];
     runs.add("capture, not durable", WHO, timed(&mut peer("podman", &checkpoint))?);
