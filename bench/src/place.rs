@@ -41,6 +41,8 @@ impl Options {
                 "--runs" => options.runs = number(value)?,
                 "--sizes" => options.sizes = value.split(',').map(number).collect::<Result<_>>()?,
                 "--json" => options.json = PathBuf::from(value),
+                // What `cargo xtask criu` prints where none is needed.
+                "--criu" if value.is_empty() => {}
                 "--criu" => options.criu = Some(absolute(value)?),
                 "--engines" => options.engines = Some(value.split(',').map(str::to_owned).collect()),
                 "--images" => options.images = PathBuf::from(value),
