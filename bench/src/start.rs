@@ -1,11 +1,10 @@
 //! How long it takes to start `true` in a container, beside those who do the same.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
 use crate::Result;
-use crate::place::{Place, on_path, timed};
+use crate::place::{Place, is_root, on_path, timed};
 use crate::report::Report;
 
 /// In an image that is nothing but files, and in one whose environment scripts a shell has to source before.
@@ -66,7 +65,7 @@ fn together(place: &Place, report: &mut Report, what: &str, all: &mut [Starter])
 /// and the usual places of the host.
 fn bwrap(image: &str, more: &[&str], program: &[&str]) -> Command {
     let mut command = Command::new("bwrap");
-    if !std::fs::metadata("/proc/self").is_ok_and(|found| found.uid() == 0) {
+    if !is_root() {
         command.arg("--unshare-user");
     }
     command.args(["--ro-bind", image, "/", "--proc", "/proc", "--dev-bind", "/dev", "/dev"]);

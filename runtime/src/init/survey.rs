@@ -1,11 +1,13 @@
 //! A look at everything that runs in the container, by pid 1 in its own `/proc`. Nothing is stopped for it, so
 //! whatever vanishes meanwhile is left out. Reads; changes and judges nothing.
 
+mod diag;
 mod net;
 mod parse;
 #[cfg(test)]
 mod tests;
 
+use nix::sys::socket::AddressFamily;
 use parse::Stat;
 use stasis_plugin_api::survey::{DescriptorInfo, ProcessInfo, SocketInfo, Survey};
 use std::collections::HashMap;
@@ -177,15 +179,24 @@ fn sockets(proc: &Path, processes: &[ProcessInfo]) -> Vec<SocketInfo> {
     }
     let mut found = Vec::new();
     for protocol in ["tcp", "tcp6", "udp", "udp6"] {
-        let Ok(file) = File::open(proc.join("net").join(protocol)) else { continue };
-        let lines = BufReader::new(file).lines().map_while(Result::ok);
-        let held = lines.filter_map(|line| {
-            let socket = net::socket(&line)?;
-            Some((socket, *holders.get(&socket.inode)?))
-        });
+        let all = table(proc, protocol).into_iter();
+        let held = all.filter_map(|socket| Some((socket, *holders.get(&socket.inode)?)));
         found.extend(held.map(|(socket, pid)| (protocol, socket, pid)));
     }
     net::join(&found)
+}
+
+fn table(proc: &Path, protocol: &str) -> Vec<net::Socket> {
+    let family = match protocol {
+        "tcp" => Some(AddressFamily::Inet),
+        "tcp6" => Some(AddressFamily::Inet6),
+        _ => None,
+    };
+    let own = family.filter(|_| proc == Path::new("/proc"));
+    own.and_then(diag::tcp).unwrap_or_else(|| {
+        let Ok(file) = File::open(proc.join("net").join(protocol)) else { return Vec::new() };
+        BufReader::new(file).lines().map_while(Result::ok).filter_map(|line| net::socket(&line)).collect()
+    })
 }
 
 fn link(path: &Path) -> String {

@@ -103,6 +103,34 @@ fn socket_lines() {
     }
 }
 
+#[test]
+fn the_kernel_s_list_says_what_the_tables_say() {
+    let four = TcpListener::bind("127.0.0.1:0").unwrap();
+    let six = TcpListener::bind("[::]:0").unwrap();
+    // Other tests run beside this one, and their sockets go.
+    let ports = [&four, &six].map(|listener| listener.local_addr().unwrap().port());
+    let _client = TcpStream::connect(("127.0.0.1", ports[1])).unwrap();
+    let _server = six.accept().unwrap();
+    for (family, name) in [(AddressFamily::Inet, "tcp"), (AddressFamily::Inet6, "tcp6")] {
+        let text = fs::read_to_string(Path::new("/proc/net").join(name)).unwrap();
+        let sorted = |all: Vec<net::Socket>| {
+            let own = |s: &net::Socket| ports.contains(&s.local.port()) || ports.contains(&s.peer.port());
+            let mut own: Vec<_> = all.into_iter().filter(own).collect();
+            own.sort_by_key(|s| s.inode);
+            own
+        };
+        let told = sorted(text.lines().filter_map(net::socket).collect());
+        assert_eq!(told.len(), 2, "{name}");
+        if let Some(listed) = diag::tcp(family) {
+            assert_eq!(sorted(listed), told, "{name}");
+        } else {
+            println!("skipped: this kernel lists no sockets over netlink");
+        }
+    }
+    assert_eq!(diag::parse(&[2; 71]), None);
+    assert_eq!(diag::parse(&[99; 72]), None);
+}
+
 /// A `/proc` with pid 1, a server, its helper, a client and somebody to skip.
 fn container() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
