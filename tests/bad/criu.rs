@@ -14,6 +14,7 @@ pub(super) fn holding(who: Who, flags: &[&str], words: &[&str]) -> Outcome<(Env,
     all.extend([&any, "one", "python3", "/opt/subjects/objects.py", &number]);
     all.extend(words);
     env.ok(&all)?;
+    get(port, "/up")?;
     Ok((env, port))
 }
 

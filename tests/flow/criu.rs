@@ -15,6 +15,7 @@ fn python(who: Who, flags: &[&str], words: &[&str]) -> Outcome<Job> {
 /// One kernel object, twice: a copy that was brought back can be saved like the first.
 fn object(who: Who, flags: &[&str], kind: &str) -> Outcome<()> {
     let job = python(who, flags, &["/opt/subjects/objects.py", "PORT", kind])?;
+    get(job.port, "/up")?;
     for _ in 0..2 {
         job.save().map_err(|why| format!("{kind}: {why}"))?;
         job.restart().map_err(|why| format!("{kind}: {why}"))?;
