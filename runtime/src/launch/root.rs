@@ -38,12 +38,13 @@ pub(crate) fn cannot(doing: &str, object: &Path, e: Errno) -> Error {
 ///
 /// # Errors
 /// The mount that failed and why.
-pub fn make(order: &Order) -> Result<Made> {
+pub fn make(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Made> {
     let slash = Path::new("/");
     sys::propagation(slash, MsFlags::MS_REC | MsFlags::MS_SLAVE)
         .map_err(|e| cannot("separate the mounts of", slash, e))?;
     let workshop = workshop(&order.mount_point)?;
-    let (root, mode) = base(order, &workshop)?;
+    let image = content(order, image, &workshop)?;
+    let (root, mode) = base(order, image.as_fd(), &workshop)?;
     // A bind of everything below `/dev` or `/tmp` must not bring it along. Not before the overlay stands,
     // which has to clone it.
     sys::propagation(&sys::path_of(workshop.as_fd()), MsFlags::MS_UNBINDABLE)
@@ -98,38 +99,54 @@ fn workshop(mount_point: &Path) -> Result<OwnedFd> {
     sys::open_place(mount_point).map_err(|e| cannot("open", mount_point, e))
 }
 
-fn base(order: &Order, workshop: &OwnedFd) -> Result<(OwnedFd, RootMode)> {
+/// The image's content: its directory, or the mount that was handed over, attached out of the way.
+fn content(order: &Order, mount: Option<BorrowedFd<'_>>, workshop: &OwnedFd) -> Result<OwnedFd> {
+    let root = &order.spec.root;
+    if !root.is_mounted() {
+        return sys::open_place(&root.directory).map_err(|e| cannot("open the image", &root.directory, e));
+    }
+    let failed = |e| cannot("mount the image", root.image(), e);
+    let mount = mount.ok_or_else(|| failed(Errno::EBADF))?;
+    let name = "image";
+    mkdirat(workshop, name, Mode::from_bits_truncate(0o700)).map_err(failed)?;
+    let open = || sys::open_below(workshop.as_fd(), Path::new(name), OFlag::O_PATH | OFlag::O_DIRECTORY);
+    sys::attach(mount, open().map_err(failed)?.as_fd()).map_err(failed)?;
+    open().map_err(failed)
+}
+
+fn base(order: &Order, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<(OwnedFd, RootMode)> {
     let spec = &order.spec;
     let at = &order.mount_point;
-    let image = sys::open_place(&spec.root.directory)
-        .map_err(|e| cannot("open the image", &spec.root.directory, e))?;
     let mode = match (spec.root.mode, &spec.root.write) {
         (_, RootWrite::Image) => RootMode::Plain,
         (_, RootWrite::Tmpfs | RootWrite::Overlay(_)) => RootMode::Overlay,
-        (RootMode::Auto, RootWrite::ReadOnly) if missing(order, image.as_fd()).is_empty() => RootMode::Plain,
+        (RootMode::Auto, RootWrite::ReadOnly) if missing(order, image).is_empty() => RootMode::Plain,
         (mode, RootWrite::ReadOnly) => mode,
     };
     let mode = match mode {
         RootMode::Plain => {
-            plain(image.as_fd(), at, spec.root.write == RootWrite::ReadOnly).map(|()| RootMode::Plain)?
+            plain(image, at, spec.root.write == RootWrite::ReadOnly).map(|()| RootMode::Plain)?
         }
-        RootMode::Overlay => overlay(order, image.as_fd(), workshop).map(|()| RootMode::Overlay)?,
+        RootMode::Overlay => overlay(order, image, workshop).map(|()| RootMode::Overlay)?,
         RootMode::Skeleton => {
-            skeleton::make(image.as_fd(), at, &missing(order, image.as_fd())).map(|()| RootMode::Skeleton)?
+            skeleton::make(image, at, &missing(order, image)).map(|()| RootMode::Skeleton)?
         }
-        RootMode::Auto => match overlay(order, image.as_fd(), workshop) {
+        RootMode::Auto => match overlay(order, image, workshop) {
             Ok(()) => RootMode::Overlay,
             // Kernels before 5.11 have no overlay for users, and not every file system may be a lower.
-            Err(_) => skeleton::make(image.as_fd(), at, &missing(order, image.as_fd()))
-                .map(|()| RootMode::Skeleton)?,
+            Err(_) => skeleton::make(image, at, &missing(order, image)).map(|()| RootMode::Skeleton)?,
         },
     };
     let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
     if spec.namespaces.user && mode == RootMode::Overlay {
-        let missing = missing(order, image.as_fd());
+        let missing = missing(order, image);
         for directory in closed(order, root.as_fd(), &missing) {
             skeleton::over(root.as_fd(), &directory, &missing)?;
         }
+    }
+    if spec.root.file.is_some() && !spec.namespaces.user {
+        // A file is anybody's work, also where it was unpacked. In a user namespace this is so already.
+        sys::make_harmless(root.as_fd()).map_err(|e| cannot("take devices away from", at, e))?;
     }
     // Binds of `/dev` or `/tmp` with all below must not bring a copy of the root itself along.
     sys::propagation(at, MsFlags::MS_UNBINDABLE).map_err(|e| cannot("separate", at, e))?;

@@ -8,11 +8,11 @@ use crate::sys::channel::Channel;
 use crate::sys::process::{self, Forked};
 use nix::sched::CloneFlags;
 use stasis_plugin_api::request::FailedHelper;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The descriptor at which init finds its channel.
+/// The descriptor at which init finds its channel. Its order and, where the image is one, the mount follow.
 pub const INIT_CHANNEL: i32 = 3;
 
 /// A container whose first process was made.
@@ -76,11 +76,11 @@ fn flags(spec: &ContainerSpec) -> CloneFlags {
     flags
 }
 
-/// Makes the container's first process. The caller has one thread.
+/// Makes the container's first process. The caller has one thread, and holds the image's mount where it is one.
 ///
 /// # Errors
 /// What the host refuses, with the remedy.
-pub fn start(order: &Order) -> Result<Container> {
+pub fn start(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Container> {
     let spec = &order.spec;
     if spec.init && !spec.namespaces.pid {
         return Err(Error::new(format!(
@@ -95,7 +95,7 @@ pub fn start(order: &Order) -> Result<Container> {
     let (pid, pidfd) = match forked {
         Forked::Child => {
             drop(ours);
-            process::end(first_process(&theirs))
+            process::end(first_process(&theirs, image))
         }
         Forked::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
     };
@@ -179,16 +179,16 @@ impl Container {
 
 /// In the new process: waits for the id maps, then becomes init, or the application where no init is
 /// wanted. Returns an exit code; what went wrong was told over the channel.
-fn first_process(channel: &Channel) -> i32 {
+fn first_process(channel: &Channel, image: Option<BorrowedFd<'_>>) -> i32 {
     let order = match channel.recv::<Order>() {
         Ok(Some((order, _))) => order,
         // The monitor died or gave up.
         _ => return 255,
     };
     let failed = if order.spec.init {
-        become_init(channel, &order)
+        become_init(channel, &order, image)
     } else {
-        match root::make(&order) {
+        match root::make(&order, image) {
             Ok(made) => crate::init::app::become_application(&order.spec, &made, channel),
             Err(error) => error,
         }
@@ -200,7 +200,7 @@ fn first_process(channel: &Channel) -> i32 {
 
 /// Starts our own binary again, before the root is left: a process that never did an exec in its user
 /// namespace could not be looked into by its owner.
-fn become_init(channel: &Channel, order: &Order) -> Error {
+fn become_init(channel: &Channel, order: &Order, image: Option<BorrowedFd<'_>>) -> Error {
     let cannot = |what: &str, e: nix::errno::Errno| {
         Error::new(format!("cannot start the container's init ({what})")).because(e.desc())
     };
@@ -214,15 +214,16 @@ fn become_init(channel: &Channel, order: &Order) -> Error {
         Ok(fd) => fd,
         Err(e) => return Error::new("cannot start the container's init (memory)").because(&e),
     };
-    let (Ok(channel_high), Ok(order_high)) =
-        (crate::sys::fd::lift(channel.as_fd()), crate::sys::fd::lift(again.as_fd()))
-    else {
+    let handed = [Some(channel.as_fd()), Some(again.as_fd()), image];
+    // Out of the way of the numbers that they get.
+    let lifted: std::io::Result<Vec<_>> = handed.into_iter().flatten().map(crate::sys::fd::lift).collect();
+    let Ok(lifted) = lifted else {
         return Error::new("cannot start the container's init (descriptors)");
     };
-    let placed = crate::sys::fd::place(channel_high.as_fd(), INIT_CHANNEL)
-        .and_then(|()| crate::sys::fd::place(order_high.as_fd(), INIT_CHANNEL + 1));
-    if let Err(e) = placed {
-        return cannot("descriptors", e);
+    for (fd, number) in lifted.iter().zip(INIT_CHANNEL..) {
+        if let Err(e) = crate::sys::fd::place(fd.as_fd(), number) {
+            return cannot("descriptors", e);
+        }
     }
     let argv = ["stasis", crate::init::ROLE].map(str::to_owned);
     let e = process::exec("/proc/self/exe".as_ref(), &argv, &[]);

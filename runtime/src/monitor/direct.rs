@@ -2,6 +2,7 @@
 //! application, this process waits for it and passes signals on.
 
 use crate::error::{Error, Result};
+use crate::image::attach::Held;
 use crate::launch::protocol::{Ending, Order};
 use crate::launch::start;
 use crate::monitor::order::MonitorOrder;
@@ -20,7 +21,7 @@ const SI_KERNEL: i32 = 0x80;
 ///
 /// # Errors
 /// Why it was not started.
-pub fn run(order: &MonitorOrder) -> Result<i32> {
+pub fn run(order: &MonitorOrder, image: Option<Held>) -> Result<i32> {
     let signals = serve::signals(true)?;
     let order = Order {
         spec: order.spec.clone(),
@@ -29,7 +30,7 @@ pub fn run(order: &MonitorOrder) -> Result<i32> {
         fed: false,
         size: None,
     };
-    let container = start::start(&order)?;
+    let container = start::start(&order, image.as_ref().and_then(Held::mount))?;
     container.stand(false, Duration::from_secs(60))?;
     loop {
         let mut watched = [
@@ -52,7 +53,10 @@ pub fn run(order: &MonitorOrder) -> Result<i32> {
             break;
         }
     }
-    let ending = match waitpid(nix::unistd::Pid::from_raw(container.pid), None) {
+    let ended = waitpid(nix::unistd::Pid::from_raw(container.pid), None);
+    // Processes that the application left behind hold it on.
+    drop(image);
+    let ending = match ended {
         Ok(WaitStatus::Exited(_, code)) => Ending::Exit(code),
         Ok(WaitStatus::Signaled(_, signal, _)) => Ending::Signal(signal as i32),
         _ => return Err(Error::new("the application's end was missed")),

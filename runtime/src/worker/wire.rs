@@ -17,6 +17,9 @@ pub(crate) const LIBRARY: RawFd = 4;
 /// Where a worker finds the pipe that becomes readable when its caller has given up.
 pub(crate) const CANCEL: RawFd = 5;
 
+/// Where a worker finds the image that it is asked about, where that is a mount.
+pub(crate) const IMAGE: RawFd = 6;
+
 /// To the worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
