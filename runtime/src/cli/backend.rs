@@ -232,7 +232,10 @@ fn subject_of(session: &Session, text: &str) -> Result<(Subject, Option<Image>)>
         let generation = session.store()?.checkpoint(&reference.name)?.generation(reference.generation)?;
         let image = &generation.manifest().image;
         let image = ImageView { name: image.path.clone(), root: image.path.clone().into() };
-        return Ok((Subject::Generation { generation: crate::monitor::restart::view(&generation), image }, None));
+        return Ok((
+            Subject::Generation { generation: crate::monitor::restart::view(&generation), image },
+            None,
+        ));
     }
     let image = actions::open(session, text, &ActionArgs::default())?;
     let script =

@@ -1,8 +1,8 @@
 //! `build`: an image made of something else. What it is made of is recognised here; each source has its own
 //! way from there on.
 
-use crate::cli::teller::Terminal;
 use crate::cli::report;
+use crate::cli::teller::Terminal;
 use crate::error::{Error, Result};
 use crate::image::metadata::Attributes;
 use crate::image::sif::write::{self, Compression, Parts};
@@ -114,13 +114,16 @@ fn sandbox(args: &BuildArgs) -> Result<()> {
     if signed {
         report::info(format!("image \"{}\" is signed; stasis does not check signatures", args.spec));
     }
-    let out = std::path::absolute(&args.image).map_err(|e| Error::new("cannot find the directory").because(&e))?;
+    let out =
+        std::path::absolute(&args.image).map_err(|e| Error::new("cannot find the directory").because(&e))?;
     let exists = out.symlink_metadata().is_ok();
     if exists {
         replaceable(&out, args.force)?;
     }
     let parent = store::DirHandle::open_foreign(out.parent().unwrap_or(Path::new("/")))?;
-    let name = out.file_name().ok_or_else(|| Error::usage(format!("\"{}\" is no name for an image", out.display())))?;
+    let name = out
+        .file_name()
+        .ok_or_else(|| Error::usage(format!("\"{}\" is no name for an image", out.display())))?;
     let partial = format!(".stasis-build-{}", std::process::id());
     report::info("Extracting local image...");
     let teller = Terminal::default();

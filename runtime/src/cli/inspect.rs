@@ -92,7 +92,9 @@ fn carried(given: &str, file: &File, sif: &Sif) -> Result<Option<Attributes>> {
     let document = sif.objects.iter().find(|o| o.kind == DataType::Json && o.name == "inspect-metadata.json");
     let Some(document) = document else { return Ok(None) };
     let Ok(mut attributes) = Attributes::from_json(&read(document)?) else {
-        report::warning(format!("image {given:?} describes itself in words that stasis does not know; its files are asked"));
+        report::warning(format!(
+            "image {given:?} describes itself in words that stasis does not know; its files are asked"
+        ));
         return Ok(None);
     };
     if let (true, Some(deffile)) = (attributes.deffile.is_empty(), sif.first(DataType::Definition)) {
@@ -105,8 +107,7 @@ fn chosen(args: &InspectArgs, all: Attributes) -> Attributes {
     if args.all {
         return all;
     }
-    let others =
-        [args.deffile, args.environment, args.helpfile, args.runscript, args.startscript, args.test];
+    let others = [args.deffile, args.environment, args.helpfile, args.runscript, args.startscript, args.test];
     let text = |wanted: bool, text: String| if wanted { text } else { String::new() };
     Attributes {
         labels: if args.labels || others == [false; 6] { all.labels } else { Default::default() },

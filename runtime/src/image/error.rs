@@ -33,7 +33,9 @@ pub enum ImageError {
     #[error("directory \"{}\" is not an image: it has none of bin, usr, etc and .singularity.d", path.display())]
     NotAnImage { path: PathBuf },
     /// A place in the network or in a cache.
-    #[error("image \"{given}\" is an address ({scheme}), and images are opened from files and directories only")]
+    #[error(
+        "image \"{given}\" is an address ({scheme}), and images are opened from files and directories only"
+    )]
     Uri { given: String, scheme: String },
     /// A running instance where an image is needed.
     #[error("\"{given}\" names a running instance, and an image is needed here")]

@@ -27,7 +27,10 @@ pub struct Opening<'a> {
 
 impl std::fmt::Debug for Opening<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Opening").field("data_root", &self.data_root).field("way", &self.way).finish_non_exhaustive()
+        f.debug_struct("Opening")
+            .field("data_root", &self.data_root)
+            .field("way", &self.way)
+            .finish_non_exhaustive()
     }
 }
 
@@ -75,9 +78,9 @@ impl Image {
             Content::Directory(directory) => (None, Some(directory)),
         };
         let dir = match (&held, &directory) {
-            (Some(held), _) => held.mount().map_or(Err(nix::errno::Errno::EBADF), |mount| {
-                openat(mount, ".", DIRECTORY, Mode::empty())
-            }),
+            (Some(held), _) => held
+                .mount()
+                .map_or(Err(nix::errno::Errno::EBADF), |mount| openat(mount, ".", DIRECTORY, Mode::empty())),
             (None, directory) => open(directory.as_deref().unwrap_or(&root), DIRECTORY, Mode::empty()),
         };
         let dir: OwnedFd = dir.map_err(|errno| at(&path, errno.into()))?;
@@ -226,6 +229,6 @@ fn kind_of_open(file: &File) -> &'static str {
     } else if has(0, b"\x1f\x8b") || has(257, b"ustar") {
         "an archive"
     } else {
-        "some other file"
+        "a file of another kind"
     }
 }

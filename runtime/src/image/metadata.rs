@@ -86,8 +86,7 @@ impl Attributes {
     /// The document for a SIF, and for `inspect --json`.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
-        let document =
-            Document { data: Data { attributes: self.clone() }, kind: "container".to_owned() };
+        let document = Document { data: Data { attributes: self.clone() }, kind: "container".to_owned() };
         serde_json::to_value(&document).unwrap_or_default()
     }
 }

@@ -38,7 +38,8 @@ pub fn find(name: &str) -> Option<PathBuf> {
 /// It is missing.
 pub fn program(name: &str, package: &str) -> Result<Command> {
     let found = find(name).ok_or_else(|| {
-        Error::new(format!("the program {name} is missing here")).help(format!("install the package {package}"))
+        Error::new(format!("the program {name} is missing here"))
+            .help(format!("install the package {package}"))
     })?;
     let mut command = Command::new(found);
     command.env("LC_ALL", "C").env_remove("SOURCE_DATE_EPOCH");
@@ -90,7 +91,11 @@ pub fn run(
 }
 
 /// Until the program closes its output. True when a signal came first.
-fn watch(read: OwnedFd, signals: &nix::sys::signalfd::SignalFd, mut tick: impl FnMut()) -> io::Result<(String, bool)> {
+fn watch(
+    read: OwnedFd,
+    signals: &nix::sys::signalfd::SignalFd,
+    mut tick: impl FnMut(),
+) -> io::Result<(String, bool)> {
     let mut output = std::fs::File::from(read);
     let mut tail: VecDeque<u8> = VecDeque::new();
     let text = |tail: &VecDeque<u8>| {
@@ -98,10 +103,8 @@ fn watch(read: OwnedFd, signals: &nix::sys::signalfd::SignalFd, mut tick: impl F
         String::from_utf8_lossy(&bytes).into_owned()
     };
     loop {
-        let mut ready = [
-            PollFd::new(output.as_fd(), PollFlags::POLLIN),
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-        ];
+        let mut ready =
+            [PollFd::new(output.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         match poll(&mut ready, PollTimeout::from(TICK)) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
@@ -129,7 +132,7 @@ fn in_words(what: &str, name: &str, status: &str, said: &str) -> Error {
     let error = Error::new(what).because(format!("{name} failed ({status})")).detail(last);
     if said.contains("No space left") || said.contains("quota") {
         error.help("the file system is full: make room there, or take another place")
-    } else if said.contains("Permission denied") {
+    } else if said.contains("Permission denied") || said.contains("Failed to read file") {
         error.help("you may not read all of it: take an image of your own, or do this as root")
     } else {
         error

@@ -44,7 +44,7 @@ pub fn make(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Made> {
         .map_err(|e| cannot("separate the mounts of", slash, e))?;
     let workshop = workshop(&order.mount_point)?;
     let image = content(order, image, &workshop)?;
-    let (root, mode) = base(order, image.as_fd(), &workshop)?;
+    let (root, mode, rooms) = base(order, image.as_fd(), &workshop)?;
     // A bind of everything below `/dev` or `/tmp` must not bring it along. Not before the overlay stands,
     // which has to clone it.
     sys::propagation(&sys::path_of(workshop.as_fd()), MsFlags::MS_UNBINDABLE)
@@ -52,6 +52,7 @@ pub fn make(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Made> {
     let mut making = Making {
         root,
         workshop,
+        rooms,
         notes: Vec::new(),
         files: 0,
         writable: order.spec.root.write != RootWrite::ReadOnly,
@@ -70,7 +71,9 @@ pub fn make(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Made> {
 fn finish(making: Making, order: &Order, mode: RootMode) -> Result<Made> {
     let slash = Path::new("/");
     if order.spec.root.write == RootWrite::ReadOnly {
-        sys::make_top_read_only(making.root.as_fd()).map_err(|e| cannot("make read-only", slash, e))?;
+        for part in std::iter::once(&making.root).chain(&making.rooms) {
+            sys::make_top_read_only(part.as_fd()).map_err(|e| cannot("make read-only", slash, e))?;
+        }
     }
     sys::pivot_into(making.root.as_fd())
         .map_err(|e| cannot("change the root to", &order.spec.root.directory, e))?;
@@ -114,7 +117,12 @@ fn content(order: &Order, mount: Option<BorrowedFd<'_>>, workshop: &OwnedFd) -> 
     open().map_err(failed)
 }
 
-fn base(order: &Order, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<(OwnedFd, RootMode)> {
+/// The root, and the directories over which room for mount points was made.
+fn base(
+    order: &Order,
+    image: BorrowedFd<'_>,
+    workshop: &OwnedFd,
+) -> Result<(OwnedFd, RootMode, Vec<OwnedFd>)> {
     let spec = &order.spec;
     let at = &order.mount_point;
     let mode = match (spec.root.mode, &spec.root.write) {
@@ -138,10 +146,11 @@ fn base(order: &Order, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<(Own
         },
     };
     let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
+    let mut rooms = Vec::new();
     if spec.namespaces.user && mode == RootMode::Overlay {
         let missing = missing(order, image);
         for directory in closed(order, root.as_fd(), &missing) {
-            skeleton::over(root.as_fd(), &directory, &missing)?;
+            rooms.push(skeleton::over(root.as_fd(), &directory, &missing)?);
         }
     }
     if spec.root.file.is_some() && !spec.namespaces.user {
@@ -150,7 +159,7 @@ fn base(order: &Order, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<(Own
     }
     // Binds of `/dev` or `/tmp` with all below must not bring a copy of the root itself along.
     sys::propagation(at, MsFlags::MS_UNBINDABLE).map_err(|e| cannot("separate", at, e))?;
-    Ok((root, mode))
+    Ok((root, mode, rooms))
 }
 
 fn plain(image: BorrowedFd<'_>, at: &Path, read_only: bool) -> Result<()> {
@@ -234,6 +243,7 @@ pub(crate) struct Making {
     pub(crate) root: OwnedFd,
     pub(crate) workshop: OwnedFd,
     pub(crate) notes: Vec<String>,
+    rooms: Vec<OwnedFd>,
     files: u32,
     writable: bool,
 }

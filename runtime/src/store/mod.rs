@@ -35,8 +35,8 @@ pub use staging::Staging;
 pub use verify::Level;
 
 pub(crate) use layout::DirHandle;
-pub(crate) use remove::remove;
 use lock::ShortLock;
+pub(crate) use remove::remove;
 
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 

@@ -103,7 +103,8 @@ impl Process {
             (cancelled.as_fd(), CANCEL),
         ];
         fds.extend(image.map(|image| (image, IMAGE)));
-        let child = process::spawn_self(&[OsStr::new(ROLE), OsStr::new(&me)], &fds, true).map_err(failed("starting our own program again"))?;
+        let child = process::spawn_self(&[OsStr::new(ROLE), OsStr::new(&me)], &fds, true)
+            .map_err(failed("starting our own program again"))?;
         let plugin = plugin.to_owned();
         Ok(Self { plugin, child, channel, cancel: Some(cancel), output, end: None })
     }

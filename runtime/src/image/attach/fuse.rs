@@ -56,7 +56,8 @@ impl Server {
     pub(super) fn wait(self) {
         let until = Instant::now() + ENDING;
         loop {
-            let left = u16::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(0);
+            let left =
+                u16::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(0);
             let mut ended = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
             match poll(&mut ended, PollTimeout::from(left)) {
                 Err(Errno::EINTR) => {}
@@ -123,7 +124,9 @@ fn serve(
 /// The open device and the mount that is served through it.
 fn make() -> Result<(OwnedFd, OwnedFd)> {
     let device = open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(|e| {
-        Error::new("/dev/fuse cannot be opened").because(e.desc()).help("the administrator opens it: chmod 666 /dev/fuse")
+        Error::new("/dev/fuse cannot be opened")
+            .because(e.desc())
+            .help("the administrator opens it: chmod 666 /dev/fuse")
     })?;
     let text = |number: u32| CString::new(number.to_string()).unwrap_or_default();
     let (uid, gid) = (text(nix::unistd::geteuid().as_raw()), text(nix::unistd::getegid().as_raw()));

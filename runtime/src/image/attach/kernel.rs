@@ -24,7 +24,8 @@ pub(super) fn mount(wanted: &Wanted<'_>) -> Result<Held> {
     let spec = &wanted.spec;
     let (device, path) = loop_device::attach(trusted.as_fd(), spec.offset, spec.size)
         .map_err(|e| Error::new("no loop device can be had").because(e.desc()))?;
-    let source = CString::new(path.as_os_str().as_bytes()).map_err(|e| Error::new("a loop device").because(e))?;
+    let source =
+        CString::new(path.as_os_str().as_bytes()).map_err(|e| Error::new("a loop device").because(e))?;
     let mounted = mount::detached(c"squashfs", &[(c"source", Some(source.as_c_str()))]);
     // From here on the mount keeps the device.
     drop(device);

@@ -42,7 +42,9 @@ impl Way {
             "kernel" => Ok(Some(Self::Kernel)),
             "fuse" => Ok(Some(Self::Fuse)),
             "unpack" => Ok(Some(Self::Unpacked)),
-            _ => Err(Error::usage(format!("STASIS_IMAGE_MOUNT is {word:?}, and it means auto, kernel, fuse or unpack"))),
+            _ => Err(Error::usage(format!(
+                "STASIS_IMAGE_MOUNT is {word:?}, and it means auto, kernel, fuse or unpack"
+            ))),
         }
     }
 }
@@ -152,6 +154,14 @@ pub enum Content {
 /// Why no way could be taken.
 pub fn attach(mut wanted: Wanted<'_>, watched: Watched<'_>) -> Result<Attached> {
     let shown = wanted.spec.path.display().to_string();
+    if wanted.way.is_none()
+        && let Some(directory) = unpack::known(&wanted)
+    {
+        wanted.spec.way = Way::Unpacked;
+        let content = Content::Directory(directory);
+        let notes = vec![format!("image \"{shown}\" is {}", told(Way::Unpacked, &content))];
+        return Ok(Attached { spec: wanted.spec, content, notes });
+    }
     let ways = match wanted.way {
         Some(way) => vec![way],
         None if nix::unistd::geteuid().is_root() => vec![Way::Kernel, Way::Fuse, Way::Unpacked],

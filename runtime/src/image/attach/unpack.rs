@@ -19,28 +19,40 @@ const CACHE: &str = "cache/_images";
 const LOCK: &str = ".lock";
 const PARTIAL: &str = ".partial";
 
+/// The directory with the content, where it was unpacked before.
+pub(super) fn known(wanted: &Wanted<'_>) -> Option<PathBuf> {
+    let place = wanted.data_root.join(CACHE);
+    // Looking is no reason to make one.
+    place.symlink_metadata().ok()?;
+    in_cache(&DirHandle::open_or_make(&place).ok()?, &key(&wanted.spec, wanted.file).ok()?)
+}
+
+fn in_cache(cache: &DirHandle, key: &str) -> Option<PathBuf> {
+    let digest = String::from_utf8(cache.read_small(key).ok()??).ok()?;
+    let is_digest = digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit());
+    (is_digest && is_whole(cache, &digest)).then(|| cache.path().join(digest))
+}
+
+fn is_whole(cache: &DirHandle, name: &str) -> bool {
+    cache.stat(name).is_ok_and(|found| found.is_some())
+}
+
 /// The directory with the content, unpacked by now or long ago.
 ///
 /// # Errors
 /// Why it could not be unpacked.
 pub fn unpack(wanted: &Wanted<'_>, watched: Watched<'_>) -> Result<PathBuf> {
     let cache = DirHandle::open_or_make(&wanted.data_root.join(CACHE))?;
-    let known = format!(".known-{}", key(&wanted.spec, wanted.file)?);
-    let whole = |name: &str| cache.stat(name).is_ok_and(|found| found.is_some());
-    let digest_of = || -> Option<String> {
-        let text = String::from_utf8(cache.read_small(&known).ok()??).ok()?;
-        let is_digest = text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        is_digest.then_some(text)
-    };
-    if let Some(digest) = digest_of().filter(|digest| whole(digest)) {
-        return Ok(cache.path().join(digest));
+    let key = key(&wanted.spec, wanted.file)?;
+    if let Some(directory) = in_cache(&cache, &key) {
+        return Ok(directory);
     }
     let digest = identity::file_digest(wanted.file, &wanted.spec, &AtomicBool::new(false))?;
     let digest = digest.trim_start_matches("blake3:").to_owned();
     let lock = cache.open_file(LOCK, OFlag::O_RDWR | OFlag::O_CREAT)?;
     let waiting = |e: nix::errno::Errno| Error::new("cannot lock the cache of images").because(e.desc());
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| waiting(e))?;
-    if !whole(&digest) {
+    if !is_whole(&cache, &digest) {
         remove(&cache, PARTIAL)?;
         let partial = cache.path().join(PARTIAL);
         let made = unpack_into(&partial, &wanted.spec, wanted.file, watched)
@@ -51,14 +63,14 @@ pub fn unpack(wanted: &Wanted<'_>, watched: Watched<'_>) -> Result<PathBuf> {
             return Err(error);
         }
     }
-    cache.replace(&known, digest.as_bytes())?;
+    cache.replace(&key, digest.as_bytes())?;
     Ok(cache.path().join(digest))
 }
 
-/// What tells a file that was unpacked before, without reading it.
+/// The name under which the digest of a file is noted that was unpacked before: it need not be read again.
 fn key(spec: &FileSpec, file: &File) -> Result<String> {
     let print = identity::file_fingerprint(spec, file)?;
-    Ok(print.trim_start_matches("file1:").to_owned())
+    Ok(format!(".known-{}", print.trim_start_matches("file1:")))
 }
 
 /// Unpacks it into a new directory.

@@ -296,7 +296,13 @@ fn read(
     what: &str,
 ) -> Result<(), SifError> {
     if at.checked_add(into.len() as u64).is_none_or(|end| end > length) {
-        return wrong(at, format!("{what} would end at byte {}, and the file has {length}", at.saturating_add(into.len() as u64)));
+        return wrong(
+            at,
+            format!(
+                "{what} would end at byte {}, and the file has {length}",
+                at.saturating_add(into.len() as u64)
+            ),
+        );
     }
     source.read_at(at, into).map_err(|source| SifError::Read { at, source })
 }

@@ -79,11 +79,20 @@ pub fn write(out: &Path, parts: &Parts<'_>, force: bool, watched: Watched<'_>) -
     let length = file.metadata().map_err(|e| failed("look at", &e))?.len();
     let size = length.saturating_sub(root_at);
     squashfs::parse(file, root_at, size).map_err(|e| {
-        Error::new(format!("cannot write image \"{}\"", out.display())).because("mksquashfs left no file system").because(e)
+        Error::new(format!("cannot write image \"{}\"", out.display()))
+            .because("mksquashfs left no file system")
+            .because(e)
     })?;
     let now = parts.time.map_or_else(|| jiff::Timestamp::now().as_second(), i64::from);
     let objects = [
-        Object { kind: 0x4001, at: DATA_AT, size: deffile.len() as u64, after: DATA_AT, name: "", extra: &[] },
+        Object {
+            kind: 0x4001,
+            at: DATA_AT,
+            size: deffile.len() as u64,
+            after: DATA_AT,
+            name: "",
+            extra: &[],
+        },
         Object {
             kind: 0x4006,
             at: json_at,
@@ -109,7 +118,9 @@ pub fn write(out: &Path, parts: &Parts<'_>, force: bool, watched: Watched<'_>) -
 fn cannot(out: &Path, doing: &str, e: &io::Error) -> Error {
     let error = Error::new(format!("cannot {doing} image \"{}\"", out.display())).because(io_words(e));
     match e.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => error.help("make room there, or build it elsewhere"),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            error.help("make room there, or build it elsewhere")
+        }
         _ => error,
     }
 }
@@ -144,7 +155,9 @@ fn header(arch: &str, uuid: [u8; 16], now: i64, used: u64, data: u64) -> [u8; HE
     put(45, arch_code(arch).as_bytes());
     put(48, &uuid);
     let table = SLOTS * DESCRIPTOR as u64;
-    for (at, number) in [(80, SLOTS - used), (88, SLOTS), (96, TABLE_AT), (104, table), (112, DATA_AT), (120, data)] {
+    for (at, number) in
+        [(80, SLOTS - used), (88, SLOTS), (96, TABLE_AT), (104, table), (112, DATA_AT), (120, data)]
+    {
         put(at, &number.to_le_bytes());
     }
     put(64, &now.to_le_bytes());
@@ -220,7 +233,9 @@ fn make_file_system(out: &Unnamed, parts: &Parts<'_>, at: u64, watched: Watched<
     command.args(["-noappend", "-all-root", "-no-progress", "-quiet", "-no-recovery", "-exit-on-error"]);
     command.args(["-offset", &at.to_string()]);
     match parts.compression {
-        Compression::Zstd(level) => command.args(["-comp", "zstd", "-Xcompression-level", &level.to_string()]),
+        Compression::Zstd(level) => {
+            command.args(["-comp", "zstd", "-Xcompression-level", &level.to_string()])
+        }
         Compression::Gzip => command.args(["-comp", "gzip"]),
     };
     if let Some(time) = parts.time {
