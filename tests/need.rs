@@ -144,6 +144,11 @@ pub(crate) fn loop_devices() -> Probe {
     if known.contains("squashfs") { Ok(()) } else { Err("this kernel knows no squashfs".to_owned()) }
 }
 
+/// Somebody's Apptainer.
+pub(crate) fn apptainer() -> Probe {
+    on_path("apptainer", "apptainer")
+}
+
 fn on_path(tool: &str, package: &str) -> Probe {
     let path = std::env::var_os("PATH").unwrap_or_default();
     match std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()) {

@@ -83,7 +83,9 @@ fn sif(args: &BuildArgs) -> Result<()> {
         attributes.deffile = format!("bootstrap: localimage\nfrom: {}\n", args.spec);
     }
     let arch = sif::own_arch();
-    describe(&mut attributes, arch);
+    // As reproducible builds everywhere: this variable stands for every time in the file.
+    let time = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
+    describe(&mut attributes, arch, time);
     if args.image.symlink_metadata().is_ok() {
         write::may_replace(&args.image, args.force)?;
     }
@@ -92,19 +94,20 @@ fn sif(args: &BuildArgs) -> Result<()> {
         "gzip" => Compression::Gzip,
         _ => Compression::Zstd(args.compression_level),
     };
-    // As reproducible builds everywhere: this variable stands for every time in the file.
-    let time = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
     let parts = Parts { root: &image.root, attributes: &attributes, arch, compression, time };
     let teller = Terminal::default();
     write::write(&args.image, &parts, args.force, &|done, total| teller.progress(done, total, "compressing"))
 }
 
 /// Labels that every image has.
-fn describe(attributes: &mut Attributes, arch: &str) {
+fn describe(attributes: &mut Attributes, arch: &str, time: Option<u32>) {
+    let now = time.and_then(|time| jiff::Timestamp::from_second(time.into()).ok());
+    let now = now.unwrap_or_else(jiff::Timestamp::now).strftime("%A_%-d_%B_%Y_%-H:%M:%S_UTC").to_string();
     let mut label = |name: &str, value: &str| {
         attributes.labels.entry(name.to_owned()).or_insert_with(|| value.to_owned());
     };
     label("org.label-schema.build-arch", arch);
+    label("org.label-schema.build-date", &now);
     label("org.label-schema.schema-version", "1.0");
     label("org.label-schema.usage.stasis.version", env!("CARGO_PKG_VERSION"));
 }

@@ -1,7 +1,7 @@
 //! The process behind a worker: started, watched against a clock, ended, its end put into words.
 
 use super::output::Output;
-use super::wire::{CANCEL, CHANNEL, IMAGE, LIBRARY, Order, PARENT, ROLE, Report};
+use super::wire::{CANCEL, CHANNEL, IMAGE, LIBRARY, Order, PARENT, ROLE, Report, WITH_IMAGE};
 use super::{Services, WorkerError};
 use crate::sys::channel::Channel;
 use crate::sys::{fd, process};
@@ -103,8 +103,10 @@ impl Process {
             (cancelled.as_fd(), CANCEL),
         ];
         fds.extend(image.map(|image| (image, IMAGE)));
-        let child = process::spawn_self(&[OsStr::new(ROLE), OsStr::new(&me)], &fds, true)
-            .map_err(failed("starting our own program again"))?;
+        let mut role = vec![OsStr::new(ROLE), OsStr::new(&me)];
+        role.extend(image.map(|_| OsStr::new(WITH_IMAGE)));
+        let child =
+            process::spawn_self(&role, &fds, true).map_err(failed("starting our own program again"))?;
         let plugin = plugin.to_owned();
         Ok(Self { plugin, child, channel, cancel: Some(cancel), output, end: None })
     }

@@ -177,7 +177,7 @@ fn what_is_written_has_every_byte_in_its_place() {
     let data = file.len() as u64 - 32176;
     assert_eq!(header, [1_000_000_000, 1_000_000_000, 45, 48, 4096, 28080, 32176, data]);
     assert!(file[128..4096].iter().all(|b| *b == 0), "between header and descriptors there is nothing");
-    let json = serde_json::to_vec_pretty(&attributes.to_json()).unwrap();
+    let json = serde_json::to_vec(&attributes.to_json()).unwrap();
     let (first, second) = (32176, 32176 + attributes.deffile.len() as u64);
     let third = (second + json.len() as u64).next_multiple_of(4096);
     let system = file.len() as u64 - third;

@@ -69,7 +69,7 @@ pub fn write(out: &Path, parts: &Parts<'_>, force: bool, watched: Watched<'_>) -
         may_replace(out, force)?;
     }
     let unnamed = Unnamed::beside(out)?;
-    let json = serde_json::to_vec_pretty(&parts.attributes.to_json()).unwrap_or_default();
+    let json = serde_json::to_vec(&parts.attributes.to_json()).unwrap_or_default();
     let deffile = parts.attributes.deffile.as_bytes();
     let json_at = DATA_AT + deffile.len() as u64;
     let data_end = json_at + json.len() as u64;
@@ -241,9 +241,36 @@ fn make_file_system(out: &Unnamed, parts: &Parts<'_>, at: u64, watched: Watched<
     if let Some(time) = parts.time {
         command.args(["-mkfs-time", &time.to_string(), "-all-time", &time.to_string()]);
     }
+    for entry in missing(parts.root) {
+        command.args(["-p", &entry]);
+    }
     let what = format!("cannot make a file system of \"{}\"", parts.root.display());
     let grown = || out.file.metadata().map_or(0, |m| m.len().saturating_sub(at));
     tools::run(command, &out.file, &what, &[], &mut |_| watched(grown(), 0))
+}
+
+/// Where containers mount something: made in the image where they are missing, as Apptainer does, because room for
+/// them has to be made at every start otherwise. In the words of mksquashfs.
+fn missing(root: &Path) -> Vec<String> {
+    let places = [
+        ("dev", "d 755 0 0"),
+        ("etc", "d 755 0 0"),
+        ("etc/hosts", "f 644 0 0 true"),
+        ("etc/resolv.conf", "f 644 0 0 true"),
+        ("home", "d 755 0 0"),
+        ("proc", "d 755 0 0"),
+        ("root", "d 700 0 0"),
+        ("sys", "d 755 0 0"),
+        ("tmp", "d 1777 0 0"),
+        ("var", "d 755 0 0"),
+        ("var/tmp", "d 1777 0 0"),
+    ];
+    // A link in the way is the image's own affair.
+    let free = |path: &str| {
+        let parent = root.join(path).parent().is_some_and(|dir| dir.is_symlink());
+        !parent && root.join(path).symlink_metadata().is_err()
+    };
+    places.into_iter().filter(|(path, _)| free(path)).map(|(path, how)| format!("{path} {how}")).collect()
 }
 
 /// A new file without a name, or where the file system has no such thing, with one that nobody takes for an image.
