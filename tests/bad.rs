@@ -17,6 +17,7 @@ mod namespaces;
 mod plugins;
 mod programs;
 mod restarts;
+mod sif;
 mod strangers;
 
 use crate::env::{Env, Who};

@@ -3,6 +3,7 @@
 mod criu;
 mod foreground;
 mod gpu;
+mod images;
 mod programs;
 mod terminals;
 mod transcript;

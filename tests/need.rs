@@ -120,18 +120,50 @@ pub(crate) fn criu_version() -> Result<String, String> {
 /// Subordinate ids can be played: the tools that map them, and the files that grant them.
 pub(crate) fn uidmap() -> Probe {
     root()?;
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    for tool in ["newuidmap", "newgidmap"] {
-        if !std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()) {
-            return Err(format!("{tool} not found (package uidmap)"));
-        }
-    }
+    on_path("newuidmap", "uidmap")?;
+    on_path("newgidmap", "uidmap")?;
     for file in ["/etc/subuid", "/etc/subgid"] {
         if !std::path::Path::new(file).is_file() {
             return Err(format!("there is no {file}"));
         }
     }
     Ok(())
+}
+
+/// The tools that make and unpack squashfs.
+pub(crate) fn squashfs() -> Probe {
+    on_path("mksquashfs", "squashfs-tools")?;
+    on_path("unsquashfs", "squashfs-tools")
+}
+
+/// A mount through FUSE is possible; users get an open `/dev/fuse` of their own, which only root can give them.
+pub(crate) fn fuse() -> Probe {
+    root()?;
+    on_path("squashfuse_ll", "squashfuse")?;
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    opened.map(drop).map_err(|why| format!("/dev/fuse cannot be opened: {why}"))
+}
+
+/// The kernel mounts files for root.
+pub(crate) fn loop_devices() -> Probe {
+    root()?;
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/loop-control");
+    opened.map(drop).map_err(|why| format!("there are no loop devices: {why}"))?;
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if known.contains("squashfs") { Ok(()) } else { Err("this kernel knows no squashfs".to_owned()) }
+}
+
+/// Somebody's Apptainer.
+pub(crate) fn apptainer() -> Probe {
+    on_path("apptainer", "apptainer")
+}
+
+fn on_path(tool: &str, package: &str) -> Probe {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    match std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()) {
+        true => Ok(()),
+        false => Err(format!("{tool} not found (package {package})")),
+    }
 }
 
 /// Notes for the end of the test run that an engine has really saved something and brought it back.

@@ -18,30 +18,31 @@ fn what_is_no_image() {
     insta::assert_snapshot!(told(""), @"
     exit 255
     FATAL:   no image was given: the argument is empty
-             hint:    give the directory into which a container image was unpacked
+             hint:    give an image: a SIF file, or the directory into which one was unpacked
     ");
     env.make_dir("empty").unwrap();
     insta::assert_snapshot!(told(&place("empty")), @r#"
     exit 255
     FATAL:   directory "$DIR/empty" is not an image: it has none of bin, usr, etc and .singularity.d
-             hint:    give the directory into which a container image was unpacked
+             hint:    give an image: a SIF file, or the directory into which one was unpacked
     "#);
     env.write("text", "this is a text\n").unwrap();
     insta::assert_snapshot!(told(&place("text")), @r#"
     exit 255
-    FATAL:   image "$DIR/text" is a file, and only image directories can be opened by this version
-             hint:    unpack it first, for example with `apptainer build --sandbox DIRECTORY $DIR/text`
+    FATAL:   image "$DIR/text" is a file of another kind, and images are SIF files, squashfs file systems and directories
+             hint:    give an image, or unpack what it holds into a directory and give that
     "#);
     env.write("image.sif", "#!/usr/bin/env run-singularity\n\0SIF_MAGIC\0").unwrap();
     insta::assert_snapshot!(told(&place("image.sif")), @r#"
     exit 255
-    FATAL:   image "$DIR/image.sif" is a SIF file, and only image directories can be opened by this version
-             hint:    unpack it first, for example with `apptainer build --sandbox DIRECTORY $DIR/image.sif`
+    FATAL:   image "$DIR/image.sif" is a damaged SIF file
+             because: at byte 0: the header would end at byte 128, and the file has 42
+             hint:    it was not copied to its end, or is none: fetch or build it again
     "#);
     insta::assert_snapshot!(told("docker://python:3.11"), @r#"
     exit 255
-    FATAL:   image "docker://python:3.11" is an address (docker), and images are opened from directories only
-             hint:    unpack it first, for example with `apptainer build --sandbox DIRECTORY docker://python:3.11`, and give the directory
+    FATAL:   image "docker://python:3.11" is an address (docker), and images are opened from files and directories only
+             hint:    fetch it first, for example with `apptainer build IMAGE.sif docker://python:3.11`, and give the file
     "#);
     symlink("loop", env.path("loop")).unwrap();
     insta::assert_snapshot!(told(&place("loop")), @r#"

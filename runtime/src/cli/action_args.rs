@@ -60,6 +60,9 @@ pub struct ActionArgs {
     /// Show the host's ROCm libraries and devices
     #[arg(long, help_heading = "Files")]
     pub rocm: bool,
+    /// Unpack an image file into the cache instead of mounting it
+    #[arg(long, help_heading = "Files")]
+    pub unsquash: bool,
     /// Start in this directory
     #[arg(long, visible_alias = "pwd", value_name = "DIR", help_heading = "Files")]
     pub cwd: Option<String>,

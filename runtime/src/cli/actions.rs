@@ -7,7 +7,9 @@ use crate::cli::engine::{self, Chosen};
 use crate::cli::teller::Terminal;
 use crate::cli::{Session, gpu, join, output, report};
 use crate::error::{Error, Result};
-use crate::image::{Image, identity};
+use crate::image::attach::{Held, Way};
+use crate::image::{Image, Opening, identity};
+use crate::monitor::Teller as _;
 use crate::monitor::direct;
 use crate::monitor::foreground::Foreground;
 use crate::monitor::order::MonitorOrder;
@@ -33,7 +35,7 @@ pub struct ExecArgs {
     action: ActionArgs,
     #[command(flatten)]
     compat: CompatArgs,
-    /// An image directory, instance://NAME, or - for the recorded image of a restart
+    /// A SIF file, an image directory, instance://NAME, or - for the recorded image of a restart
     image: String,
     /// The command and its arguments; none at a restart
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -47,7 +49,7 @@ pub struct RunArgs {
     action: ActionArgs,
     #[command(flatten)]
     compat: CompatArgs,
-    /// An image directory, instance://NAME, or - for the recorded image of a restart
+    /// A SIF file, an image directory, instance://NAME, or - for the recorded image of a restart
     image: String,
     /// Arguments of the runscript
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -61,7 +63,7 @@ pub struct ShellArgs {
     action: ActionArgs,
     #[command(flatten)]
     compat: CompatArgs,
-    /// An image directory, instance://NAME, or - for the recorded image of a restart
+    /// A SIF file, an image directory, instance://NAME, or - for the recorded image of a restart
     image: String,
 }
 
@@ -126,12 +128,12 @@ fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
     }
     let Some(planned) = plan(session, wanted)? else { return Ok(0) };
     if !planned.order.spec.init {
-        return Err(direct::run(planned.order));
+        return direct::run(planned.order, planned.image);
     }
     // Before any thread exists, so that all of them leave these signals to the main one.
     let signals = serve::signals(true)?;
     let teller = Arc::new(Terminal::default());
-    let mut begun = begin::begin(&planned.order, planned.library, &*teller)?;
+    let mut begun = begin::begin(&planned.order, planned.library, planned.image, &*teller)?;
     if let Some(from) = &begun.restarted {
         report::info(restarted_line(from));
     } else if let Some(engine) = &begun.live.engine {
@@ -163,6 +165,8 @@ pub struct Planned {
     pub order: MonitorOrder,
     /// The library.
     pub library: Option<OwnedFd>,
+    /// The image's mount, where it is one.
+    pub image: Option<Held>,
 }
 
 /// What a restart goes back to.
@@ -186,12 +190,12 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
     let engine = wanted.args.wants_engine();
     check_flags(&wanted)?;
     let back = back(session, &mut wanted)?;
-    let image = match (&back, wanted.image.as_str()) {
-        (Some(back), "-") => Image::open(&back.spec.root.directory.to_string_lossy())?,
+    let mut image = match (&back, wanted.image.as_str()) {
+        (Some(back), "-") => open(session, &back.spec.root.image().to_string_lossy(), &wanted.args)?,
         (None, "-") => {
             return Err(Error::usage("\"-\" means the image of a saved state, and nothing is brought back"));
         }
-        (_, given) => Image::open(given)?,
+        (_, given) => open(session, given, &wanted.args)?,
     };
     let name = wanted.name.as_ref().map_or_else(|| made_name(&wanted), ToString::to_string);
     let identity = engine.then(|| identify(&image, back.as_ref())).transpose()?;
@@ -214,7 +218,7 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
         chosen = Some(engine::choose(session, recorded.as_ref(), &wanted.args)?);
     }
     if wanted.args.dry_run {
-        return show(session, &wanted, spec, chosen, back.as_ref()).map(|()| None);
+        return show(session, &wanted, spec, chosen, back.as_ref(), &image).map(|()| None);
     }
     let size = (spec.stdio == StdioKind::Pty).then(|| terminal::size(std::io::stdin().as_fd())).flatten();
     let (engine, library) = match (chosen, identity) {
@@ -239,7 +243,24 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
         foreground: wanted.name.is_none(),
         size,
     };
-    Ok(Some(Planned { order, library }))
+    Ok(Some(Planned { order, library, image: image.take_held() }))
+}
+
+/// Opens the image that was named, with news of what that takes.
+///
+/// # Errors
+/// It cannot be opened, or is none.
+pub fn open(session: &Session, given: &str, args: &ActionArgs) -> Result<Image> {
+    let way = match args.unsquash {
+        true => Some(Way::Unpacked),
+        false => Way::from_word(session.context.var("STASIS_IMAGE_MOUNT").unwrap_or_default())?,
+    };
+    let teller = Terminal::default();
+    let watched = |done, total| teller.progress(done, total, "unpacking the image");
+    let opening = Opening { data_root: session.context.data_root()?, way, watched: &watched };
+    let image = Image::open_with(given, &opening)?;
+    image.file.iter().flat_map(|file| &file.notes).for_each(report::verbose);
+    Ok(image)
 }
 
 fn check_flags(wanted: &Wanted) -> Result<()> {
@@ -338,10 +359,11 @@ fn back(session: &Session, wanted: &mut Wanted) -> Result<Option<Back>> {
 /// The image as it is; at a restart it has to be the recorded one.
 fn identify(image: &Image, back: Option<&Back>) -> Result<ImageIdentity> {
     let mut found = ImageIdentity {
-        kind: "directory".to_owned(),
+        kind: kind_of(image).to_owned(),
         path: image.root.to_string_lossy().into_owned(),
         fingerprint: identity::fingerprint(image)?,
         digest: None,
+        uuid: image.file.as_ref().and_then(|file| Some(file.sif.as_ref()?.uuid.clone())),
     };
     let Some(back) = back else { return Ok(found) };
     let recorded = &back.generation.manifest().image;
@@ -357,6 +379,14 @@ fn identify(image: &Image, back: Option<&Back>) -> Result<ImageIdentity> {
         .because(format!("it was saved of {recorded}"))
         .because(format!("{found} holds other files"))
         .help("give the image that it was started from, unchanged"))
+}
+
+fn kind_of(image: &Image) -> &'static str {
+    match &image.file {
+        None => "directory",
+        Some(file) if file.sif.is_some() => "sif",
+        Some(_) => "squashfs",
+    }
 }
 
 /// Refuses what would describe another container than the recorded one.
@@ -413,7 +443,8 @@ fn again(
     spec.namespaces.net |= typed.net;
     binds::remap(&mut spec, &wanted.args.bind_remap, facts)?;
     name.clone_into(&mut spec.name);
-    spec.root.directory.clone_from(&image.root);
+    spec.root.directory = image.directory().to_path_buf();
+    spec.root.file = image.file.as_ref().map(|file| file.spec.clone());
     if wanted.image != "-" {
         wanted.image.clone_into(&mut spec.image);
     }
@@ -430,10 +461,11 @@ fn show(
     spec: ContainerSpec,
     chosen: Option<Chosen>,
     back: Option<&Back>,
+    image: &Image,
 ) -> Result<()> {
     let Some(chosen) = chosen else { return output::line(resolve::describe(&spec)) };
     let plugin = engine::plugin(session, &chosen.plugin, chosen.library)?;
-    let mut worker = Worker::spawn(&plugin, &session.context.runtime_dir()?)?;
+    let mut worker = Worker::spawn_with(&plugin, image.mount(), &session.context.runtime_dir()?)?;
     let descriptor = worker.describe()?;
     let asked = ask::Asked {
         engine_name: &descriptor.engine,

@@ -3,11 +3,13 @@
 pub mod action_args;
 pub mod actions;
 pub mod backend;
+pub mod build;
 pub mod checkpoint;
 pub mod compat;
 pub mod engine;
 pub mod generated;
 pub mod gpu;
+pub mod inspect;
 pub mod instance;
 pub mod join;
 pub mod output;
@@ -40,8 +42,12 @@ pub struct Globals {
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global")]
     config: Option<PathBuf>,
     /// Print what happens inside
-    #[arg(short, long, global = true, help_heading = "Global")]
+    #[arg(long, global = true, help_heading = "Global")]
     debug: bool,
+    /// The same
+    // Not after the command: `-d` is the definition file of `inspect` there, as in Apptainer.
+    #[arg(short = 'd', help_heading = "Global")]
+    debug_too: bool,
     /// Only warnings and errors
     #[arg(short, long, global = true, help_heading = "Global")]
     quiet: bool,
@@ -65,6 +71,10 @@ enum Command {
     Run(actions::RunArgs),
     /// Run a shell in a container
     Shell(actions::ShellArgs),
+    /// Make an image
+    Build(build::BuildArgs),
+    /// Show what an image says about itself
+    Inspect(inspect::InspectArgs),
     /// Containers in the background
     #[command(subcommand)]
     Instance(instance::InstanceCommand),
@@ -156,8 +166,9 @@ pub fn main(arguments: Vec<OsString>) -> i32 {
         Err(error) => return misunderstood(&error),
     };
     let g = &cli.globals;
-    report::configure(report::Verbosity::from_flags(g.quiet, g.silent, g.verbose, g.debug), g.nocolor);
-    if g.debug {
+    let debug = g.debug || g.debug_too;
+    report::configure(report::Verbosity::from_flags(g.quiet, g.silent, g.verbose, debug), g.nocolor);
+    if debug {
         let shown =
             tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG);
         // A second subscriber cannot be there; if it were, it would do.
@@ -183,6 +194,8 @@ fn run(cli: Cli) -> Result<i32> {
         Command::Exec(args) => actions::exec(&session, args),
         Command::Run(args) => actions::run(&session, args),
         Command::Shell(args) => actions::shell(&session, args),
+        Command::Build(args) => build::run(&args).map(|()| 0),
+        Command::Inspect(args) => inspect::run(&session, &args).map(|()| 0),
         Command::Instance(command) => instance::run(&session, command),
         Command::Checkpoint(command) => checkpoint::run(&session, command).map(|()| 0),
         Command::Backend(command) => backend::run(&session, command),

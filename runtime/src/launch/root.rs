@@ -38,19 +38,20 @@ pub(crate) fn cannot(doing: &str, object: &Path, e: Errno) -> Error {
 ///
 /// # Errors
 /// The mount that failed and why.
-pub fn make(order: &Order) -> Result<Made> {
+pub fn make(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Made> {
     let slash = Path::new("/");
     // Everybody inside may use what is made here; the application gets its own mask later.
     nix::sys::stat::umask(Mode::S_IWGRP | Mode::S_IWOTH);
     sys::propagation(slash, MsFlags::MS_REC | MsFlags::MS_SLAVE)
         .map_err(|e| cannot("separate the mounts of", slash, e))?;
     let workshop = workshop(&order.mount_point)?;
-    let Base { root, mode, done } = base(order, &workshop)?;
+    let image = content(order, image, &workshop)?;
+    let Base { root, mode, done, rooms } = base(order, image.as_fd(), &workshop)?;
     // A bind of everything below `/dev` or `/tmp` must not bring it along. Not before the overlay stands,
     // which has to clone it.
     sys::propagation(&sys::path_of(workshop.as_fd()), MsFlags::MS_UNBINDABLE)
         .map_err(|e| cannot("separate", &order.mount_point, e))?;
-    let mut making = Making { root, workshop, notes: Vec::new(), files: 0, made: Vec::new() };
+    let mut making = Making { root, workshop, rooms, notes: Vec::new(), files: 0, made: Vec::new() };
     for (index, mount) in order.spec.mounts.iter().enumerate() {
         if !done.contains(&index) {
             making.mount(mount)?;
@@ -67,7 +68,9 @@ pub fn make(order: &Order) -> Result<Made> {
 fn finish(making: Making, order: &Order, mode: RootMode) -> Result<Made> {
     let slash = Path::new("/");
     if order.spec.root.write == RootWrite::ReadOnly {
-        sys::make_top_read_only(making.root.as_fd()).map_err(|e| cannot("make read-only", slash, e))?;
+        for part in std::iter::once(&making.root).chain(&making.rooms) {
+            sys::make_top_read_only(part.as_fd()).map_err(|e| cannot("make read-only", slash, e))?;
+        }
     }
     sys::pivot_into(making.root.as_fd())
         .map_err(|e| cannot("change the root to", &order.spec.root.directory, e))?;
@@ -96,30 +99,45 @@ fn workshop(mount_point: &Path) -> Result<OwnedFd> {
     sys::open_place(mount_point).map_err(|e| cannot("open", mount_point, e))
 }
 
+/// The image's content: its directory, or the mount that was handed over, attached out of the way.
+fn content(order: &Order, mount: Option<BorrowedFd<'_>>, workshop: &OwnedFd) -> Result<OwnedFd> {
+    let root = &order.spec.root;
+    if !root.is_mounted() {
+        return sys::open_place(&root.directory).map_err(|e| cannot("open the image", &root.directory, e));
+    }
+    let failed = |e| cannot("mount the image", root.image(), e);
+    let mount = mount.ok_or_else(|| failed(Errno::EBADF))?;
+    let name = "image";
+    mkdirat(workshop, name, Mode::from_bits_truncate(0o700)).map_err(failed)?;
+    let open = || sys::open_below(workshop.as_fd(), Path::new(name), OFlag::O_PATH | OFlag::O_DIRECTORY);
+    sys::attach(mount, open().map_err(failed)?.as_fd()).map_err(failed)?;
+    open().map_err(failed)
+}
+
 /// A root without its mounts.
 struct Base {
     root: OwnedFd,
     mode: RootMode,
     /// Mounts of the spec that need not be made any more.
     done: Vec<usize>,
+    /// Directories over which a tmpfs makes room, closed when everything is in place.
+    rooms: Vec<OwnedFd>,
 }
 
-fn base(order: &Order, workshop: &OwnedFd) -> Result<Base> {
+fn base(order: &Order, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<Base> {
     let spec = &order.spec;
     let at = &order.mount_point;
-    let image = sys::open_place(&spec.root.directory)
-        .map_err(|e| cannot("open the image", &spec.root.directory, e))?;
-    let image = image.as_fd();
     let wanted = room::wanted(order, image);
     let whole = || Ok::<_, Error>((RootMode::Overlay, room::whole(order, image, workshop.as_fd(), &wanted)?));
     let skeleton =
         || skeleton::make(image, at, &room::missing(&wanted)).map(|()| (RootMode::Skeleton, Vec::new()));
+    let mut rooms = Vec::new();
     let (mode, done) = match (&spec.root.write, spec.root.mode) {
         (RootWrite::Image, _) => plain(image, at, false).map(|()| (RootMode::Plain, Vec::new()))?,
         (RootWrite::Tmpfs, _) | (RootWrite::ReadOnly, RootMode::Overlay) => whole()?,
         (RootWrite::Overlay(directory), _) => {
             room::kept(order, image, directory)?;
-            closed_ones(order, &wanted)?;
+            rooms = closed_ones(order, &wanted)?;
             (RootMode::Overlay, Vec::new())
         }
         (RootWrite::ReadOnly, RootMode::Plain) => {
@@ -139,9 +157,13 @@ fn base(order: &Order, workshop: &OwnedFd) -> Result<Base> {
         }
     };
     let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
+    if spec.root.file.is_some() && !spec.namespaces.user {
+        // A file is anybody's work, also where it was unpacked. In a user namespace this is so already.
+        sys::make_harmless(root.as_fd()).map_err(|e| cannot("take devices away from", at, e))?;
+    }
     // Binds of `/dev` or `/tmp` with all below must not bring a copy of the root itself along.
     sys::propagation(at, MsFlags::MS_UNBINDABLE).map_err(|e| cannot("separate", at, e))?;
-    Ok(Base { root, mode, done })
+    Ok(Base { root, mode, done, rooms })
 }
 
 /// The image itself, where nothing is missing, or only in few directories.
@@ -168,17 +190,15 @@ fn few(
 }
 
 /// Room in directories where not even an overlay that is kept lets the user make anything.
-fn closed_ones(order: &Order, wanted: &[room::Wanted<'_>]) -> Result<()> {
+fn closed_ones(order: &Order, wanted: &[room::Wanted<'_>]) -> Result<Vec<OwnedFd>> {
     let at = &order.mount_point;
     if !order.spec.namespaces.user {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
     let missing = room::missing(wanted);
-    for directory in closed(order, root.as_fd(), &missing) {
-        skeleton::over(root.as_fd(), &directory, &missing)?;
-    }
-    Ok(())
+    let closed = closed(order, root.as_fd(), &missing);
+    closed.iter().map(|directory| skeleton::over(root.as_fd(), directory, &missing)).collect()
 }
 
 fn plain(image: BorrowedFd<'_>, at: &Path, read_only: bool) -> Result<()> {
@@ -212,6 +232,7 @@ pub(crate) struct Making {
     pub(crate) root: OwnedFd,
     pub(crate) workshop: OwnedFd,
     pub(crate) notes: Vec<String>,
+    rooms: Vec<OwnedFd>,
     files: u32,
     /// Where something was mounted, and which directory of the host it is.
     made: Vec<(PathBuf, Option<PathBuf>)>,

@@ -9,11 +9,11 @@ use crate::sys::channel::Channel;
 use crate::sys::process::{self, Forked};
 use nix::sched::CloneFlags;
 use stasis_plugin_api::request::FailedHelper;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The descriptor at which init finds its channel.
+/// The descriptor at which init finds its channel. Its order and, where the image is one, the mount follow.
 pub const INIT_CHANNEL: i32 = 3;
 
 /// A container whose first process was made.
@@ -77,11 +77,11 @@ fn flags(spec: &ContainerSpec) -> CloneFlags {
     flags
 }
 
-/// Makes the container's first process. The caller has one thread.
+/// Makes the container's first process. The caller has one thread, and holds the image's mount where it is one.
 ///
 /// # Errors
 /// What the host refuses, with the remedy.
-pub fn start(order: &Order) -> Result<Container> {
+pub fn start(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Container> {
     let spec = &order.spec;
     if !spec.namespaces.pid {
         return Err(Error::new(format!(
@@ -96,7 +96,7 @@ pub fn start(order: &Order) -> Result<Container> {
     let (pid, pidfd) = match forked {
         Forked::Child => {
             drop(ours);
-            process::end(first_process(order, &theirs))
+            process::end(first_process(order, &theirs, image))
         }
         Forked::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
     };
@@ -117,7 +117,7 @@ pub fn start(order: &Order) -> Result<Container> {
 
 /// Turns this process into the application of a container without an init. The caller has one thread. Returns only
 /// the reason why not.
-pub fn become_application(order: &Order) -> Error {
+pub fn become_application(order: &Order, image: Option<BorrowedFd<'_>>) -> Error {
     let spec = &order.spec;
     if spec.namespaces.pid {
         return Error::new(format!("the container {} asks for a pid namespace and for no init", spec.name));
@@ -129,7 +129,7 @@ pub fn become_application(order: &Order) -> Error {
         true => userns::map(std::process::id(), &spec.ids),
         false => Ok(()),
     };
-    match mapped.and_then(|()| root::make(order)) {
+    match mapped.and_then(|()| root::make(order, image)) {
         Ok(_) => crate::init::app::become_application(spec),
         Err(error) => error,
     }
@@ -199,12 +199,12 @@ impl Container {
 
 /// In the new process: waits for the id maps, then becomes init. Returns an exit code; what went wrong was told over
 /// the channel.
-fn first_process(order: &Order, channel: &Channel) -> i32 {
+fn first_process(order: &Order, channel: &Channel, image: Option<BorrowedFd<'_>>) -> i32 {
     let Ok(Some(((), _))) = channel.recv() else {
         // The monitor died or gave up.
         return 255;
     };
-    let failed = become_init(channel, order);
+    let failed = become_init(channel, order, image);
     // If nobody listens any more there is nobody to tell.
     let _ = channel.send(&FromInit::Failed(failed));
     255
@@ -212,7 +212,7 @@ fn first_process(order: &Order, channel: &Channel) -> i32 {
 
 /// Starts our own binary again, before the root is left: a process that never did an exec in its user
 /// namespace could not be looked into by its owner.
-fn become_init(channel: &Channel, order: &Order) -> Error {
+fn become_init(channel: &Channel, order: &Order, image: Option<BorrowedFd<'_>>) -> Error {
     let cannot = |what: &str, e: nix::errno::Errno| {
         Error::new(format!("cannot start the container's init ({what})")).because(e.desc())
     };
@@ -226,15 +226,16 @@ fn become_init(channel: &Channel, order: &Order) -> Error {
         Ok(fd) => fd,
         Err(e) => return Error::new("cannot start the container's init (memory)").because(&e),
     };
-    let (Ok(channel_high), Ok(order_high)) =
-        (crate::sys::fd::lift(channel.as_fd()), crate::sys::fd::lift(again.as_fd()))
-    else {
+    let handed = [Some(channel.as_fd()), Some(again.as_fd()), image];
+    // Out of the way of the numbers that they get.
+    let lifted: std::io::Result<Vec<_>> = handed.into_iter().flatten().map(crate::sys::fd::lift).collect();
+    let Ok(lifted) = lifted else {
         return Error::new("cannot start the container's init (descriptors)");
     };
-    let placed = crate::sys::fd::place(channel_high.as_fd(), INIT_CHANNEL)
-        .and_then(|()| crate::sys::fd::place(order_high.as_fd(), INIT_CHANNEL + 1));
-    if let Err(e) = placed {
-        return cannot("descriptors", e);
+    for (fd, number) in lifted.iter().zip(INIT_CHANNEL..) {
+        if let Err(e) = crate::sys::fd::place(fd.as_fd(), number) {
+            return cannot("descriptors", e);
+        }
     }
     let argv = ["stasis", crate::init::ROLE].map(str::to_owned);
     let e = process::exec("/proc/self/exe".as_ref(), &argv, &[]);

@@ -1,22 +1,80 @@
 //! A foreground command without an engine and without an init: this process itself becomes the application. There
-//! is nobody in between, so signals, the terminal and the exit status are the application's own.
+//! is nobody in between, so signals, the terminal and the exit status are the application's own. Only where a process
+//! of ours serves the image is this one its parent, and stays: the application must not have a child that it did not
+//! start.
 
-use crate::error::Error;
-use crate::launch::protocol::Order;
+use crate::error::{Error, Result};
+use crate::image::attach::Held;
+use crate::init::children::Telling;
+use crate::launch::protocol::{Ending, Order};
 use crate::launch::start;
 use crate::monitor::order::MonitorOrder;
 use crate::monitor::place::mount_point;
+use crate::monitor::serve;
+use crate::sys::process::{self, Forked};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::CloneFlags;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::os::fd::{AsFd, OwnedFd};
 
-/// Becomes the application. The caller has one thread. Returns only the reason why it could not.
-pub fn run(order: MonitorOrder) -> Error {
-    match mount_point(&order.runtime_dir) {
-        Ok(mount_point) => start::become_application(&Order {
-            spec: order.spec,
-            mount_point,
-            logs: None,
-            fed: false,
-            size: None,
-        }),
-        Err(error) => error,
+/// Sent by the kernel, to the whole process group of a terminal: the application got it as well.
+const SI_KERNEL: i32 = 0x80;
+
+/// Becomes the application, or runs it to its end and returns the exit code. The caller has one thread.
+///
+/// # Errors
+/// Why it was not started.
+pub fn run(order: MonitorOrder, image: Option<Held>) -> Result<i32> {
+    let mount_point = mount_point(&order.runtime_dir)?;
+    let order = Order { spec: order.spec, mount_point, logs: None, fed: false, size: None };
+    match image {
+        Some(image) if image.is_served() => beside(&order, image),
+        image => Err(start::become_application(&order, image.as_ref().and_then(Held::mount))),
     }
+}
+
+fn beside(order: &Order, image: Held) -> Result<i32> {
+    let signals = serve::signals(true)?;
+    let telling = Telling::new()?;
+    let forked = process::clone_into(CloneFlags::empty())
+        .map_err(|e| Error::new("cannot start the application").because(e.desc()))?;
+    let (pid, pidfd) = match forked {
+        Forked::Child => telling.fail(&start::become_application(order, image.mount())),
+        Forked::Parent(pid, pidfd) => (pid, pidfd),
+    };
+    telling.wait()?;
+    let ended = follow(pid, &pidfd, &signals);
+    // Processes that the application left behind hold it on.
+    drop(image);
+    ended
+}
+
+/// Waits for its end and passes signals on.
+fn follow(pid: Pid, pidfd: &OwnedFd, signals: &nix::sys::signalfd::SignalFd) -> Result<i32> {
+    loop {
+        let mut watched =
+            [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut watched, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(Error::new("cannot wait for the application").because(e.desc())),
+        }
+        let ended = watched[0].any().unwrap_or(false);
+        while let Ok(Some(info)) = signals.read_signal() {
+            let number = i32::try_from(info.ssi_signo).unwrap_or(0);
+            if info.ssi_code != SI_KERNEL && number != libc::SIGWINCH {
+                // It may have ended this very moment.
+                let _ = process::signal(pidfd.as_fd(), number);
+            }
+        }
+        if ended {
+            break;
+        }
+    }
+    let ending = match waitpid(pid, None) {
+        Ok(WaitStatus::Exited(_, code)) => Ending::Exit(code),
+        Ok(WaitStatus::Signaled(_, signal, _)) => Ending::Signal(signal as i32),
+        _ => return Err(Error::new("the application's end was missed")),
+    };
+    Ok(ending.code())
 }

@@ -77,6 +77,21 @@ impl DirHandle {
         }
     }
 
+    /// Opens a directory that is not the store's: any that the user may write to.
+    pub(crate) fn open_foreign(path: &Path) -> Result<Self> {
+        match open(path, DIR_FLAGS.difference(OFlag::O_NOFOLLOW), Mode::empty()) {
+            Ok(fd) => Ok(Self { fd, path: path.to_owned() }),
+            Err(error) => Err(open_error(path, false, error)),
+        }
+    }
+
+    /// Exchanges two entries at once.
+    pub(crate) fn exchange(&self, one: impl AsRef<Path>, other: impl AsRef<Path>) -> Result<()> {
+        let (one, other) = (one.as_ref(), other.as_ref());
+        nix::fcntl::renameat2(&self.fd, one, &self.fd, other, nix::fcntl::RenameFlags::RENAME_EXCHANGE)
+            .map_err(|e| StoreError::io("replace", &self.path.join(other), e))
+    }
+
     /// Opens the directory `name`, which must belong to the user and be writable by nobody else.
     pub(crate) fn child(&self, name: impl AsRef<Path>) -> Result<Self> {
         self.child_unchecked(name)?.trusted()

@@ -58,7 +58,6 @@ pub const REFUSED: &[(&str, &str)] = &[
     ("--shell", "The shell is the image's /bin/bash, else its /bin/sh; run another one with exec."),
     ("--tmp-sandbox", "Images are never unpacked behind your back."),
     ("--underlay", "How missing mount points are made is decided by the kernel at hand."),
-    ("--unsquash", "Images are directories already."),
     ("--vm", "There are no virtual machines."),
 ];
 
