@@ -1,5 +1,6 @@
 use super::*;
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::symlink;
 
@@ -107,15 +108,15 @@ fn socket_lines() {
 fn the_kernel_s_list_says_what_the_tables_say() {
     let four = TcpListener::bind("127.0.0.1:0").unwrap();
     let six = TcpListener::bind("[::]:0").unwrap();
-    // Other tests run beside this one, and their sockets go.
-    let ports = [&four, &six].map(|listener| listener.local_addr().unwrap().port());
-    let _client = TcpStream::connect(("127.0.0.1", ports[1])).unwrap();
-    let _server = six.accept().unwrap();
+    let client = TcpStream::connect(("127.0.0.1", six.local_addr().unwrap().port())).unwrap();
+    let (server, _) = six.accept().unwrap();
+    // Other tests run beside this one, and their sockets come and go.
+    let inode = |fd: BorrowedFd<'_>| nix::sys::stat::fstat(fd).unwrap().st_ino;
+    let own = [four.as_fd(), six.as_fd(), client.as_fd(), server.as_fd()].map(inode);
     for (family, name) in [(AddressFamily::Inet, "tcp"), (AddressFamily::Inet6, "tcp6")] {
         let text = fs::read_to_string(Path::new("/proc/net").join(name)).unwrap();
         let sorted = |all: Vec<net::Socket>| {
-            let own = |s: &net::Socket| ports.contains(&s.local.port()) || ports.contains(&s.peer.port());
-            let mut own: Vec<_> = all.into_iter().filter(own).collect();
+            let mut own: Vec<_> = all.into_iter().filter(|s| own.contains(&s.inode)).collect();
             own.sort_by_key(|s| s.inode);
             own
         };
