@@ -23,6 +23,15 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
 fn command(arguments: &[String]) -> Result<serde_json::Value> {
     match arguments.first().map(String::as_str) {
         Some("version") => Ok(json!({"engine": env!("CARGO_PKG_VERSION"), "format": crate::model::FORMAT})),
+        Some("trial") => {
+            let pid = arguments.get(1).and_then(|p| p.parse().ok()).unwrap_or(0);
+            if let Some(k) = arguments.get(2).and_then(|p| p.parse().ok()) {
+                crate::sys::ptrace::steps::kill_at(k);
+            }
+            let _ = crate::sys::process::interruptible();
+            let pause = crate::capture::trial(pid)?;
+            Ok(json!({"pause_us": pause.as_micros(), "steps": crate::sys::ptrace::steps::done()}))
+        }
         other => Err(BackendError::failed(format!("the engine knows no command {:?}", other.unwrap_or("")))),
     }
 }

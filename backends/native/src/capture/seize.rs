@@ -1,0 +1,271 @@
+//! Stopping every thread of a tree of processes, and letting them all go again.
+//!
+//! A parent is stopped before its children are looked for: it can make no more then. Nothing is injected here; whoever
+//! drops the tree lets everything run on, and so does the kernel when the engine dies.
+
+use crate::arch::registers::make_restartable;
+use crate::model::{Registers, Rseq};
+use crate::proc;
+use crate::sys::ptrace::{self, Stop};
+use nix::errno::Errno;
+use stasis_plugin_api::error::{BackendError, Result, kind};
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::time::{Duration, Instant};
+
+/// How long all threads together may take to stop.
+const STOPPING: Duration = Duration::from_secs(3);
+/// How long one step of the engine may take. Copying page tables of a terabyte takes half a minute.
+pub(crate) const STEP: Duration = Duration::from_secs(120);
+
+/// Everything that stands still.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    /// Parents before their children.
+    pub(crate) processes: Vec<Held>,
+    /// Children that ended and were not waited for: pid and parent.
+    pub(crate) zombies: Vec<(i32, i32)>,
+    /// Let go already.
+    released: bool,
+}
+
+/// One process that stands still.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) pid: i32,
+    /// `/proc/PID/mem`.
+    pub(crate) memory: File,
+    /// The leader first.
+    pub(crate) threads: Vec<HeldThread>,
+    /// Stopped by job control, with this signal.
+    pub(crate) stopped: Option<i32>,
+}
+
+/// One thread that stands still, as it was found.
+#[derive(Debug, Default)]
+pub(crate) struct HeldThread {
+    pub(crate) tid: i32,
+    pub(crate) registers: Registers,
+    pub(crate) mask: u64,
+    pub(crate) rseq: Rseq,
+}
+
+/// A request of ptrace about a thread that failed.
+pub(crate) fn failed(doing: &str, tid: i32, error: Errno) -> BackendError {
+    match error {
+        Errno::ESRCH => {
+            BackendError::new(kind::APPLICATION_ENDED, format!("thread {tid} ended during the capture")).because(doing)
+        }
+        Errno::ETIMEDOUT => BackendError::new(kind::TIMED_OUT, format!("{doing} thread {tid} takes too long")),
+        Errno::EINTR => BackendError::new(kind::CANCELLED, "the capture was told to end"),
+        Errno::EPERM => BackendError::failed(format!("{doing} thread {tid} is not permitted")).help(
+            "a setuid program, another tracer, or the host's `kernel.yama.ptrace_scope` forbids to look into it",
+        ),
+        error => BackendError::failed(format!("{doing} thread {tid} failed")).because(error.desc()),
+    }
+}
+
+impl Tree {
+    /// Stops the tree below `root`.
+    pub(crate) fn stop(root: i32) -> Result<Self> {
+        let until = Instant::now() + STOPPING;
+        let mut tree = Self { processes: Vec::new(), zombies: Vec::new(), released: false };
+        let mut waiting = vec![(root, 0)];
+        while let Some((pid, parent)) = waiting.pop() {
+            if state(pid) == Some('Z') && !has_threads(pid) {
+                tree.zombies.push((pid, parent));
+                continue;
+            }
+            let held = match stop_process(pid, until) {
+                Err(error) if error.kind == kind::APPLICATION_ENDED && pid != root => {
+                    // It may have ended just now: then it is a zombie, or its parent was told before it stopped.
+                    if state(pid) == Some('Z') {
+                        tree.zombies.push((pid, parent));
+                    }
+                    continue;
+                }
+                other => other?,
+            };
+            for thread in held.threads.iter().rev() {
+                let children = proc::read(pid, &format!("task/{}/children", thread.tid))?;
+                let children = children.split_whitespace().filter_map(|child| child.parse::<i32>().ok());
+                waiting.extend(children.map(|child| (child, pid)));
+            }
+            tree.processes.push(held);
+        }
+        Ok(tree)
+    }
+
+    /// Lets everything run on.
+    pub(crate) fn release(mut self) {
+        self.let_go(0);
+    }
+
+    /// Leaves everything stopped by job control, for somebody else to end or to continue.
+    pub(crate) fn leave_stopped(mut self) -> Result<()> {
+        for process in &self.processes {
+            for thread in &process.threads {
+                // Each thread gets its own: a signal for the process stops the others only when one has taken it.
+                crate::sys::process::kill_thread(process.pid, thread.tid, libc::SIGSTOP)
+                    .map_err(|error| failed("stopping", thread.tid, error))?;
+            }
+        }
+        self.let_go(0);
+        Ok(())
+    }
+
+    fn let_go(&mut self, signal: i32) {
+        if self.released {
+            return;
+        }
+        self.released = true;
+        for thread in self.processes.iter().flat_map(|process| &process.threads) {
+            // One that ended needs nothing; one that runs already is let go by our exit.
+            let _ = ptrace::detach(thread.tid, signal);
+        }
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        self.let_go(0);
+    }
+}
+
+fn state(pid: i32) -> Option<char> {
+    proc::read(pid, "stat").ok().and_then(|text| proc::stat::parse(&text).ok()).map(|stat| stat.state)
+}
+
+fn has_threads(pid: i32) -> bool {
+    proc::numbers(&format!("/proc/{pid}/task")).is_ok_and(|tids| tids.len() > 1)
+}
+
+/// Stops the threads of one process until none is left that was not stopped.
+fn stop_process(pid: i32, until: Instant) -> Result<Held> {
+    let mut guard = Tree { processes: Vec::new(), zombies: Vec::new(), released: false };
+    let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem"));
+    let memory = memory.map_err(|error| {
+        let gone = error.raw_os_error() == Some(libc::ENOENT);
+        let kind = if gone { kind::APPLICATION_ENDED } else { kind::FAILED };
+        BackendError::new(kind, format!("the memory of process {pid} cannot be opened")).because(error)
+    })?;
+    guard.processes.push(Held { pid, memory, threads: Vec::new(), stopped: None });
+    let tasks = format!("/proc/{pid}/task");
+    loop {
+        let Some(held) = guard.processes.last_mut() else { break };
+        let tids = proc::numbers(&tasks)?;
+        held.threads.retain(|thread| tids.contains(&thread.tid));
+        let mut new = false;
+        for tid in tids {
+            if held.threads.iter().any(|thread| thread.tid == tid) {
+                continue;
+            }
+            new = true;
+            if let Some(by) = stop_thread(pid, tid, until)? {
+                held.threads.push(HeldThread { tid, ..HeldThread::default() });
+                held.stopped = held.stopped.or(by);
+            }
+        }
+        if !new {
+            break;
+        }
+    }
+    let mut held = guard.processes.pop().ok_or_else(|| BackendError::failed("no process"))?;
+    held.threads.sort_by_key(|thread| (thread.tid != pid, thread.tid));
+    if held.threads.first().is_none_or(|leader| leader.tid != pid) {
+        guard.processes.push(held);
+        let what = format!("process {pid} has no main thread any more");
+        return Err(BackendError::new(kind::APPLICATION_ENDED, what));
+    }
+    Ok(held)
+}
+
+/// Stops a thread: the signal by which job control had stopped it, if that did. `None` when it ended.
+#[allow(clippy::option_option, reason = "whether it stands, and what had stopped it before")]
+fn stop_thread(pid: i32, tid: i32, until: Instant) -> Result<Option<Option<i32>>> {
+    match ptrace::seize(tid) {
+        Ok(()) => ptrace::interrupt(tid).map_err(|error| failed("stopping", tid, error))?,
+        Err(Errno::ESRCH) => return Ok(None),
+        // A thread that a traced one made is traced already.
+        Err(Errno::EPERM) if tracer(pid, tid) == i32::try_from(std::process::id()).ok() => {}
+        Err(Errno::EPERM) if ended(pid, tid) => return Ok(None),
+        Err(error) => return Err(failed("attaching to", tid, error)),
+    }
+    loop {
+        match ptrace::wait(tid, until).map_err(|error| failed("waiting for", tid, error))? {
+            Stop::Event(libc::SIGTRAP) => return Ok(Some(None)),
+            Stop::Event(signal) => return Ok(Some(Some(signal))),
+            Stop::Gone => return Ok(None),
+            Stop::Signal(signal) => {
+                ptrace::resume(tid, signal).map_err(|error| failed("continuing", tid, error))?;
+            }
+            Stop::Birth | Stop::Call => {
+                ptrace::resume(tid, 0).map_err(|error| failed("continuing", tid, error))?;
+            }
+        }
+    }
+}
+
+fn status(pid: i32, tid: i32) -> Option<String> {
+    proc::read(pid, &format!("task/{tid}/status")).ok()
+}
+
+fn tracer(pid: i32, tid: i32) -> Option<i32> {
+    let text = status(pid, tid)?;
+    text.lines().find_map(|line| line.strip_prefix("TracerPid:"))?.trim().parse().ok()
+}
+
+fn ended(pid: i32, tid: i32) -> bool {
+    status(pid, tid).is_none_or(|text| text.lines().any(|line| line.starts_with("State:\tZ") || line.contains("X (dead)")))
+}
+
+impl Held {
+    /// Reads the registers and masks of all threads, and makes the registers fit to be resumed anywhere: injected code
+    /// outside a restartable sequence makes the kernel forget it, so its abort is taken now.
+    pub(crate) fn save_registers(&mut self) -> Result<()> {
+        for thread in &mut self.threads {
+            let tid = thread.tid;
+            let error = |error| failed("reading the registers of", tid, error);
+            thread.registers = ptrace::registers(tid).map_err(error)?;
+            thread.mask = ptrace::signal_mask(tid).map_err(error)?;
+            thread.rseq = ptrace::rseq(tid).map_err(error)?;
+            let aborted = abort_sequence(&self.memory, thread);
+            if make_restartable(&mut thread.registers) || aborted {
+                ptrace::set_registers(tid, &thread.registers).map_err(error)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn leader(&self) -> Result<&HeldThread> {
+        self.threads.first().ok_or_else(|| BackendError::failed(format!("process {} has no thread", self.pid)))
+    }
+}
+
+/// True when the thread stood in a restartable sequence and now stands at its abort handler.
+fn abort_sequence(memory: &File, thread: &mut HeldThread) -> bool {
+    if thread.rseq.address == 0 {
+        return false;
+    }
+    let Some([pointer]) = words::<1>(memory, thread.rseq.address + 8) else { return false };
+    if pointer == 0 {
+        return false;
+    }
+    // Version and flags, start, length, abort handler.
+    let Some([_, start, length, abort]) = words::<4>(memory, pointer) else { return false };
+    if thread.registers.rip.wrapping_sub(start) >= length {
+        return false;
+    }
+    thread.registers.rip = abort;
+    true
+}
+
+fn words<const N: usize>(memory: &File, address: u64) -> Option<[u64; N]> {
+    let mut words = [0; N];
+    for (index, word) in words.iter_mut().enumerate() {
+        let mut bytes = [0; 8];
+        memory.read_exact_at(&mut bytes, address.checked_add(8 * index as u64)?).ok()?;
+        *word = u64::from_ne_bytes(bytes);
+    }
+    Some(words)
+}
