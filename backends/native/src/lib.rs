@@ -6,5 +6,9 @@ mod capture;
 mod cli;
 mod entry;
 mod model;
+mod plugin;
 mod proc;
+mod restore;
 mod sys;
+
+pub use plugin::NativeBackend;

@@ -31,12 +31,6 @@ pub(crate) fn prctl(option: i32, value: u64) -> Result<i32, Errno> {
     Errno::result(unsafe { libc::prctl(option, value, 0u64, 0u64, 0u64) })
 }
 
-/// `personality`.
-pub(crate) fn personality(value: u64) -> Result<(), Errno> {
-    // SAFETY: a plain number.
-    Errno::result(unsafe { libc::personality(value) }).map(drop)
-}
-
 /// Soft and hard limit of another process.
 pub(crate) fn set_limit(pid: i32, resource: u32, limit: [u64; 2]) -> Result<(), Errno> {
     let new = libc::rlimit { rlim_cur: limit[0], rlim_max: limit[1] };
@@ -63,6 +57,13 @@ pub(crate) fn set_nice(tid: i32, nice: i32) -> Result<(), Errno> {
     // SAFETY: plain numbers.
     let rc = unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, tid, nice) };
     Errno::result(rc).map(drop)
+}
+
+/// The nice value of a thread.
+pub(crate) fn nice(tid: i32) -> Option<i32> {
+    // SAFETY: plain numbers. The kernel's own call answers with 20 minus the value.
+    let rc = unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, tid) };
+    i32::try_from(Errno::result(rc).ok()?).ok().map(|n| 20 - n)
 }
 
 /// Ends this process without running anything of the C library.
