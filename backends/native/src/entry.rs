@@ -3,6 +3,7 @@
 //! `__libc_start_main` then does what it does for every program: initialisers (also std's, so that arguments are
 //! known), `main`, buffers and exit status. No thread is ever started.
 #![allow(unsafe_code, reason = "the first instruction of a program cannot be written otherwise")]
+#![allow(unreachable_pub, reason = "the linker refers to it")]
 
 use std::ffi::{CStr, c_char, c_int};
 

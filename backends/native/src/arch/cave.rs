@@ -138,8 +138,8 @@ pub(crate) fn code() -> Code {
 pub(crate) fn home_block(registers: &Registers, mask: u64) -> Vec<u8> {
     let r = registers;
     let words = [
-        r.r15, r.r14, r.r13, r.r12, r.rbp, r.rbx, r.r11, r.r10, r.r9, r.r8, r.rax, r.rcx, r.rdx, r.rsi, r.rdi,
-        r.eflags, r.rsp, mask,
+        r.r15, r.r14, r.r13, r.r12, r.rbp, r.rbx, r.r11, r.r10, r.r9, r.r8, r.rax, r.rcx, r.rdx, r.rsi,
+        r.rdi, r.eflags, r.rsp, mask,
     ];
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }

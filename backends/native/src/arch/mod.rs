@@ -3,4 +3,5 @@
 
 pub(crate) mod cave;
 pub(crate) mod cpuid;
+pub(crate) mod machine;
 pub(crate) mod registers;

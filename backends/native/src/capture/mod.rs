@@ -1,53 +1,336 @@
-//! Saving a tree of processes.
+//! Saving a tree of processes: look, stop, look again, ask, copy, let go, write.
+//!
+//! Until the first question nothing is changed in the application; from then on it can be left alone at any step
+//! (inject.rs). Every way out lets it run on.
 
+pub(crate) mod areas;
+pub(crate) mod contents;
+pub(crate) mod descriptors;
 pub(crate) mod inject;
+pub(crate) mod memories;
+pub(crate) mod mode;
+pub(crate) mod pages;
+pub(crate) mod pipes;
+pub(crate) mod process;
+pub(crate) mod ptys;
 pub(crate) mod queries;
 pub(crate) mod seize;
 pub(crate) mod snapshot;
+pub(crate) mod sockets;
+pub(crate) mod unix;
 
-use crate::proc;
+use crate::model::{FORMAT, Image, Kind, Process};
+use crate::proc::{self, maps, maps::Mapping};
+use crate::refuse;
+use contents::Contents;
+use descriptors::Objects;
 use inject::Site;
-use seize::Tree;
+use seize::{Held, Tree};
+use snapshot::Snapshot;
 use stasis_plugin_api::error::{BackendError, Result};
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-pub(crate) fn trial(pid: i32) -> Result<Duration> {
-    let start = Instant::now();
-    let (tree, sites) = freeze(pid)?;
-    for (held, site) in tree.processes.iter().zip(&sites) {
-        let timers = proc::timers::parse(&proc::read(held.pid, "timers")?)?;
-        queries::ask(site, held, timers)?;
+/// What is to be saved, and how.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Request {
+    /// The root of the tree.
+    pub(crate) pid: i32,
+    /// An existing directory for the image.
+    pub(crate) directory: PathBuf,
+    /// Leave the tree stopped (SIGSTOP) once it is saved.
+    pub(crate) stop: bool,
+    /// Save the processes themselves while they stand still.
+    pub(crate) plain: bool,
+    /// Processes of the namespace that are no part of the application.
+    pub(crate) beside: Vec<i32>,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Report {
+    pub(crate) pause: Duration,
+    pub(crate) total: Duration,
+    pub(crate) pages: u64,
+    pub(crate) bytes: u64,
+    pub(crate) processes: Vec<i32>,
+    pub(crate) copied: bool,
+    pub(crate) why_plain: Option<String>,
+}
+
+/// The tree as it stands still.
+struct Frozen {
+    tree: Tree,
+    sites: Vec<Site>,
+    /// In the order of the processes, from before anything was written into them.
+    maps: Vec<Vec<Mapping>>,
+}
+
+/// Saves the tree.
+pub(crate) fn dump(request: &Request) -> Result<Report> {
+    let started = Instant::now();
+    let findings = refuse::examine(request.pid, &request.beside)?;
+    if let Some(error) = refuse::error(&findings) {
+        return Err(error);
     }
-    let mut copies = Vec::new();
-    for (held, site) in tree.processes.iter().zip(&sites) {
-        copies.push(snapshot::take(site, held)?);
+    let mut why_plain = match (request.plain, request.stop) {
+        (true, _) => Some("it was asked for".to_owned()),
+        (_, true) => Some("the application is not to run on".to_owned()),
+        _ => mode::against_copies(&refuse::members(request.pid)?),
+    };
+    let mut report = None;
+    if why_plain.is_none() {
+        match attempt(request, true) {
+            Ok(done) => report = Some(done),
+            Err(Failure::NoCopy(why)) => why_plain = Some(why),
+            Err(Failure::Error(error)) => return Err(error),
+        }
     }
-    for (held, site) in tree.processes.iter().zip(&sites) {
+    let mut report = match report {
+        Some(report) => report,
+        None => attempt(request, false).map_err(|failure| match failure {
+            Failure::Error(error) => error,
+            Failure::NoCopy(why) => BackendError::failed("the application cannot be saved").because(why),
+        })?,
+    };
+    report.why_plain = why_plain;
+    report.total = started.elapsed();
+    Ok(report)
+}
+
+/// Why an attempt came to nothing.
+enum Failure {
+    Error(BackendError),
+    /// Another attempt without copies may succeed.
+    NoCopy(String),
+}
+
+impl From<BackendError> for Failure {
+    fn from(error: BackendError) -> Self {
+        Self::Error(error)
+    }
+}
+
+fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure> {
+    let mut contents = Contents::new(&request.directory)?;
+    let started = Instant::now();
+    let frozen = freeze(request.pid)?;
+    let (mut image, whole) = look(request, &frozen, &mut contents)?;
+    ask(&frozen, &mut image.processes)?;
+    let snapshots = if copy { Some(copies(&frozen, &image.processes)?) } else { None };
+    for (held, site) in frozen.tree.processes.iter().zip(&frozen.sites) {
         site.wipe(&held.memory)?;
     }
-    tree.release();
-    let pause = start.elapsed();
-    Ok(pause)
+    let mut pause = started.elapsed();
+    match snapshots {
+        Some(snapshots) => {
+            frozen.tree.release();
+            pause = started.elapsed();
+            write_copies(&mut contents, &mut image, snapshots, &frozen.maps, &whole)?;
+        }
+        None => {
+            write_held(&mut contents, &mut image, &frozen.tree, &whole)?;
+            if request.stop {
+                frozen.tree.leave_stopped()?;
+            } else {
+                frozen.tree.release();
+                pause = started.elapsed();
+            }
+        }
+    }
+    contents.describe(&image)?;
+    let runs = image.processes.iter().flat_map(|process| &process.areas).flat_map(|area| &area.runs);
+    Ok(Report {
+        pause,
+        pages: runs.map(|run| run[1] / 4096).sum(),
+        bytes: contents.written,
+        processes: image.processes.iter().map(|process| process.pid).collect(),
+        copied: copy,
+        ..Report::default()
+    })
 }
 
 /// Stops the tree at a moment when no thread is on its way home from an earlier capture whose engine died.
-fn freeze(pid: i32) -> Result<(Tree, Vec<Site>)> {
+fn freeze(pid: i32) -> Result<Frozen> {
     for _ in 0..200 {
-        let mut tree = Tree::stop(pid)?;
-        let mut sites = Vec::new();
+        let mut frozen = Frozen { tree: Tree::stop(pid)?, sites: Vec::new(), maps: Vec::new() };
         let mut unfinished = false;
-        for held in &mut tree.processes {
+        for held in &mut frozen.tree.processes {
             held.save_registers()?;
-            let maps = proc::maps::parse(&proc::read(held.pid, "maps")?)?;
+            let maps = maps::parse(&proc::read(held.pid, "maps")?)?;
             let site = Site::choose(held, &maps)?;
             unfinished |= site.unfinished(held);
-            sites.push(site);
+            frozen.sites.push(site);
+            frozen.maps.push(maps);
         }
         if !unfinished {
-            return Ok((tree, sites));
+            return Ok(frozen);
         }
-        drop(tree);
+        drop(frozen);
         std::thread::sleep(Duration::from_millis(1));
     }
     Err(BackendError::failed("an earlier capture that was killed is still under way").help("try again"))
+}
+
+/// Everything that can be seen from outside, and the refusals once more. The second part of the answer are the areas,
+/// by process and start, of which everything is saved.
+fn look(request: &Request, frozen: &Frozen, contents: &mut Contents) -> Result<(Image, HashSet<(i32, u64)>)> {
+    let tree = &frozen.tree;
+    let mut members: Vec<i32> = tree.processes.iter().map(|held| held.pid).collect();
+    members.extend(tree.zombies.iter().map(|(pid, _)| *pid));
+    let mut findings = refuse::strays(&members, &request.beside)?;
+    for held in &tree.processes {
+        findings.extend(refuse::process(held.pid)?);
+    }
+    let living: Vec<i32> = tree.processes.iter().map(|held| held.pid).collect();
+    findings.extend(refuse::shared(&living));
+    if let Some(error) = refuse::error(&findings) {
+        return Err(error);
+    }
+    let shared = |map: &&Mapping| areas::classify(map) == areas::Class::Memory;
+    let mapped = frozen.maps.iter().flatten().filter(shared).map(|map| (map.device.clone(), map.inode));
+    let mut objects = Objects::new(mapped.collect());
+    let mut image = Image {
+        format: FORMAT,
+        engine: env!("CARGO_PKG_VERSION").to_owned(),
+        machine: crate::arch::machine::machine()?,
+        root: request.pid,
+        ..Image::default()
+    };
+    for held in &tree.processes {
+        let mut process = process::gather(held)?;
+        process.descriptors = objects.gather(contents, held.pid, &members)?;
+        image.processes.push(process);
+    }
+    if let Some(error) = refuse::error(&refuse::outside(&objects)) {
+        return Err(error);
+    }
+    let parts: Vec<(&Held, &[Mapping])> =
+        tree.processes.iter().zip(frozen.maps.iter().map(Vec::as_slice)).collect();
+    objects.memories.save_mapped(contents, &parts)?;
+    let mut whole = HashSet::new();
+    for (process, maps) in image.processes.iter_mut().zip(&frozen.maps) {
+        process.areas =
+            areas::describe(process.pid, maps, &std::collections::HashMap::new(), &objects.memories)?;
+        let all = maps.iter().filter(|map| areas::classify(map) == areas::Class::Whole);
+        whole.extend(all.map(|map| (process.pid, map.start)));
+        process.terminal = terminal(process.pid, &objects)?;
+    }
+    for (pid, _) in &tree.zombies {
+        image.processes.push(process::zombie(*pid)?);
+    }
+    objects.sockets.connect(&mut objects.all)?;
+    image.objects = objects.all;
+    image.pipes = objects.pipes.all;
+    image.memories = objects.memories.saved;
+    Ok((image, whole))
+}
+
+/// The pty that is a process's controlling terminal.
+fn terminal(pid: i32, objects: &Objects) -> Result<Option<u32>> {
+    let number = proc::stat::parse(&proc::read(pid, "stat")?)?.tty_nr;
+    if number == 0 {
+        return Ok(None);
+    }
+    let number = u64::from(number.cast_unsigned());
+    let (major, minor) = ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xf_ff00));
+    let index = ptys::slave_index(major, minor);
+    let known = objects.all.iter().any(|object| match &object.kind {
+        Kind::Pty(pty) => pty.master && Some(pty.index) == index,
+        _ => false,
+    });
+    if known {
+        return Ok(index);
+    }
+    Err(BackendError::new(
+        stasis_plugin_api::error::kind::UNSUPPORTED,
+        format!("process {pid} cannot be saved"),
+    )
+    .because("its controlling terminal is held outside of the application")
+    .help("start it in a session of its own (setsid), without a terminal"))
+}
+
+/// What only the processes themselves can tell.
+fn ask(frozen: &Frozen, processes: &mut [Process]) -> Result<()> {
+    for ((held, site), process) in frozen.tree.processes.iter().zip(&frozen.sites).zip(processes) {
+        let timers = proc::timers::parse(&proc::read(held.pid, "timers")?)?;
+        process::complete(process, queries::ask(site, held, timers)?);
+    }
+    Ok(())
+}
+
+/// A copy of every process.
+fn copies(frozen: &Frozen, processes: &[Process]) -> std::result::Result<Vec<Snapshot>, Failure> {
+    if let Some(process) = processes.iter().find(|process| process.subreaper) {
+        let why = format!("process {} adopts orphans, it would see the copies", process.pid);
+        return Err(Failure::NoCopy(why));
+    }
+    let mut all = Vec::new();
+    for (held, site) in frozen.tree.processes.iter().zip(&frozen.sites) {
+        let copy = snapshot::take(site, held).map_err(|error| match error.kind.as_str() {
+            stasis_plugin_api::error::kind::FAILED => Failure::NoCopy(error.to_string()),
+            _ => Failure::Error(error),
+        })?;
+        all.push(copy);
+    }
+    Ok(all)
+}
+
+/// The memory of the copies; each ends when it is written.
+fn write_copies(
+    contents: &mut Contents,
+    image: &mut Image,
+    snapshots: Vec<Snapshot>,
+    maps: &[Vec<Mapping>],
+    whole: &HashSet<(i32, u64)>,
+) -> std::result::Result<(), Failure> {
+    for ((process, copy), maps) in image.processes.iter_mut().zip(snapshots).zip(maps) {
+        // When memory runs out the copy goes first.
+        let _ = std::fs::write(format!("/proc/{}/oom_score_adj", copy.pid), "1000");
+        let smaps = proc::read(copy.pid, "smaps")?;
+        let flags = maps::flags(&smaps);
+        let left_out = maps.iter().any(|map| map.name != "[vsyscall]" && !flags.contains_key(&map.end));
+        if left_out || mode::not_copied(copy.pid, &smaps).is_some() {
+            return Err(Failure::NoCopy(format!(
+                "process {} has memory that a fork does not keep",
+                process.pid
+            )));
+        }
+        let source = pages::Source { pid: copy.pid, memory: &copy.memory };
+        write_pages(contents, process, &source, &flags, whole)?;
+    }
+    Ok(())
+}
+
+/// The memory of the processes themselves.
+fn write_held(
+    contents: &mut Contents,
+    image: &mut Image,
+    tree: &Tree,
+    whole: &HashSet<(i32, u64)>,
+) -> Result<()> {
+    for (process, held) in image.processes.iter_mut().zip(&tree.processes) {
+        let flags = maps::flags(&proc::read(held.pid, "smaps")?);
+        let source = pages::Source { pid: held.pid, memory: &held.memory };
+        write_pages(contents, process, &source, &flags, whole)?;
+    }
+    Ok(())
+}
+
+fn write_pages(
+    contents: &mut Contents,
+    process: &mut Process,
+    source: &pages::Source<'_>,
+    flags: &std::collections::HashMap<u64, Vec<String>>,
+    whole: &HashSet<(i32, u64)>,
+) -> Result<()> {
+    if let Some(error) = refuse::error(&refuse::flags(process.pid, flags)) {
+        return Err(error);
+    }
+    for area in &mut process.areas {
+        area.vm_flags = flags.get(&area.end).cloned().unwrap_or_default();
+    }
+    let pid = process.pid;
+    pages::save(contents, pid, source, &mut process.areas, &|area| whole.contains(&(pid, area.start)))
 }

@@ -168,7 +168,9 @@ fn ask_thread(site: &Site, held: &Held, thread: &HeldThread) -> Result<OfThread>
     let word = |offset: usize| {
         u64::from_ne_bytes(bytes.get(offset..offset + 8).and_then(|w| w.try_into().ok()).unwrap_or_default())
     };
-    let low = |word: u64| i32::from_ne_bytes([word as u8, (word >> 8) as u8, (word >> 16) as u8, (word >> 24) as u8]);
+    let low = |word: u64| {
+        i32::from_ne_bytes([word as u8, (word >> 8) as u8, (word >> 16) as u8, (word >> 24) as u8])
+    };
     Ok(OfThread {
         clear_tid: word(0),
         altstack: AltStack { sp: word(8), flags: low(word(16)), size: word(24) },

@@ -143,16 +143,10 @@ fn has_threads(pid: i32) -> bool {
 /// Stops the threads of one process until none is left that was not stopped.
 fn stop_process(pid: i32, until: Instant) -> Result<Held> {
     let mut guard = Tree { processes: Vec::new(), zombies: Vec::new(), released: false };
-    let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem"));
-    let memory = memory.map_err(|error| {
-        let gone = error.raw_os_error() == Some(libc::ENOENT);
-        let kind = if gone { kind::APPLICATION_ENDED } else { kind::FAILED };
-        BackendError::new(kind, format!("the memory of process {pid} cannot be opened")).because(error)
-    })?;
+    let memory = open_memory(pid)?;
     guard.processes.push(Held { pid, memory, threads: Vec::new(), stopped: None });
     let tasks = format!("/proc/{pid}/task");
-    loop {
-        let Some(held) = guard.processes.last_mut() else { break };
+    while let Some(held) = guard.processes.last_mut() {
         let tids = proc::numbers(&tasks)?;
         held.threads.retain(|thread| tids.contains(&thread.tid));
         let mut new = false;
@@ -178,6 +172,30 @@ fn stop_process(pid: i32, until: Instant) -> Result<Held> {
         return Err(BackendError::new(kind::APPLICATION_ENDED, what));
     }
     Ok(held)
+}
+
+/// A process that is ending has no memory any more: shortly after it is a zombie.
+fn open_memory(pid: i32) -> Result<File> {
+    let path = format!("/proc/{pid}/mem");
+    let mut patience = 50;
+    loop {
+        let error = match File::options().read(true).write(true).open(&path) {
+            Ok(memory) => return Ok(memory),
+            Err(error) => error,
+        };
+        let gone = error.raw_os_error() == Some(libc::ENOENT) || matches!(state(pid), None | Some('Z' | 'X'));
+        let what = format!("the memory of process {pid} cannot be opened");
+        if gone {
+            return Err(BackendError::new(kind::APPLICATION_ENDED, what).because(error));
+        }
+        patience -= 1;
+        if patience == 0 {
+            return Err(BackendError::failed(what).because(error).help(
+                "the engine has to run with the ids of the application, and the application has to be dumpable",
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Stops a thread: the signal by which job control had stopped it, if that did. `None` when it ended.
@@ -216,7 +234,9 @@ fn tracer(pid: i32, tid: i32) -> Option<i32> {
 }
 
 fn ended(pid: i32, tid: i32) -> bool {
-    status(pid, tid).is_none_or(|text| text.lines().any(|line| line.starts_with("State:\tZ") || line.contains("X (dead)")))
+    status(pid, tid).is_none_or(|text| {
+        text.lines().any(|line| line.starts_with("State:\tZ") || line.contains("X (dead)"))
+    })
 }
 
 impl Held {
@@ -238,7 +258,9 @@ impl Held {
     }
 
     pub(crate) fn leader(&self) -> Result<&HeldThread> {
-        self.threads.first().ok_or_else(|| BackendError::failed(format!("process {} has no thread", self.pid)))
+        self.threads
+            .first()
+            .ok_or_else(|| BackendError::failed(format!("process {} has no thread", self.pid)))
     }
 }
 

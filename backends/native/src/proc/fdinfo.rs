@@ -77,7 +77,8 @@ impl FdInfo {
 
     pub(crate) fn watches(&self) -> Result<Vec<Watch>> {
         let all = self.lines.iter().filter(|(name, _)| name == "tfd");
-        all.map(|(_, value)| watch(value).ok_or_else(|| malformed(&format!("epoll watch `{value}`")))).collect()
+        all.map(|(_, value)| watch(value).ok_or_else(|| malformed(&format!("epoll watch `{value}`"))))
+            .collect()
     }
 
     pub(crate) fn locks(&self) -> Result<Vec<HeldLock>> {

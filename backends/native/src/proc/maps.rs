@@ -31,7 +31,9 @@ impl Mapping {
 }
 
 pub(crate) fn parse(text: &str) -> Result<Vec<Mapping>> {
-    text.lines().map(|line| mapping(line).ok_or_else(|| malformed(&format!("line of maps `{line}`")))).collect()
+    text.lines()
+        .map(|line| mapping(line).ok_or_else(|| malformed(&format!("line of maps `{line}`"))))
+        .collect()
 }
 
 fn mapping(line: &str) -> Option<Mapping> {
@@ -53,18 +55,16 @@ fn mapping(line: &str) -> Option<Mapping> {
     (start < end).then_some(Mapping { start, end, prot, shared: *s == b's', offset, device, inode, name })
 }
 
-/// The `VmFlags` of every mapping of smaps, by start address.
+/// The `VmFlags` of every mapping of smaps, by its end (a stack's beginning moves).
 pub(crate) fn flags(smaps: &str) -> HashMap<u64, Vec<String>> {
     let mut found = HashMap::new();
-    let mut start = None;
+    let mut end = None;
     for line in smaps.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             let flags = flags.split_whitespace().map(str::to_owned).collect();
-            found.extend(start.map(|start| (start, flags)));
-        } else if let Some((address, _)) = line.split_once('-') {
-            if let Ok(address) = u64::from_str_radix(address, 16) {
-                start = Some(address);
-            }
+            found.extend(end.map(|end| (end, flags)));
+        } else if let Some(map) = mapping(line) {
+            end = Some(map.end);
         }
     }
     found
@@ -103,7 +103,7 @@ mod tests {
         let text = "1000-2000 rw-p 00000000 00:00 0 \nSize: 4 kB\nVmFlags: rd wr gd lo \n\
                     3000-4000 rw-p 00000000 00:00 0 \nVmFlags: rd mr\n";
         let found = flags(text);
-        assert_eq!(found[&0x1000], ["rd", "wr", "gd", "lo"]);
-        assert_eq!(found[&0x3000], ["rd", "mr"]);
+        assert_eq!(found[&0x2000], ["rd", "wr", "gd", "lo"]);
+        assert_eq!(found[&0x4000], ["rd", "mr"]);
     }
 }

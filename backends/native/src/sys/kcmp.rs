@@ -24,19 +24,24 @@ pub(crate) fn descriptions(a: (i32, i32), b: (i32, i32)) -> Result<Ordering, Err
     compare(a.0, b.0, FILE, a.1, b.1)
 }
 
-/// What two processes share that ordinary processes do not: memory, descriptor table, directory, handlers.
-pub(crate) fn shared(a: i32, b: i32) -> Result<Option<&'static str>, Errno> {
-    for (kind, name) in [
-        (VM, "memory"),
-        (FILES, "the table of descriptors"),
-        (FS, "the working directory"),
-        (SIGHAND, "signal handlers"),
-    ] {
-        if compare(a, b, kind, 0, 0)? == Ordering::Equal {
-            return Ok(Some(name));
-        }
-    }
-    Ok(None)
+/// What two of these processes share that ordinary processes do not, and which two.
+pub(crate) fn shared(pids: &[i32]) -> Option<(&'static str, i32, i32)> {
+    let kinds =
+        [(VM, "memory"), (FILES, "descriptors"), (FS, "a working directory"), (SIGHAND, "signal handlers")];
+    kinds.into_iter().find_map(|(kind, name)| {
+        // The kernel orders all of them, so that each is compared with few.
+        let mut sorted: Vec<i32> = Vec::new();
+        pids.iter().find_map(|pid| {
+            let order = |other: &i32| compare(*other, *pid, kind, 0, 0).unwrap_or(Ordering::Less);
+            match sorted.binary_search_by(order) {
+                Ok(at) => sorted.get(at).map(|other| (name, *other, *pid)),
+                Err(at) => {
+                    sorted.insert(at, *pid);
+                    None
+                }
+            }
+        })
+    })
 }
 
 /// Whether a watch of an epoll instance is on this descriptor: the instance as pid and descriptor, the watch by its

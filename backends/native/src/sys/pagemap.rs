@@ -41,14 +41,17 @@ struct Region {
 
 /// Address and length of the pages between `start` and `end` that are the process's own.
 pub(crate) fn own_pages(map: &File, start: u64, end: u64) -> Result<Vec<[u64; 2]>, Errno> {
-    let own = Arguments {
-        inverted: IS_FILE | IS_ZERO,
-        mask: IS_FILE | IS_ZERO,
+    let own = |not: u64| Arguments {
+        inverted: not,
+        mask: not,
         any: IS_PRESENT | IS_SWAPPED,
         told: IS_PRESENT,
         ..Arguments::default()
     };
-    match scan(map, start, end, own) {
+    let not = IS_FILE | IS_ZERO;
+    match scan(map, start, end, own(not | IS_GUARD)) {
+        // The kernel does not know guard pages, or does not tell them.
+        Err(Errno::EINVAL) => scan(map, start, end, own(not)),
         Err(Errno::ENOTTY) => read(map, start, end),
         other => other,
     }

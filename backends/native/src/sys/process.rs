@@ -56,8 +56,7 @@ pub(crate) fn robust_list(tid: i32) -> Result<[u64; 2]> {
     let mut list = [0_u64; 2];
     let [head, length] = &mut list;
     // SAFETY: both words live through the call.
-    let answer =
-        unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut *head, &raw mut *length) };
+    let answer = unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut *head, &raw mut *length) };
     Errno::result(answer)?;
     Ok(list)
 }
@@ -66,9 +65,8 @@ pub(crate) fn robust_list(tid: i32) -> Result<[u64; 2]> {
 pub(crate) fn affinity(tid: i32) -> Result<Vec<u64>> {
     let mut words = vec![0_u64; 128];
     // SAFETY: the kernel writes at most the given number of bytes.
-    let answer = unsafe {
-        libc::syscall(libc::SYS_sched_getaffinity, tid, words.len() * 8, words.as_mut_ptr())
-    };
+    let answer =
+        unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid, words.len() * 8, words.as_mut_ptr()) };
     let bytes = Errno::result(answer)?;
     words.truncate(usize::try_from(bytes).unwrap_or(0).div_ceil(8));
     Ok(words)
@@ -81,9 +79,7 @@ pub(crate) fn limits(pid: i32) -> Result<Vec<[u64; 2]>> {
         let mut limit = [0_u64; 2];
         let none = std::ptr::null::<u64>();
         // SAFETY: the old limit is two words.
-        let answer = unsafe {
-            libc::syscall(libc::SYS_prlimit64, pid, resource, none, limit.as_mut_ptr())
-        };
+        let answer = unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, none, limit.as_mut_ptr()) };
         Errno::result(answer)?;
         all.push(limit);
     }
@@ -146,7 +142,6 @@ pub(crate) fn owned(answer: i64) -> Result<OwnedFd> {
 pub(crate) fn tee(from: &OwnedFd, to: &OwnedFd, length: usize) -> Result<usize> {
     use std::os::fd::AsRawFd as _;
     // SAFETY: plain numbers.
-    let answer =
-        unsafe { libc::tee(from.as_raw_fd(), to.as_raw_fd(), length, libc::SPLICE_F_NONBLOCK) };
+    let answer = unsafe { libc::tee(from.as_raw_fd(), to.as_raw_fd(), length, libc::SPLICE_F_NONBLOCK) };
     Errno::result(answer).map(|n| usize::try_from(n).unwrap_or(0))
 }

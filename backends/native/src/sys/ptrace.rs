@@ -135,7 +135,6 @@ pub(crate) fn signal_mask(tid: i32) -> Result<u64> {
 }
 
 pub(crate) fn set_signal_mask(tid: i32, mask: u64) -> Result<()> {
-    let mask = mask;
     request(SETSIGMASK, tid, 8, (&raw const mask).addr()).map(drop)
 }
 

@@ -1,0 +1,128 @@
+//! The memory of a process, or of its copy, as `pages-<pid>.img`.
+
+use super::contents::{Contents, Output};
+use crate::model::{Area, Backing};
+use crate::sys::pagemap;
+use stasis_plugin_api::error::{BackendError, Result};
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+
+const PAGE: u64 = 4096;
+/// Where areas begin in the file: as far behind a multiple of this as they do in memory, so that huge pages fit.
+const HUGE: u64 = 2 << 20;
+/// Zero pages between two runs that are not worth a run of their own.
+const GAP: u64 = 16 * PAGE;
+
+/// Where the pages of a process are read.
+pub(crate) struct Source<'a> {
+    /// Whose page map and memory these are: the process or its copy.
+    pub(crate) pid: i32,
+    pub(crate) memory: &'a File,
+}
+
+/// An area whose pages are saved, whatever shows them: a file that is gone, an image that was mapped.
+pub(crate) type Whole<'a> = &'a dyn Fn(&Area) -> bool;
+
+/// Writes the pages of all areas, and fills in where they are.
+pub(crate) fn save(
+    contents: &mut Contents,
+    name: i32,
+    source: &Source<'_>,
+    areas: &mut [Area],
+    whole: Whole<'_>,
+) -> Result<()> {
+    let path = format!("/proc/{}/pagemap", source.pid);
+    let map = File::open(&path)
+        .map_err(|error| BackendError::failed(format!("{path} cannot be opened")).because(error))?;
+    let output = contents.create(&format!("pages-{name}.img"))?;
+    let mut end = 0_u64;
+    for area in areas.iter_mut().filter(|area| saved(area)) {
+        area.base = end.next_multiple_of(HUGE) + area.start % HUGE;
+        end = area.base + (area.end - area.start);
+        let unreadable = |error: nix::errno::Errno| {
+            let what = format!("the page map of process {} cannot be read at {:x}", source.pid, area.start);
+            BackendError::failed(what).because(error.desc())
+        };
+        area.guards = pagemap::guards(&map, area.start, area.end).map_err(unreadable)?;
+        if whole(area) {
+            save_whole(contents, &output, source, area)?;
+        } else {
+            let runs = pagemap::own_pages(&map, area.start, area.end).map_err(unreadable)?;
+            save_runs(contents, &output, source, area, &runs)?;
+        }
+    }
+    output.resize(end)
+}
+
+/// What the kernel or a file gives back needs no saving.
+fn saved(area: &Area) -> bool {
+    match area.backing {
+        Backing::Anonymous | Backing::Heap | Backing::Stack => true,
+        Backing::File { .. } => !area.shared,
+        Backing::Memory { .. } | Backing::Vdso | Backing::Vvar { .. } | Backing::Vsyscall => false,
+    }
+}
+
+fn save_runs(
+    contents: &mut Contents,
+    output: &Output,
+    source: &Source<'_>,
+    area: &mut Area,
+    runs: &[[u64; 2]],
+) -> Result<()> {
+    // A changed page of a file counts even when it is all zero now.
+    let over_file = matches!(area.backing, Backing::File { .. });
+    let mut kept: Vec<[u64; 2]> = Vec::new();
+    for [start, length] in runs {
+        let at = area.base + (start - area.start);
+        let mut keep = |offset: u64, size: u64| append(&mut kept, start + offset, size);
+        let mut ignore = |_, _| {};
+        let told: &mut dyn FnMut(u64, u64) = if over_file { &mut ignore } else { &mut keep };
+        contents.copy(output, at, *length, told, &mut |offset, bytes| {
+            source.memory.read_exact_at(bytes, start + offset)
+        })?;
+    }
+    area.runs = if over_file { runs.to_vec() } else { kept };
+    Ok(())
+}
+
+/// Reads everything, page by page where something cannot be read (behind the end of a file).
+fn save_whole(contents: &mut Contents, output: &Output, source: &Source<'_>, area: &mut Area) -> Result<()> {
+    let mut kept: Vec<[u64; 2]> = Vec::new();
+    let start = area.start;
+    let mut keep = |offset: u64, size: u64| append(&mut kept, start + offset, size);
+    contents.copy(output, area.base, area.end - start, &mut keep, &mut |offset, bytes| {
+        if source.memory.read_exact_at(bytes, start + offset).is_err() {
+            for (index, page) in bytes.chunks_mut(4096).enumerate() {
+                if source.memory.read_exact_at(page, start + offset + index as u64 * PAGE).is_err() {
+                    page.fill(0);
+                }
+            }
+        }
+        Ok(())
+    })?;
+    area.runs = kept;
+    Ok(())
+}
+
+/// Adds a run, joining it to the last one over a small gap: the gap's pages are zero in the file too.
+fn append(runs: &mut Vec<[u64; 2]>, start: u64, length: u64) {
+    match runs.last_mut() {
+        Some([address, size]) if start - (*address + *size) <= GAP => *size = start + length - *address,
+        _ => runs.push([start, length]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_gaps_join_runs() {
+        let mut runs = Vec::new();
+        append(&mut runs, 0, PAGE);
+        append(&mut runs, 2 * PAGE, PAGE);
+        append(&mut runs, 3 * PAGE + GAP + PAGE, PAGE);
+        assert_eq!(runs, [[0, 3 * PAGE], [4 * PAGE + GAP, PAGE]]);
+    }
+}
