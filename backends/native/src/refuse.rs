@@ -1,10 +1,9 @@
 //! What cannot be saved. What the engine understands is a closed list: everything else is refused by name, before
 //! anything is stopped, and once more on what stands still.
 
-use crate::capture::areas::{Class, classify};
+use crate::capture::areas::{Class, Part, understand};
 use crate::capture::descriptors::Objects;
 use crate::model::Kind;
-use crate::proc::maps::Mapping;
 use crate::proc::status::Status;
 use crate::proc::{link, maps, numbers, read, stat, status};
 use stasis_plugin_api::error::{BackendError, Result, kind};
@@ -38,6 +37,9 @@ pub(crate) fn examine(root: i32, beside: &[i32]) -> Result<Vec<Finding>> {
         // One that ends meanwhile stands against nothing.
         let Ok(found) = process(*pid) else { continue };
         findings.extend(found);
+        if let Ok(maps) = read(*pid, "maps").and_then(|text| maps::parse(&text)) {
+            findings.extend(mappings(*pid, &understand(maps)));
+        }
         if let Ok(smaps) = read(*pid, "smaps") {
             findings.extend(flags(*pid, &maps::flags(&smaps)));
         }
@@ -95,13 +97,16 @@ pub(crate) fn strays(members: &[i32], beside: &[i32]) -> Result<Vec<Finding>> {
     Ok(found)
 }
 
-/// One process and its mappings.
+/// One process, without its mappings and descriptors.
 pub(crate) fn process(pid: i32) -> Result<Vec<Finding>> {
     let stat = stat::parse(&read(pid, "stat")?)?;
-    if matches!(stat.state, 'Z' | 'X') {
-        return Ok(Vec::new());
-    }
     let who = format!("{} (pid {pid})", stat.comm);
+    if matches!(stat.state, 'Z' | 'X') {
+        let threads = numbers(&format!("/proc/{pid}/task")).map_or(0, |tids| tids.len());
+        let why = "its main thread has ended while others run on";
+        let headless = || Finding::fatal("main-thread", who, why, "let the main thread wait for the others");
+        return Ok((threads > 1).then(headless).into_iter().collect());
+    }
     let status: Status = status::parse(&read(pid, "status")?)?;
     let mut found = Vec::new();
     let mut fatal =
@@ -133,9 +138,20 @@ pub(crate) fn process(pid: i32) -> Result<Vec<Finding>> {
         fatal("32-bit", "it is a 32-bit program", "use a 64-bit build");
     }
     found.extend(threads(pid, &who, &status)?);
-    let maps = maps::parse(&read(pid, "maps")?)?;
-    found.extend(maps.iter().filter_map(|map| mapping(&who, map)));
     Ok(found)
+}
+
+/// Mappings that are not understood.
+pub(crate) fn mappings(pid: i32, parts: &[Part]) -> Vec<Finding> {
+    let refused = parts.iter().filter_map(|part| match part.class {
+        Class::Refused(why) => Some((&part.map, why)),
+        _ => None,
+    });
+    let finding = |(map, why): (&maps::Mapping, &str)| {
+        let object = format!("mapping {:x} of process {pid}: {}", map.start, map.name);
+        Finding::fatal("mapping", object, why, "let the application release it before saving")
+    };
+    refused.map(finding).collect()
 }
 
 /// Processes that share what only threads share.
@@ -180,12 +196,6 @@ fn threads(pid: i32, who: &str, of_process: &Status) -> Result<Option<Finding>> 
         }
     }
     Ok(None)
-}
-
-fn mapping(who: &str, map: &Mapping) -> Option<Finding> {
-    let Class::Refused(why) = classify(map) else { return None };
-    let object = format!("mapping {:x} of {who}: {}", map.start, map.name);
-    Some(Finding::fatal("mapping", object, why, "let the application release it before saving"))
 }
 
 /// Mappings whose flags say that they cannot be saved.

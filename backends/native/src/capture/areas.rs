@@ -5,7 +5,6 @@ use super::process::identity_of;
 use crate::model::{Area, Backing};
 use crate::proc::maps::Mapping;
 use stasis_plugin_api::error::{BackendError, Result, kind};
-use std::collections::HashMap;
 use std::os::unix::fs::FileTypeExt as _;
 
 /// How a mapping is taken.
@@ -24,6 +23,25 @@ pub(crate) enum Class {
     Memory,
     /// Not understood, for this reason.
     Refused(&'static str),
+}
+
+/// A mapping, understood.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) map: Mapping,
+    pub(crate) class: Class,
+}
+
+/// The mappings of a process.
+pub(crate) fn understand(maps: Vec<Mapping>) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::with_capacity(maps.len());
+    for map in maps {
+        // A file mostly has several mappings in a row.
+        let like = parts.last().filter(|last| last.map.name == map.name && last.map.shared == map.shared);
+        let class = like.map_or_else(|| classify(&map), |last| last.class);
+        parts.push(Part { map, class });
+    }
+    parts
 }
 
 pub(crate) fn classify(map: &Mapping) -> Class {
@@ -78,16 +96,11 @@ pub(crate) fn in_memory(path: &str) -> bool {
     nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
 }
 
-/// The areas of a process, without their pages. `flags` are those of smaps, as far as known.
-pub(crate) fn describe(
-    pid: i32,
-    maps: &[Mapping],
-    flags: &HashMap<u64, Vec<String>>,
-    memories: &Memories,
-) -> Result<Vec<Area>> {
+/// The areas of a process, without their pages and flags.
+pub(crate) fn describe(pid: i32, parts: &[Part], memories: &Memories) -> Result<Vec<Area>> {
     let mut areas = Vec::new();
-    for map in maps {
-        let backing = match classify(map) {
+    for Part { map, class } in parts {
+        let backing = match class {
             Class::Anonymous | Class::Whole => Backing::Anonymous,
             Class::Heap => Backing::Heap,
             Class::Stack => Backing::Stack,
@@ -120,7 +133,6 @@ pub(crate) fn describe(
             prot: map.prot,
             shared: map.shared,
             backing,
-            vm_flags: flags.get(&map.end).cloned().unwrap_or_default(),
             ..Area::default()
         });
     }

@@ -1,7 +1,7 @@
 //! Shared memory: anonymous, memfd, files of a tmpfs. Each is saved once, whoever maps it or holds a descriptor. A copy
 //! by fork does not keep it, so it is written while everything stands still.
 
-use super::areas::{Class, classify, in_memory};
+use super::areas::{Class, Part, in_memory};
 use super::contents::Contents;
 use super::seize::Held;
 use crate::model::{MemorySource, SharedMemory};
@@ -36,12 +36,12 @@ impl Memories {
     pub(crate) fn save_mapped(
         &mut self,
         contents: &mut Contents,
-        processes: &[(&Held, &[Mapping])],
+        processes: &[(&Held, &[Part])],
     ) -> Result<()> {
         let mut found: Vec<(String, u64)> = Vec::new();
         let mut parts: HashMap<(String, u64), Vec<(&Held, &Mapping)>> = HashMap::new();
-        for (held, maps) in processes {
-            for map in maps.iter().filter(|map| classify(map) == Class::Memory) {
+        for (held, all) in processes {
+            for map in all.iter().filter(|part| part.class == Class::Memory).map(|part| &part.map) {
                 let key = (map.device.clone(), map.inode);
                 if !parts.contains_key(&key) {
                     found.push(key.clone());

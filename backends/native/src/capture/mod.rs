@@ -19,13 +19,14 @@ pub(crate) mod snapshot;
 pub(crate) mod sockets;
 pub(crate) mod unix;
 
-use crate::model::{FORMAT, Image, Kind, Process};
-use crate::proc::{self, maps, maps::Mapping};
+use crate::model::{FORMAT, Image, Kind, Machine, Process};
+use crate::proc::{self, maps};
 use crate::refuse;
+use areas::{Class, Part};
 use contents::Contents;
 use descriptors::Objects;
 use inject::Site;
-use seize::{Held, Tree};
+use seize::Tree;
 use snapshot::Snapshot;
 use stasis_plugin_api::error::{BackendError, Result};
 use std::collections::HashSet;
@@ -63,8 +64,8 @@ pub(crate) struct Report {
 struct Frozen {
     tree: Tree,
     sites: Vec<Site>,
-    /// In the order of the processes, from before anything was written into them.
-    maps: Vec<Vec<Mapping>>,
+    /// The mappings, in the order of the processes, from before anything was written into them.
+    parts: Vec<Vec<Part>>,
 }
 
 /// Saves the tree.
@@ -114,9 +115,10 @@ impl From<BackendError> for Failure {
 
 fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure> {
     let mut contents = Contents::new(&request.directory)?;
+    let machine = crate::arch::machine::machine()?;
     let started = Instant::now();
     let frozen = freeze(request.pid)?;
-    let (mut image, whole) = look(request, &frozen, &mut contents)?;
+    let (mut image, whole) = look(request, &frozen, &mut contents, machine)?;
     ask(&frozen, &mut image.processes)?;
     let snapshots = if copy { Some(copies(&frozen, &image.processes)?) } else { None };
     for (held, site) in frozen.tree.processes.iter().zip(&frozen.sites) {
@@ -127,7 +129,7 @@ fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure
         Some(snapshots) => {
             frozen.tree.release();
             pause = started.elapsed();
-            write_copies(&mut contents, &mut image, snapshots, &frozen.maps, &whole)?;
+            write_copies(&mut contents, &mut image, snapshots, &frozen.parts, &whole)?;
         }
         None => {
             write_held(&mut contents, &mut image, &frozen.tree, &whole)?;
@@ -154,7 +156,7 @@ fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure
 /// Stops the tree at a moment when no thread is on its way home from an earlier capture whose engine died.
 fn freeze(pid: i32) -> Result<Frozen> {
     for _ in 0..200 {
-        let mut frozen = Frozen { tree: Tree::stop(pid)?, sites: Vec::new(), maps: Vec::new() };
+        let mut frozen = Frozen { tree: Tree::stop(pid)?, sites: Vec::new(), parts: Vec::new() };
         let mut unfinished = false;
         for held in &mut frozen.tree.processes {
             held.save_registers()?;
@@ -162,7 +164,7 @@ fn freeze(pid: i32) -> Result<Frozen> {
             let site = Site::choose(held, &maps)?;
             unfinished |= site.unfinished(held);
             frozen.sites.push(site);
-            frozen.maps.push(maps);
+            frozen.parts.push(areas::understand(maps));
         }
         if !unfinished {
             return Ok(frozen);
@@ -175,26 +177,32 @@ fn freeze(pid: i32) -> Result<Frozen> {
 
 /// Everything that can be seen from outside, and the refusals once more. The second part of the answer are the areas,
 /// by process and start, of which everything is saved.
-fn look(request: &Request, frozen: &Frozen, contents: &mut Contents) -> Result<(Image, HashSet<(i32, u64)>)> {
+fn look(
+    request: &Request,
+    frozen: &Frozen,
+    contents: &mut Contents,
+    machine: Machine,
+) -> Result<(Image, HashSet<(i32, u64)>)> {
     let tree = &frozen.tree;
     let mut members: Vec<i32> = tree.processes.iter().map(|held| held.pid).collect();
     members.extend(tree.zombies.iter().map(|(pid, _)| *pid));
     let mut findings = refuse::strays(&members, &request.beside)?;
-    for held in &tree.processes {
+    for (held, parts) in tree.processes.iter().zip(&frozen.parts) {
         findings.extend(refuse::process(held.pid)?);
+        findings.extend(refuse::mappings(held.pid, parts));
     }
     let living: Vec<i32> = tree.processes.iter().map(|held| held.pid).collect();
     findings.extend(refuse::shared(&living));
     if let Some(error) = refuse::error(&findings) {
         return Err(error);
     }
-    let shared = |map: &&Mapping| areas::classify(map) == areas::Class::Memory;
-    let mapped = frozen.maps.iter().flatten().filter(shared).map(|map| (map.device.clone(), map.inode));
+    let shared = frozen.parts.iter().flatten().filter(|part| part.class == Class::Memory);
+    let mapped = shared.map(|part| (part.map.device.clone(), part.map.inode));
     let mut objects = Objects::new(mapped.collect());
     let mut image = Image {
         format: FORMAT,
         engine: env!("CARGO_PKG_VERSION").to_owned(),
-        machine: crate::arch::machine::machine()?,
+        machine,
         root: request.pid,
         ..Image::default()
     };
@@ -206,15 +214,13 @@ fn look(request: &Request, frozen: &Frozen, contents: &mut Contents) -> Result<(
     if let Some(error) = refuse::error(&refuse::outside(&objects)) {
         return Err(error);
     }
-    let parts: Vec<(&Held, &[Mapping])> =
-        tree.processes.iter().zip(frozen.maps.iter().map(Vec::as_slice)).collect();
-    objects.memories.save_mapped(contents, &parts)?;
+    let all = frozen.parts.iter().map(Vec::as_slice);
+    objects.memories.save_mapped(contents, &tree.processes.iter().zip(all).collect::<Vec<_>>())?;
     let mut whole = HashSet::new();
-    for (process, maps) in image.processes.iter_mut().zip(&frozen.maps) {
-        process.areas =
-            areas::describe(process.pid, maps, &std::collections::HashMap::new(), &objects.memories)?;
-        let all = maps.iter().filter(|map| areas::classify(map) == areas::Class::Whole);
-        whole.extend(all.map(|map| (process.pid, map.start)));
+    for (process, parts) in image.processes.iter_mut().zip(&frozen.parts) {
+        process.areas = areas::describe(process.pid, parts, &objects.memories)?;
+        let all = parts.iter().filter(|part| part.class == Class::Whole);
+        whole.extend(all.map(|part| (process.pid, part.map.start)));
         process.terminal = terminal(process.pid, &objects)?;
     }
     for (pid, _) in &tree.zombies {
@@ -282,15 +288,16 @@ fn write_copies(
     contents: &mut Contents,
     image: &mut Image,
     snapshots: Vec<Snapshot>,
-    maps: &[Vec<Mapping>],
+    parts: &[Vec<Part>],
     whole: &HashSet<(i32, u64)>,
 ) -> std::result::Result<(), Failure> {
-    for ((process, copy), maps) in image.processes.iter_mut().zip(snapshots).zip(maps) {
+    for ((process, copy), parts) in image.processes.iter_mut().zip(snapshots).zip(parts) {
         // When memory runs out the copy goes first.
         let _ = std::fs::write(format!("/proc/{}/oom_score_adj", copy.pid), "1000");
         let smaps = proc::read(copy.pid, "smaps")?;
         let flags = maps::flags(&smaps);
-        let left_out = maps.iter().any(|map| map.name != "[vsyscall]" && !flags.contains_key(&map.end));
+        let left_out =
+            parts.iter().any(|part| part.class != Class::Vsyscall && !flags.contains_key(&part.map.end));
         if left_out || mode::not_copied(copy.pid, &smaps).is_some() {
             return Err(Failure::NoCopy(format!(
                 "process {} has memory that a fork does not keep",

@@ -7,12 +7,33 @@ pub(crate) mod status;
 pub(crate) mod timers;
 
 use stasis_plugin_api::error::{BackendError, Result, kind};
+use std::fs::File;
+use std::io::Read as _;
 
 /// A file below `/proc/PID`.
 pub(crate) fn read(pid: i32, name: &str) -> Result<String> {
     let path = format!("/proc/{pid}/{name}");
-    let bytes = std::fs::read(&path).map_err(|error| unreadable(&path, &error))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    let bytes = bytes(&path).map_err(|error| unreadable(&path, &error))?;
+    Ok(String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+}
+
+/// With as few calls as it takes: an application waits meanwhile.
+fn bytes(path: &str) -> std::io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let mut all = vec![0; 8192];
+    let mut filled = 0;
+    loop {
+        match file.read(all.get_mut(filled..).unwrap_or_default())? {
+            0 => break,
+            count => filled += count,
+        }
+        if all.len() - filled < 4096 {
+            all.resize(all.len() * 2, 0);
+        }
+    }
+    all.truncate(filled);
+    Ok(all)
 }
 
 /// What a link below `/proc/PID` shows.
