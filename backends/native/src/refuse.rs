@@ -31,7 +31,7 @@ const FLAGS: [(&str, &str); 8] = [
 pub(crate) fn examine(root: i32, beside: &[i32]) -> Result<Vec<Finding>> {
     let members = members(root)?;
     let mut findings = Vec::new();
-    findings.extend(strays(&members, beside)?);
+    findings.extend(lasting_strays(root, beside)?);
     let mut objects = Objects::new(std::collections::HashSet::new());
     for pid in &members {
         // One that ends meanwhile stands against nothing.
@@ -68,23 +68,22 @@ pub(crate) fn members(root: i32) -> Result<Vec<i32>> {
 
 /// Processes of the namespace that are neither of the tree nor of the engine.
 pub(crate) fn strays(members: &[i32], beside: &[i32]) -> Result<Vec<Finding>> {
-    let mut own = vec![1];
-    let mut pid = i32::try_from(std::process::id()).unwrap_or(0);
+    let mut of_engine = vec![1];
+    let mut pid = own();
     while pid > 1 {
-        own.push(pid);
-        pid = stat::parse(&read(pid, "stat")?)?.ppid;
+        of_engine.push(pid);
+        pid = parent(pid).map_or(0, |stat| stat.ppid);
     }
     let mut found = Vec::new();
     for pid in numbers("/proc")? {
-        if own.contains(&pid) || members.contains(&pid) || beside.contains(&pid) {
-            continue;
+        let known = |pid: i32| of_engine.contains(&pid) || members.contains(&pid) || beside.contains(&pid);
+        let Some(stat) = parent(pid).filter(|_| !known(pid)) else { continue };
+        // What has ended is init's to reap; a child of ours, of theirs, or of a member was made just now.
+        let mut above = stat.ppid;
+        while above > 1 && !known(above) {
+            above = parent(above).map_or(0, |stat| stat.ppid);
         }
-        let Some(stat) = read(pid, "stat").ok().and_then(|text| stat::parse(&text).ok()) else { continue };
-        // What has ended is init's to reap; what the engine's own parents started is theirs.
-        if matches!(stat.state, 'Z' | 'X')
-            || stat.ppid > 1 && own.contains(&stat.ppid)
-            || beside.contains(&stat.ppid)
-        {
+        if matches!(stat.state, 'Z' | 'X') || above > 1 {
             continue;
         }
         found.push(Finding::fatal(
@@ -95,6 +94,23 @@ pub(crate) fn strays(members: &[i32], beside: &[i32]) -> Result<Vec<Finding>> {
         ));
     }
     Ok(found)
+}
+
+/// Those of them that stay: the copy of an engine that was killed is gone a moment later.
+fn lasting_strays(root: i32, beside: &[i32]) -> Result<Vec<Finding>> {
+    let mut found = strays(&members(root)?, beside)?;
+    for _ in 0..10 {
+        if found.is_empty() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        found = strays(&members(root)?, beside)?;
+    }
+    Ok(found)
+}
+
+fn parent(pid: i32) -> Option<stat::Stat> {
+    read(pid, "stat").ok().and_then(|text| stat::parse(&text).ok())
 }
 
 /// One process, without its mappings and descriptors.

@@ -117,7 +117,7 @@ fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure
     let mut contents = Contents::new(&request.directory)?;
     let machine = crate::arch::machine::machine()?;
     let started = Instant::now();
-    let frozen = freeze(request.pid)?;
+    let frozen = freeze(request)?;
     let (mut image, whole) = look(request, &frozen, &mut contents, machine)?;
     ask(&frozen, &mut image.processes)?;
     let snapshots = if copy { Some(copies(&frozen, &image.processes)?) } else { None };
@@ -153,10 +153,11 @@ fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure
     })
 }
 
-/// Stops the tree at a moment when no thread is on its way home from an earlier capture whose engine died.
-fn freeze(pid: i32) -> Result<Frozen> {
-    for _ in 0..200 {
-        let mut frozen = Frozen { tree: Tree::stop(pid)?, sites: Vec::new(), parts: Vec::new() };
+/// Stops the tree at a moment when no thread is on its way home from an earlier capture whose engine died, and none of
+/// that capture's copies is left.
+fn freeze(request: &Request) -> Result<Frozen> {
+    for attempt in 0..200 {
+        let mut frozen = Frozen { tree: Tree::stop(request.pid)?, sites: Vec::new(), parts: Vec::new() };
         let mut unfinished = false;
         for held in &mut frozen.tree.processes {
             held.save_registers()?;
@@ -166,7 +167,8 @@ fn freeze(pid: i32) -> Result<Frozen> {
             frozen.sites.push(site);
             frozen.parts.push(areas::understand(maps));
         }
-        if !unfinished {
+        let strays = refuse::strays(&frozen.tree.members(), &request.beside)?;
+        if !unfinished && (strays.is_empty() || attempt > 10) {
             return Ok(frozen);
         }
         drop(frozen);
@@ -184,8 +186,7 @@ fn look(
     machine: Machine,
 ) -> Result<(Image, HashSet<(i32, u64)>)> {
     let tree = &frozen.tree;
-    let mut members: Vec<i32> = tree.processes.iter().map(|held| held.pid).collect();
-    members.extend(tree.zombies.iter().map(|(pid, _)| *pid));
+    let members = tree.members();
     let mut findings = refuse::strays(&members, &request.beside)?;
     for (held, parts) in tree.processes.iter().zip(&frozen.parts) {
         findings.extend(refuse::process(held.pid)?);

@@ -96,6 +96,12 @@ impl Tree {
         Ok(tree)
     }
 
+    /// Every pid, also of what has ended.
+    pub(crate) fn members(&self) -> Vec<i32> {
+        let zombies = self.zombies.iter().map(|(pid, _)| *pid);
+        self.processes.iter().map(|held| held.pid).chain(zombies).collect()
+    }
+
     /// Lets everything run on.
     pub(crate) fn release(mut self) {
         self.let_go(0);
