@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::io::Read as _;
 
 /// Namespaces that a process may not have of its own.
-const NAMESPACES: [&str; 7] = ["user", "pid", "mnt", "ipc", "uts", "net", "cgroup"];
+const NAMESPACES: [&str; 8] = ["user", "pid", "mnt", "ipc", "uts", "net", "cgroup", "time"];
 
 /// Flags of mappings (`VmFlags`) that cannot be saved.
 const FLAGS: [(&str, &str); 8] = [

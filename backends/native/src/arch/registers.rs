@@ -4,6 +4,8 @@ use crate::model::Registers;
 
 /// rt_sigprocmask, the call of `home`.
 pub(crate) const HOME_CALL: u64 = 14;
+/// rt_sigreturn, the call of `rest`.
+pub(crate) const REST_CALL: u64 = 15;
 const RESTART_SYSCALL: u64 = 219;
 const EINTR: i64 = -4;
 const RESTARTNOHAND: i64 = -514;

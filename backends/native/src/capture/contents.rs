@@ -100,6 +100,9 @@ impl Contents {
     ) -> Result<()> {
         let mut done = 0;
         while done < length {
+            if crate::sys::process::asked_to_end() {
+                return Err(BackendError::new(kind::CANCELLED, "the capture was told to end"));
+            }
             let size = usize::try_from(length - done).unwrap_or(CHUNK).min(CHUNK);
             let Some(chunk) = self.buffer.get_mut(..size) else { break };
             read(done, chunk).map_err(|error| {

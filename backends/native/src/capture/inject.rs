@@ -6,7 +6,7 @@
 
 use super::seize::{Held, HeldThread, STEP, failed};
 use crate::arch::cave::{self, CALL, CALLS, Code, NOT_MADE, REGION, at};
-use crate::arch::registers::{HOME_CALL, going_home};
+use crate::arch::registers::{HOME_CALL, REST_CALL, going_home};
 use crate::proc::maps::Mapping;
 use crate::sys::ptrace::{self, Stop, steps};
 use stasis_plugin_api::error::{BackendError, Result};
@@ -182,34 +182,14 @@ impl Site {
         ptrace::set_registers(thread.tid, &thread.registers).map_err(error)
     }
 
-    /// One call by a thread that stands on `home`: at the entry of the call that the code makes anyway its number and
-    /// arguments are exchanged, and it returns to the same code. If the engine dies, at most this one call is made. The
-    /// second value is the new task's id, when the call made one.
+    /// One call by a thread that stands on `home`. The second value is the new task's id, when the call made one.
     pub(crate) fn call(&self, tid: i32, call: Call) -> Result<(i64, Option<i32>)> {
-        let error = |error| failed("calling in", tid, error);
-        match to_call(tid)? {
-            Stop::Call => {}
-            other => return Err(unexpected(tid, other)),
-        }
-        let mut registers = ptrace::registers(tid).map_err(error)?;
-        if registers.orig_rax != HOME_CALL {
-            return Err(BackendError::failed(format!("thread {tid} is not where it was put")));
-        }
-        registers.orig_rax = call.number.cast_unsigned();
-        [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] =
-            call.arguments;
-        registers.rip = self.home;
-        ptrace::set_registers(tid, &registers).map_err(error)?;
-        let mut born = None;
-        loop {
-            match to_call(tid)? {
-                Stop::Birth => born = Some(ptrace::born(tid).map_err(error)?),
-                Stop::Call => break,
-                other => return Err(unexpected(tid, other)),
-            }
-        }
-        let registers = ptrace::registers(tid).map_err(error)?;
-        Ok((registers.rax.cast_signed(), born))
+        substitute(tid, call, self.home, HOME_CALL)
+    }
+
+    /// One call by a task of ours that stands on `rest`.
+    pub(crate) fn call_at_rest(&self, tid: i32, call: Call) -> Result<i64> {
+        substitute(tid, call, self.cave, REST_CALL).map(|(result, _)| result)
     }
 
     /// Makes the helper, by a thread that stands on `home`. It stands still then.
@@ -281,6 +261,34 @@ fn to_call(tid: i32) -> Result<Stop> {
             stop => return Ok(stop),
         };
     }
+}
+
+/// At the entry of the call that the code makes anyway its number and arguments are exchanged, and it returns to the
+/// same code: if the engine dies, at most this one call is made.
+fn substitute(tid: i32, call: Call, back: u64, own: u64) -> Result<(i64, Option<i32>)> {
+    let error = |error| failed("calling in", tid, error);
+    match to_call(tid)? {
+        Stop::Call => {}
+        other => return Err(unexpected(tid, other)),
+    }
+    let mut registers = ptrace::registers(tid).map_err(error)?;
+    if registers.orig_rax != own {
+        return Err(BackendError::failed(format!("thread {tid} is not where it was put")));
+    }
+    registers.orig_rax = call.number.cast_unsigned();
+    [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] = call.arguments;
+    registers.rip = back;
+    ptrace::set_registers(tid, &registers).map_err(error)?;
+    let mut born = None;
+    loop {
+        match to_call(tid)? {
+            Stop::Birth => born = Some(ptrace::born(tid).map_err(error)?),
+            Stop::Call => break,
+            other => return Err(unexpected(tid, other)),
+        }
+    }
+    let registers = ptrace::registers(tid).map_err(error)?;
+    Ok((registers.rax.cast_signed(), born))
 }
 
 fn room_in_vdso(held: &Held, maps: &[Mapping], code: &Code) -> Result<u64> {

@@ -129,6 +129,9 @@ fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure
         Some(snapshots) => {
             frozen.tree.release();
             pause = started.elapsed();
+            for (copy, site) in snapshots.iter().zip(&frozen.sites) {
+                copy.close_descriptors(site)?;
+            }
             write_copies(&mut contents, &mut image, snapshots, &frozen.parts, &whole)?;
         }
         None => {

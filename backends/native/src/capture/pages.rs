@@ -38,7 +38,6 @@ pub(crate) fn save(
     let mut end = 0_u64;
     for area in areas.iter_mut().filter(|area| saved(area)) {
         area.base = end.next_multiple_of(HUGE) + area.start % HUGE;
-        end = area.base + (area.end - area.start);
         let unreadable = |error: nix::errno::Errno| {
             let what = format!("the page map of process {} cannot be read at {:x}", source.pid, area.start);
             BackendError::failed(what).because(error.desc())
@@ -49,6 +48,12 @@ pub(crate) fn save(
         } else {
             let runs = pagemap::own_pages(&map, area.start, area.end).map_err(unreadable)?;
             save_runs(contents, &output, source, area, &runs)?;
+        }
+        // What holds nothing takes no room: some programs reserve more addresses than a file may have bytes.
+        if area.runs.is_empty() {
+            area.base = 0;
+        } else {
+            end = area.base + (area.end - area.start);
         }
     }
     output.resize(end)

@@ -20,6 +20,21 @@ pub(crate) struct Snapshot {
     pub(crate) memory: File,
 }
 
+impl Snapshot {
+    /// Closes what the copy holds open: the application's readers would wait for its end otherwise.
+    pub(crate) fn close_descriptors(&self, site: &Site) -> Result<()> {
+        let call = Call::new(libc::SYS_close_range, &[0, u64::from(u32::MAX)]);
+        match site.call_at_rest(self.pid, call)? {
+            0 => Ok(()),
+            error => {
+                let why = nix::errno::Errno::from_raw(i32::try_from(-error).unwrap_or(0));
+                let what = format!("the copy {} does not close its descriptors", self.pid);
+                Err(BackendError::failed(what).because(why.desc()))
+            }
+        }
+    }
+}
+
 impl Drop for Snapshot {
     fn drop(&mut self) {
         end(self.pid);
