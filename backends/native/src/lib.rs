@@ -8,6 +8,7 @@ mod entry;
 mod model;
 mod plugin;
 mod proc;
+mod refuse;
 mod restore;
 mod sys;
 

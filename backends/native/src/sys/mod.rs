@@ -5,9 +5,11 @@
 pub(crate) mod clone;
 pub(crate) mod fd;
 pub(crate) mod kcmp;
+pub(crate) mod netlink;
 pub(crate) mod pagemap;
 pub(crate) mod pidfd;
 pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod ptrace;
+pub(crate) mod socket;
 pub(crate) mod task;
