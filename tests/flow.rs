@@ -2,6 +2,7 @@
 
 mod criu;
 mod foreground;
+mod native;
 mod programs;
 mod terminals;
 mod transcript;

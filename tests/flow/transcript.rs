@@ -10,6 +10,7 @@ type Words = [&'static [&'static str]; 2];
 
 const OURS: Words = [&["--backend", "dmtcp", "--checkpoint"], &["--backend", "dmtcp", "--restart"]];
 const CRIU: Words = [&["--backend", "criu", "--checkpoint"], &["--backend", "criu", "--restart"]];
+const NATIVE: Words = [&["--backend", "native", "--checkpoint"], &["--backend", "native", "--restart"]];
 const OLD: Words = [&["--dmtcp-launch"], &["--dmtcp-restart"]];
 
 #[test]
@@ -37,6 +38,18 @@ fn the_transcript_in_the_old_words_as_an_ordinary_user() {
 }
 
 #[test]
+fn the_transcript_with_the_native_engine_as_root() {
+    need!(root, image);
+    twice(Who::Myself, NATIVE, "native").unwrap();
+}
+
+#[test]
+fn the_transcript_with_the_native_engine_as_an_ordinary_user() {
+    need!(image, userns);
+    twice(Who::User, NATIVE, "native").unwrap();
+}
+
+#[test]
 fn the_transcript_with_criu_as_root() {
     need!(root, image, criu);
     twice(Who::Myself, CRIU, "criu").unwrap();
@@ -59,7 +72,11 @@ fn twice(who: Who, words: Words, engine: &str) -> Outcome<()> {
     let port = free_port()?;
     once(&env, words, port, "server")?;
     once(&env, words, port, "instance://server")?;
-    let version = if engine == "criu" { criu_version()? } else { dmtcp_version()? };
+    let version = match engine {
+        "criu" => criu_version()?,
+        "native" => env!("CARGO_PKG_VERSION").to_owned(),
+        _ => dmtcp_version()?,
+    };
     exercised(engine, &version)?;
     env.finish()
 }

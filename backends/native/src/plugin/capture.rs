@@ -38,7 +38,7 @@ pub(super) fn capture(host: &Host<'_>, request: &CaptureRequest) -> Result<Captu
         stopped = true;
         empty(&request.instance.staging)?;
     };
-    capturing.report(&said, &survey, &tmpfs)
+    capturing.report(&said, &survey, &tmpfs, stopped)
 }
 
 fn staging_failed(path: &Path, e: std::io::Error) -> BackendError {
@@ -122,12 +122,14 @@ impl Capturing<'_, '_> {
         said: &serde_json::Value,
         survey: &Survey,
         tmpfs: &TmpfsSaved,
+        stopped: bool,
     ) -> Result<CaptureReport> {
         let staging = &self.request.instance.staging;
         let core = fs::read(staging.join(CORE))
             .map_err(|e| BackendError::failed("the engine left no core.json").because(e))?;
-        let image: Image = serde_json::from_slice(&core)
-            .map_err(|e| BackendError::failed("the engine left a core.json that cannot be read").because(e))?;
+        let image: Image = serde_json::from_slice(&core).map_err(|e| {
+            BackendError::failed("the engine left a core.json that cannot be read").because(e)
+        })?;
         let threads = image.processes.iter().flat_map(|p| p.threads.iter().map(|t| t.tid).chain([p.pid]));
         let mut pids: Vec<i32> = threads.collect();
         pids.sort_unstable();
@@ -141,7 +143,8 @@ impl Capturing<'_, '_> {
         .map(|(k, v): (&str, serde_json::Value)| (k.to_owned(), v))
         .into();
         let mut notes = Vec::new();
-        if let Some(why) = said.get("why_plain").and_then(|v| v.as_str()) {
+        let asked = stopped || options::capture_flag(self.host).is_some();
+        if let Some(why) = said.get("why_plain").and_then(|v| v.as_str()).filter(|_| !asked) {
             notes.push(format!("the application stood still while its memory was written: {why}"));
         }
         let name = |p: &ProcessInfo| SavedProcess { pid: p.pid, name: p.name.clone() };

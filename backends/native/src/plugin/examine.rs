@@ -32,7 +32,12 @@ pub(super) fn instance(instance: &InstanceView) -> Vec<Finding> {
 fn descriptor(descriptor: &DescriptorInfo, who: &str) -> Option<Finding> {
     let object = || format!("descriptor {} of {who}: {}", descriptor.number, descriptor.target);
     if let Some((_, kind, help)) = DESCRIPTORS.iter().find(|(sign, ..)| descriptor.target.starts_with(sign)) {
-        return Some(Finding::fatal(kind, object(), "the native engine does not save this kind of object", help));
+        return Some(Finding::fatal(
+            kind,
+            object(),
+            "the native engine does not save this kind of object",
+            help,
+        ));
     }
     device(&descriptor.device).then(|| {
         let why = "the native engine does not know what state is in this device";
@@ -143,7 +148,8 @@ mod tests {
             };
             process.descriptors = (3..).zip(descriptors).map(info).collect();
             process.special_mappings = vec!["/SYSV00000000 (deleted)".into(), "/memfd:m (deleted)".into()];
-            let child = ProcessInfo { pid: 101, parent: 100, name: "worker".into(), ..ProcessInfo::default() };
+            let child =
+                ProcessInfo { pid: 101, parent: 100, name: "worker".into(), ..ProcessInfo::default() };
             let stray = ProcessInfo { pid: 103, parent: 1, name: "daemon".into(), ..ProcessInfo::default() };
             survey.processes.extend([child, stray]);
             let socket = |state: &str, peer_port| SocketInfo {

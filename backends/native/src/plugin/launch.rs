@@ -23,8 +23,7 @@ pub(super) fn pid_file() -> PathBuf {
 /// The engine's command inside, with these arguments.
 pub(super) fn engine(arguments: &[&str]) -> Vec<String> {
     let inside = |name: &str| format!("{INSIDE}/{name}");
-    let mut argv =
-        vec![inside("ld.so"), "--library-path".to_owned(), INSIDE.to_owned(), inside("engine.so")];
+    let mut argv = vec![inside("ld.so"), "--library-path".to_owned(), INSIDE.to_owned(), inside("engine.so")];
     argv.extend(arguments.iter().map(|a| (*a).to_owned()));
     argv
 }
@@ -98,10 +97,9 @@ mod tests {
 
     fn told(maps: &str) -> String {
         match libraries(maps) {
-            Ok(binds) => binds
-                .iter()
-                .map(|b| format!("{} at {}\n", b.source.display(), b.target.display()))
-                .collect(),
+            Ok(binds) => {
+                binds.iter().map(|b| format!("{} at {}\n", b.source.display(), b.target.display())).collect()
+            }
             Err(error) => format!("{error}"),
         }
     }

@@ -18,7 +18,7 @@ pub(super) fn specs() -> Vec<OptionSpec> {
         OptionSpec::new(
             RESTART,
             choice(&["auto", "map", "copy"]),
-            "how memory comes back: page by page from the saved file when it is touched (map), all of it before the first instruction (copy), or by mapping where the file lies on a local file system",
+            "how memory comes back: all of it before the first instruction (copy, which auto is too), or page by page from the saved file when it is touched (map), which is for programs whose allocator does not count on zeros after MADV_DONTNEED",
         )
         .default_value("auto"),
         OptionSpec {

@@ -86,6 +86,9 @@ mod tests {
         let mut probe = Probe { usable: true, ..Probe::default() };
         refuse(&mut probe, "one", "do this");
         refuse(&mut probe, "two", "do that");
-        assert_eq!((probe.usable, probe.reason.as_deref(), probe.help.as_deref()), (false, Some("one"), Some("do this")));
+        assert_eq!(
+            (probe.usable, probe.reason.as_deref(), probe.help.as_deref()),
+            (false, Some("one"), Some("do this"))
+        );
     }
 }

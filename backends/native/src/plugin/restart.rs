@@ -14,9 +14,7 @@ const ROOM: i32 = 1000;
 /// The plan.
 pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartPlan> {
     let generation = &request.generation;
-    let flag = |name: &str| {
-        generation.facts.get(name).and_then(serde_json::Value::as_bool).unwrap_or(false)
-    };
+    let flag = |name: &str| generation.facts.get(name).and_then(serde_json::Value::as_bool).unwrap_or(false);
     if flag("rootless") != request.rootless {
         let (then, now) =
             if request.rootless { ("root", "an ordinary user") } else { ("an ordinary user", "root") };

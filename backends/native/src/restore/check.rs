@@ -78,7 +78,9 @@ pub(super) fn parse(text: &[u8]) -> Result<Image> {
 /// The first thing that is not as it has to be.
 fn wrong(image: &Image) -> Option<String> {
     family(image)
-        .or_else(|| image.processes.iter().find_map(|p| process(image, p).map(|w| format!("process {}: {w}", p.pid))))
+        .or_else(|| {
+            image.processes.iter().find_map(|p| process(image, p).map(|w| format!("process {}: {w}", p.pid)))
+        })
         .or_else(|| objects(image))
 }
 
@@ -118,7 +120,7 @@ fn family(image: &Image) -> Option<String> {
 
 fn process(image: &Image, process: &Process) -> Option<String> {
     if let State::Zombie { status } = process.state {
-        let fine = matches!(status & 0x7f, 0 | 1..=64) && status & !0xffff == 0;
+        let fine = (0..=64).contains(&(status & 0x7f)) && status & !0xffff == 0;
         return (!fine).then(|| format!("ended with status {status}"));
     }
     if process.threads.first().map(|t| t.tid) != Some(process.pid) {

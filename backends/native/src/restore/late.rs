@@ -71,12 +71,15 @@ pub(super) fn descriptors(remote: &Remote, image: &Image, process: &Process) -> 
 fn pidfd(remote: &Remote, descriptor: &Descriptor, pid: i32, flags: u32) -> Result<()> {
     let what = format!("the pidfd {}", descriptor.fd);
     let flags = u64::from(flags) & libc::O_NONBLOCK as u64;
-    let made = remote.single(remote.pid, &what, libc::SYS_pidfd_open, &[i64::from(pid).cast_unsigned(), flags])?;
+    let made =
+        remote.single(remote.pid, &what, libc::SYS_pidfd_open, &[i64::from(pid).cast_unsigned(), flags])?;
     let wanted = i64::from(descriptor.fd).cast_unsigned();
     if made == wanted {
         // The kernel makes them closed at an exec.
         let keep = u64::from(descriptor.cloexec);
-        return remote.single(remote.pid, &what, libc::SYS_fcntl, &[wanted, libc::F_SETFD as u64, keep]).map(drop);
+        return remote
+            .single(remote.pid, &what, libc::SYS_fcntl, &[wanted, libc::F_SETFD as u64, keep])
+            .map(drop);
     }
     let cloexec = if descriptor.cloexec { libc::O_CLOEXEC as u64 } else { 0 };
     remote.single(remote.pid, &what, libc::SYS_dup3, &[made, wanted, cloexec])?;
@@ -91,7 +94,10 @@ pub(super) fn watches(remote: &Remote, image: &Image, process: &Process) -> Resu
         for target in targets.iter().filter(|t| t.pid == process.pid) {
             let Some(epoll) = process.descriptors.iter().find(|d| d.object == index) else {
                 return Err(BackendError::new(kind::DAMAGED, "the image's core.json is damaged")
-                    .because(format!("process {} watches by an epoll instance that it does not have", process.pid))
+                    .because(format!(
+                        "process {} watches by an epoll instance that it does not have",
+                        process.pid
+                    ))
                     .help("take another generation"));
             };
             let bytes = [&target.events.to_ne_bytes()[..], &target.data.to_ne_bytes()[..]].concat();
@@ -118,7 +124,13 @@ pub(super) fn signals(remote: &Remote, process: &Process) -> Result<()> {
         for info in thread.pending.iter().filter_map(|text| unhex(text)) {
             let signal = number_of(&info);
             let arguments = |at| vec![pid, tid, signal, at];
-            remote.single_with(thread.tid, "a waiting signal", libc::SYS_rt_tgsigqueueinfo, arguments, &info)?;
+            remote.single_with(
+                thread.tid,
+                "a waiting signal",
+                libc::SYS_rt_tgsigqueueinfo,
+                arguments,
+                &info,
+            )?;
         }
     }
     for info in process.pending.iter().filter_map(|text| unhex(text)) {
@@ -142,8 +154,14 @@ fn number_of(info: &[u8]) -> u64 {
 }
 
 fn timers(remote: &Remote, process: &Process) -> Result<()> {
-    for (which, timer) in (0u64..).zip(&process.itimers) {
-        if timer[2] != 0 || timer[3] != 0 {
+    for (which, mut timer) in (0u64..).zip(process.itimers.iter().copied()) {
+        if which == 0 && timer[2..] == [0, 0] && timer[..2] != [0, 0] {
+            // It has fired and waits until its signal is taken before it goes on. The next one is due an interval
+            // later; where the signal came too late to be saved, at once.
+            let waits = process.pending.iter().any(|info| fired(info));
+            timer = if waits { [timer[0], timer[1], timer[0], timer[1]] } else { [timer[0], timer[1], 0, 1] };
+        }
+        if timer[2..] != [0, 0] {
             let bytes: Vec<u8> = timer.iter().flat_map(|n| n.to_ne_bytes()).collect();
             let arguments = |at| vec![which, at, 0];
             remote.single_with(remote.pid, "an interval timer", libc::SYS_setitimer, arguments, &bytes)?;
@@ -162,6 +180,12 @@ fn timers(remote: &Remote, process: &Process) -> Result<()> {
         choosing(0);
     }
     made
+}
+
+/// Whether a waiting signal comes from the real interval timer: SIGALRM, sent by the kernel.
+fn fired(info: &str) -> bool {
+    const SI_KERNEL: [u8; 4] = 0x80i32.to_ne_bytes();
+    unhex(info).is_some_and(|info| number_of(&info) == 14 && info.get(8..12) == Some(&SI_KERNEL))
 }
 
 fn posix(remote: &Remote, timer: &PosixTimer, chosen: bool) -> Result<()> {
@@ -187,9 +211,12 @@ fn posix(remote: &Remote, timer: &PosixTimer, chosen: bool) -> Result<()> {
         remote.single(remote.pid, &what, libc::SYS_timer_delete, &[i64::from(id).cast_unsigned()])?;
         tries += 1;
         if chosen || id > timer.id || tries > MOST_TIMERS {
-            return Err(BackendError::new(kind::UNSUPPORTED, format!("cannot rebuild process {}", remote.pid))
-                .because(format!("a timer has to have the number {}, which this kernel does not give", timer.id))
-                .help("take a kernel from 6.15 on"));
+            return Err(BackendError::new(
+                kind::UNSUPPORTED,
+                format!("cannot rebuild process {}", remote.pid),
+            )
+            .because(format!("a timer has to have the number {}, which this kernel does not give", timer.id))
+            .help("take a kernel from 6.15 on"));
         }
     }
     if timer.value == 0 {
@@ -216,4 +243,3 @@ pub(super) fn last(remote: &Remote, process: &Process) -> Result<()> {
     let arguments = [remote.scratch, super::layout::room()];
     remote.single(leader, "the engine's memory", libc::SYS_munmap, &arguments).map(drop)
 }
-

@@ -106,6 +106,9 @@ mod tests {
         let at = hole(&[place(LOWEST + 2 * GRAIN, LOWEST + 3 * GRAIN)], &process).unwrap();
         assert_eq!(at, LOWEST + 4 * GRAIN);
         assert_eq!(hole(&[place(0, USER_END)], &process), None);
-        assert_eq!(hole(&[place(0xffff_ffff_ff60_0000, 0xffff_ffff_ff60_1000)], &process), Some(LOWEST + 2 * GRAIN));
+        assert_eq!(
+            hole(&[place(0xffff_ffff_ff60_0000, 0xffff_ffff_ff60_1000)], &process),
+            Some(LOWEST + 2 * GRAIN)
+        );
     }
 }

@@ -17,7 +17,12 @@ pub(super) enum How {
     Copy,
 }
 
+const PAGE: u64 = 4096;
 const PROT_WRITE: u32 = 2;
+/// A mapping costs as much as reading so many bytes.
+const LEAST: u64 = 64 << 10;
+/// Runs that are so near become one mapping.
+const GAP: u64 = 1 << 20;
 /// The kernel copies at most 2 GiB a call.
 const MOST: u64 = 1 << 30;
 /// `vm.max_map_count` is 65530: file mappings do not merge as anonymous ones do.
@@ -74,27 +79,26 @@ impl Filling<'_> {
         if has("gd") || area.backing == Backing::Stack {
             flags |= libc::MAP_GROWSDOWN;
         }
-        let plain = kind & libc::MAP_ANONYMOUS != 0;
-        if plain && area.backing != Backing::Stack && self.maps(area) {
-            // Its holes in the image are zeros.
-            let flags = (flags & !(libc::MAP_ANONYMOUS | libc::MAP_GROWSDOWN)) as u64;
-            let arguments =
-                [area.start, length, area.prot.into(), flags, number(self.image), area.base];
-            table.call(told(area, "mapping the image at"), libc::SYS_mmap, &arguments);
-        } else {
-            let fill = if area.runs.is_empty() { 0 } else { PROT_WRITE };
-            let prot = area.prot | fill;
-            let arguments = [area.start, length, prot.into(), flags as u64, number(fd), offset];
-            table.call(told(area, "mapping"), libc::SYS_mmap, &arguments);
-            if has("hg") {
-                // Before the content: huge pages are made when they are touched first.
-                table.try_call("huge pages", libc::SYS_madvise, &[area.start, length, MADV_HUGEPAGE]);
-            }
-            self.copy(remote, table, area)?;
-            if prot != area.prot {
-                let arguments = [area.start, length, area.prot.into()];
-                table.call(told(area, "protecting"), libc::SYS_mprotect, &arguments);
-            }
+        let fill = if area.runs.is_empty() { 0 } else { PROT_WRITE };
+        let prot = area.prot | fill;
+        let arguments = [area.start, length, prot.into(), flags as u64, number(fd), offset];
+        table.call(told(area, "mapping"), libc::SYS_mmap, &arguments);
+        if has("hg") {
+            // Before the content: huge pages are made when they are touched first.
+            table.try_call("huge pages", libc::SYS_madvise, &[area.start, length, MADV_HUGEPAGE]);
+        }
+        let mapped = if self.maps(area, kind) { clusters(area) } else { Vec::new() };
+        self.copy(remote, table, area, &mapped)?;
+        if prot != area.prot {
+            let arguments = [area.start, length, area.prot.into()];
+            table.call(told(area, "protecting"), libc::SYS_mprotect, &arguments);
+        }
+        for [start, length] in mapped {
+            let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED | flags & libc::MAP_NORESERVE) as u64;
+            let offset = area.base + (start - area.start);
+            let arguments = [start, length, area.prot.into(), flags, number(self.image), offset];
+            table.call(told(area, "mapping the image into"), libc::SYS_mmap, &arguments);
+            remote.make_room(remote.pid, table)?;
         }
         advise(remote, table, area)
     }
@@ -105,9 +109,7 @@ impl Filling<'_> {
         let missing = || BackendError::failed(told(area, "cannot map")).because("its file was not opened");
         Ok(Some(match &area.backing {
             Backing::Vdso | Backing::Vvar { .. } | Backing::Vsyscall => return Ok(None),
-            Backing::Anonymous | Backing::Heap | Backing::Stack => {
-                (-1, 0, sharing | libc::MAP_ANONYMOUS)
-            }
+            Backing::Anonymous | Backing::Heap | Backing::Stack => (-1, 0, sharing | libc::MAP_ANONYMOUS),
             Backing::File { file, offset } => {
                 let key = (file.path.clone(), area.shared && area.prot & PROT_WRITE != 0);
                 let fd = self.made.mapped.get(&key).ok_or_else(missing)?;
@@ -120,16 +122,24 @@ impl Filling<'_> {
         }))
     }
 
-    fn maps(&self, area: &Area) -> bool {
+    fn maps(&self, area: &Area, kind: i32) -> bool {
+        let plain = kind & libc::MAP_ANONYMOUS != 0 && area.backing != Backing::Stack;
         let whole = area.base.checked_add(area.end - area.start).is_some_and(|end| end <= self.size);
-        self.how == How::Map && !area.runs.is_empty() && !area.shared && whole
+        self.how == How::Map && plain && !area.shared && whole
     }
 
-    fn copy(&self, remote: &Remote, table: &mut Table, area: &Area) -> Result<()> {
+    /// Reads what is not mapped.
+    fn copy(&self, remote: &Remote, table: &mut Table, area: &Area, mapped: &[[u64; 2]]) -> Result<()> {
         for [start, length] in &area.runs {
             let mut at = *start;
             while at < start + length {
-                let part = MOST.min(start + length - at);
+                let within = mapped.iter().find(|[from, n]| *from <= at && at < from + n);
+                if let Some([from, n]) = within {
+                    at = from + n;
+                    continue;
+                }
+                let next = mapped.iter().map(|[from, _]| *from).find(|from| *from > at).unwrap_or(u64::MAX);
+                let part = MOST.min(start + length - at).min(next - at);
                 let offset = area.base + (at - area.start);
                 let arguments = [number(self.image), at, part, offset];
                 table.call(told(area, "reading the image into"), libc::SYS_pread64, &arguments);
@@ -139,6 +149,26 @@ impl Filling<'_> {
         }
         Ok(())
     }
+}
+
+/// The parts of an area that are worth mapping: runs, with the gaps between them where those are short. Gaps are holes
+/// of the image, which read as zeros. Never the last page: an area that grows by `mremap` would go on with what follows
+/// in the image, and so it is none of one piece.
+fn clusters(area: &Area) -> Vec<[u64; 2]> {
+    let end = area.end - PAGE;
+    let mut parts: Vec<[u64; 2]> = Vec::new();
+    for [start, length] in &area.runs {
+        let stop = (start + length).min(end);
+        if *start >= stop {
+            continue;
+        }
+        match parts.last_mut() {
+            Some([from, n]) if start - (*from + *n) <= GAP => *n = stop - *from,
+            _ => parts.push([*start, stop - start]),
+        }
+    }
+    parts.retain(|[_, length]| *length >= LEAST);
+    parts
 }
 
 fn advise(remote: &Remote, table: &mut Table, area: &Area) -> Result<()> {
@@ -188,4 +218,22 @@ fn layout(process: &Process, made: &Made, table: &mut Table) -> Result<()> {
     table.call("the places of its parts", libc::SYS_prctl, &[option, map, at, bytes.len() as u64, 0]);
     debug_assert!(mm.brk < USER_END);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_runs_are_mapped_as_one_and_small_ones_are_read() {
+        let area =
+            |end: u64, runs: &[[u64; 2]]| Area { start: 0, end, runs: runs.to_vec(), ..Area::default() };
+        assert!(clusters(&area(0x8000, &[[0, 0x8000]])).is_empty());
+        assert_eq!(clusters(&area(0x80_0000, &[[0, 0x80_0000]])), [[0, 0x7f_f000]]);
+        let far = area(
+            0x8000_0000,
+            &[[0, 0x10000], [0x1_1000, 0x1000], [0x4000_0000, 0x2000], [0x5000_0000, 0x20000]],
+        );
+        assert_eq!(clusters(&far), [[0, 0x1_2000], [0x5000_0000, 0x20000]]);
+    }
 }

@@ -22,25 +22,11 @@ use objects::Made;
 use remote::Remote;
 use serde_json::json;
 use stasis_plugin_api::prelude::*;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 const SIGKILL: i32 = 9;
 const SIGSTOP: i32 = 19;
-/// File systems over a network: another machine could change a file that is mapped here.
-const REMOTE: [i64; 10] = [
-    0x6969,      // NFS
-    0x517b,      // SMB
-    0xff53_4d42, // CIFS
-    0xfe53_4d42, // SMB2
-    0x6573_5546, // FUSE
-    0x0bd0_0bd0, // Lustre
-    0x00c3_6400, // Ceph
-    0x4750_4653, // GPFS
-    0x0102_1997, // 9p
-    0x1983_0326, // BeeGFS
-];
-
 /// What was asked for.
 #[derive(Debug)]
 struct Order {
@@ -49,7 +35,8 @@ struct Order {
     how: Option<How>,
 }
 
-/// `--dir DIR [--map | --copy] [--pid-file FILE]`.
+/// `--dir DIR [--map | --copy] [--pid-file FILE]`. Copying is the rule: memory that is mapped from the image is not quite
+/// what it was. `madvise(MADV_DONTNEED)`, after which a program may count on zeros, brings the saved content back.
 fn order(arguments: &[String]) -> Result<Order> {
     let mut order = Order { dir: PathBuf::new(), pid_file: None, how: None };
     let mut words = arguments.iter();
@@ -77,7 +64,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     surroundings::fit(&image.machine)?;
     skeleton::kinship(&image)?;
     let engine = engine()?;
-    let how = order.how.unwrap_or_else(|| usual(&order.dir));
+    let how = order.how.unwrap_or(How::Copy);
     let checked = began.elapsed();
     let made = objects::make(&order.dir, &image)?;
     let opened = began.elapsed();
@@ -88,9 +75,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     let filled = began.elapsed();
     finish(&image, &made, &remotes)?;
     if let Some(path) = &order.pid_file {
-        std::fs::write(path, format!("{}\n", image.root)).map_err(|e| {
-            BackendError::failed(format!("cannot write {}", path.display())).because(e)
-        })?;
+        std::fs::write(path, format!("{}\n", image.root))
+            .map_err(|e| BackendError::failed(format!("cannot write {}", path.display())).because(e))?;
     }
     objects::arm(&image, &made)?;
     // Pipes and connections end when their last holder does, which must not be this process.
@@ -144,14 +130,6 @@ fn engine() -> Result<Credentials> {
     let bits = task::prctl(libc::PR_GET_SECUREBITS, 0).unwrap_or(0);
     credentials.securebits = bits.cast_unsigned();
     Ok(credentials)
-}
-
-/// Mapping, where nobody else can change the file.
-fn usual(dir: &Path) -> How {
-    match nix::sys::statfs::statfs(dir) {
-        Ok(stat) if !REMOTE.contains(&stat.filesystem_type().0) => How::Map,
-        _ => How::Copy,
-    }
 }
 
 fn living(image: &Image) -> impl Iterator<Item = &Process> {

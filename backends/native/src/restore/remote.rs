@@ -66,8 +66,9 @@ impl Remote {
         ptrace::die_with_the_engine(pid).map_err(failed)?;
         ptrace::set_signal_mask(pid, ALL_BUT_TRAP).map_err(failed)?;
         let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem"));
-        let memory = memory
-            .map_err(|e| BackendError::failed(format!("cannot write the memory of process {pid}")).because(e))?;
+        let memory = memory.map_err(|e| {
+            BackendError::failed(format!("cannot write the memory of process {pid}")).because(e)
+        })?;
         let mut remote = Self { pid, memory, syscall: 0, scratch: 0 };
         remote.find_syscall()?;
         Ok(remote)
@@ -205,7 +206,9 @@ impl Remote {
                 }
                 stop => {
                     let at = ptrace::registers(tid).map(|r| r.rip).unwrap_or(0);
-                    return Err(self.failed(what, format!("it stopped in an unexpected way ({stop:?} at {at:x})")));
+                    return Err(
+                        self.failed(what, format!("it stopped in an unexpected way ({stop:?} at {at:x})"))
+                    );
                 }
             }
         }

@@ -59,7 +59,9 @@ fn wait(image: &Image, mut pipe: File) -> Result<()> {
         let lines: Vec<&[u8]> = said.split(|b: &u8| *b == b'\n').filter(|l: &&[u8]| !l.is_empty()).collect();
         if let Some(line) = lines.iter().find(|l| l.first() == Some(&b'{')) {
             let error = serde_json::from_slice(line);
-            return Err(error.unwrap_or_else(|e| BackendError::failed("cannot make the processes").because(e)));
+            return Err(
+                error.unwrap_or_else(|e| BackendError::failed("cannot make the processes").because(e))
+            );
         }
         if said.iter().filter(|b| **b == b'\n').count() >= alive {
             return Ok(());

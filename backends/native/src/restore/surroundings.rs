@@ -17,7 +17,9 @@ const FEATURES: [(u32, u32, [bool; 4]); 6] = [
 ];
 
 fn unsupported(why: String, help: &str) -> BackendError {
-    BackendError::new(kind::UNSUPPORTED, "the application cannot be rebuilt on this machine").because(why).help(help)
+    BackendError::new(kind::UNSUPPORTED, "the application cannot be rebuilt on this machine")
+        .because(why)
+        .help(help)
 }
 
 /// Refuses an image of another kind of machine.
@@ -68,9 +70,9 @@ fn vdso() -> Result<u64> {
     let mut bytes = vec![0; (place.end - place.start).min(1 << 20) as usize];
     let memory = File::open("/proc/self/mem").map_err(|e| failed(e.to_string()))?;
     memory.read_exact_at(&mut bytes, place.start).map_err(|e| failed(e.to_string()))?;
-    Ok(bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum: u64, byte| {
-        (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    }))
+    Ok(bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |sum: u64, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)))
 }
 
 #[cfg(test)]

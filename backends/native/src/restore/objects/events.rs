@@ -35,7 +35,9 @@ pub(super) fn make(object: &Object) -> Tried<OwnedFd> {
 /// Starts the timers: the last thing that is done before the processes run.
 pub(in crate::restore) fn arm(image: &Image, made: &Made) -> Result<()> {
     for (object, parked) in image.objects.iter().zip(&made.objects) {
-        let (Kind::Timer { ticks, value, interval, .. }, Some(parked)) = (&object.kind, parked) else { continue };
+        let (Kind::Timer { ticks, value, interval, .. }, Some(parked)) = (&object.kind, parked) else {
+            continue;
+        };
         let failed = |e: Errno| BackendError::failed("cannot start a timer").because(e.desc());
         // A periodic timer that was just about to fire says 0, which would stop it.
         let first = if *value == 0 && *interval > 0 { 1 } else { *value };

@@ -44,7 +44,8 @@ fn by_name(path: &str, flags: i32) -> Tried<OwnedFd> {
     let kept = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC);
     let flags = OFlag::from_bits_retain(kept | libc::O_CLOEXEC | libc::O_NOCTTY);
     open(path, flags, Mode::empty()).map_err(|errno| {
-        Trouble::from(errno).help("put it back where it was when the application was saved, or take another generation")
+        Trouble::from(errno)
+            .help("put it back where it was when the application was saved, or take another generation")
     })
 }
 

@@ -8,7 +8,7 @@ use nix::unistd::{Whence, lseek};
 use stasis_plugin_api::prelude::*;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 
 /// All of it, with its content.
 pub(super) fn make(maker: &Maker<'_>) -> Result<Vec<OwnedFd>> {
@@ -41,6 +41,8 @@ fn open(memory: &SharedMemory) -> std::io::Result<File> {
             let mut options = File::options();
             options.read(true).write(true).create(true).truncate(false).mode(*mode & 0o7777);
             let file = options.open(path)?;
+            // Where it is another's file its mode is another's too.
+            let _ = file.set_permissions(std::fs::Permissions::from_mode(*mode & 0o7777));
             if file.metadata()?.len() != memory.size {
                 file.set_len(memory.size)?;
             }

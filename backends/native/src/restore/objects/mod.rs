@@ -17,6 +17,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use stasis_plugin_api::prelude::*;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
@@ -152,7 +153,8 @@ impl Maker<'_> {
         });
         let holder = holder.unwrap_or_else(|| format!("object {index}"));
         let name = self.image.objects.get(index).map(|o| name(&o.kind)).unwrap_or_default();
-        let mut error = BackendError::failed(format!("cannot bring back {holder}{name}")).because(trouble.why);
+        let mut error =
+            BackendError::failed(format!("cannot bring back {holder}{name}")).because(trouble.why);
         error.help = trouble.help;
         error
     }
@@ -275,9 +277,9 @@ fn mapped(maker: &Maker<'_>) -> Result<HashMap<(String, bool), OwnedFd>> {
     for area in maker.image.processes.iter().flat_map(|p| &p.areas) {
         let Backing::File { file, .. } = &area.backing else { continue };
         let key = (file.path.clone(), area.shared && area.prot & 2 != 0);
-        if !all.contains_key(&key) {
-            let opened = open_mapped(maker, file, key.1)?;
-            all.insert(key, opened);
+        if let Entry::Vacant(place) = all.entry(key) {
+            let writes = place.key().1;
+            place.insert(open_mapped(maker, file, writes)?);
         }
     }
     Ok(all)
@@ -298,7 +300,8 @@ fn pages(maker: &Maker<'_>) -> Result<HashMap<i32, File>> {
     for process in maker.image.processes.iter().filter(|p| p.areas.iter().any(|a| !a.runs.is_empty())) {
         let name = check::pages(process.pid);
         let file = check::open(maker.dir, &name)?;
-        let last = |area: &crate::model::Area| area.runs.last().map(|[at, n]| area.base + (at - area.start) + n);
+        let last =
+            |area: &crate::model::Area| area.runs.last().map(|[at, n]| area.base + (at - area.start) + n);
         let need = process.areas.iter().filter_map(last).max().unwrap_or(0);
         let size = file.metadata().map(|m| m.len()).unwrap_or(0);
         if size < need {

@@ -59,14 +59,20 @@ pub(super) fn address(socket: &Socket) -> String {
 pub(super) fn options(socket: BorrowedFd<'_>, options: &[SocketOption]) -> Tried<()> {
     for option in options {
         let mut value = unhex(&option.value).ok_or(Errno::EINVAL)?;
-        let buffer = option.level == libc::SOL_SOCKET && [libc::SO_SNDBUF, libc::SO_RCVBUF].contains(&option.name);
+        let buffer =
+            option.level == libc::SOL_SOCKET && [libc::SO_SNDBUF, libc::SO_RCVBUF].contains(&option.name);
         if buffer && let Ok(size) = <[u8; 4]>::try_from(value.as_slice()) {
             value = (i32::from_ne_bytes(size) / 2).to_ne_bytes().to_vec();
         }
         match fd::set_option(socket, option.level, option.name, &value) {
             Ok(()) | Err(Errno::EPERM | Errno::ENOPROTOOPT) => {}
             Err(errno) => {
-                return Err(Trouble::new(format!("option {}/{}: {}", option.level, option.name, errno.desc())));
+                return Err(Trouble::new(format!(
+                    "option {}/{}: {}",
+                    option.level,
+                    option.name,
+                    errno.desc()
+                )));
             }
         }
     }
@@ -79,7 +85,8 @@ mod tests {
 
     #[test]
     fn addresses_are_told() {
-        let socket = |family, local: &str| Socket { family, local: Some(local.to_owned()), ..Socket::default() };
+        let socket =
+            |family, local: &str| Socket { family, local: Some(local.to_owned()), ..Socket::default() };
         assert_eq!(address(&socket(2, "02001f907f0000010000000000000000")), " 127.0.0.1:8080");
         let six = "0a001f9000000000000000000000000000000000000000010000000000";
         assert_eq!(address(&socket(10, six)), " [::1]:8080");

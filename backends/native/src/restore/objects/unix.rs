@@ -15,23 +15,26 @@ use std::path::Path;
 /// All of them, parked, by the index of their object.
 pub(super) fn make(maker: &Maker<'_>) -> Result<Vec<(usize, OwnedFd)>> {
     let all = maker.image.objects.iter().enumerate();
-    let all: Vec<(usize, &Unix)> =
-        all.filter_map(|(i, o)| if let Kind::Unix(unix) = &o.kind { Some((i, unix)) } else { None }).collect();
+    let all: Vec<(usize, &Unix)> = all
+        .filter_map(|(i, o)| if let Kind::Unix(unix) = &o.kind { Some((i, unix)) } else { None })
+        .collect();
     let mut made: HashMap<usize, OwnedFd> = HashMap::new();
     let of = |index: usize| move |trouble: Trouble| maker.of(index, trouble);
     // Ends that the application has closed; they go when everything is said through them.
     let mut closed: HashMap<usize, OwnedFd> = HashMap::new();
-    for (index, unix) in all.iter().filter(|(_, u)| u.listening.is_some() || !paired(u)) {
+    for (index, unix) in all.iter().filter(|(i, u)| !paired(&all, *i, u)) {
         made.insert(*index, alone(unix).map_err(of(*index))?);
     }
-    for (index, unix) in all.iter().filter(|(_, u)| u.listening.is_none() && paired(u)) {
+    for (index, unix) in all.iter().filter(|(i, u)| paired(&all, *i, u)) {
         if made.contains_key(index) {
             continue;
         }
         let other = unix.peer.and_then(|peer| all.iter().find(|(i, _)| *i == peer)).map(|(i, u)| (*i, *u));
         let listener = |u: &Unix| {
             let local = u.local.as_ref()?;
-            all.iter().find(|(_, l)| l.listening.is_some() && l.local.as_ref() == Some(local)).map(|(i, _)| *i)
+            all.iter()
+                .find(|(_, l)| l.listening.is_some() && l.local.as_ref() == Some(local))
+                .map(|(i, _)| *i)
         };
         let pair = match (listener(unix), other.and_then(|(_, o)| listener(o))) {
             (Some(at), _) => accepted(&made, at, other.map(|(_, o)| o), unix).map(|[far, near]| [near, far]),
@@ -50,9 +53,10 @@ pub(super) fn make(maker: &Maker<'_>) -> Result<Vec<(usize, OwnedFd)>> {
     made.into_iter().map(|(index, socket)| Ok((index, maker.park(socket)?))).collect()
 }
 
-/// Whether it is one end of a connection.
-fn paired(unix: &Unix) -> bool {
-    unix.orphan || (unix.peer.is_some() && unix.socket_type != libc::SOCK_DGRAM) || (unix.peer.is_some() && unix.local.is_none())
+/// Whether it is one end of a connection: the other one names it, or is gone.
+fn paired(all: &[(usize, &Unix)], index: usize, unix: &Unix) -> bool {
+    let mutual = |peer: usize| all.iter().any(|(i, other)| *i == peer && other.peer == Some(index));
+    unix.listening.is_none() && (unix.orphan || unix.peer.is_some_and(mutual))
 }
 
 fn alone(unix: &Unix) -> Tried<OwnedFd> {
@@ -99,7 +103,9 @@ fn accepted(
     if let Some(local) = client.and_then(|c| c.local.as_ref()) {
         bind(connecting.as_fd(), &unhex(local).ok_or(Errno::EINVAL)?)?;
     }
-    let address = nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(std::os::fd::AsRawFd::as_raw_fd(listener))?;
+    let address = nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(
+        std::os::fd::AsRawFd::as_raw_fd(listener),
+    )?;
     nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&connecting), &address)?;
     Ok([connecting, fd::accept(listener.as_fd())?])
 }
@@ -112,10 +118,15 @@ fn finish(
 ) -> std::result::Result<(), (usize, Trouble)> {
     for (index, unix) in all {
         let Some(socket) = made.get(index) else { continue };
-        if paired(unix) && unix.listening.is_none() {
+        let pair = paired(all, *index, unix);
+        if pair {
             sockets::options(socket.as_fd(), &unix.options).map_err(|e| (*index, e))?;
         }
-        let far = unix.peer.and_then(|peer| made.get(&peer)).or_else(|| closed.get(index));
+        let far = if pair {
+            unix.peer.and_then(|peer| made.get(&peer)).or_else(|| closed.get(index))
+        } else {
+            None
+        };
         for message in &unix.queue {
             let bytes = unhex(message).ok_or((*index, Trouble::from(Errno::EINVAL)))?;
             say(far, socket, unix, &bytes).map_err(|e| (*index, e))?;
@@ -124,7 +135,7 @@ fn finish(
     for (index, unix) in all {
         let Some(socket) = made.get(index) else { continue };
         let target = unix.peer.and_then(|peer| all.iter().find(|(i, _)| *i == peer));
-        if !paired(unix)
+        if !paired(all, *index, unix)
             && let Some(local) = target.and_then(|(_, u)| u.local.as_deref()).and_then(unhex)
         {
             fd::connect(socket.as_fd(), &local).map_err(|e| (*index, e.into()))?;
@@ -142,10 +153,12 @@ fn finish(
 fn say(far: Option<&OwnedFd>, socket: &OwnedFd, unix: &Unix, bytes: &[u8]) -> Tried<()> {
     let stranger;
     let from = match far {
-        Some(far) if paired(unix) => far,
-        _ => {
+        Some(far) => far,
+        None => {
             stranger = fd::socket(libc::AF_UNIX, unix.socket_type | libc::SOCK_CLOEXEC, 0)?;
-            let address = nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(std::os::fd::AsRawFd::as_raw_fd(socket))?;
+            let address = nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(
+                std::os::fd::AsRawFd::as_raw_fd(socket),
+            )?;
             nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&stranger), &address)?;
             &stranger
         }
