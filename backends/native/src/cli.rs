@@ -33,7 +33,7 @@ fn command(arguments: &[String]) -> Result<Value> {
     }
 }
 
-/// `--pid PID --dir DIR [--stop | --plain | --fork] [--beside PID]...`; the last of the modes counts.
+/// `--pid PID --dir DIR [--stop] [--plain | --fork] [--beside PID]...`; the last of the modes counts.
 fn request(arguments: &[String]) -> Result<Request> {
     let mut request = Request::default();
     let mut words = arguments.iter();
@@ -45,7 +45,7 @@ fn request(arguments: &[String]) -> Result<Request> {
             "--beside" => request.beside.push(number(value()?)?),
             "--stop" => request.stop = true,
             "--plain" => request.plain = true,
-            "--fork" => (request.stop, request.plain) = (false, false),
+            "--fork" => request.plain = false,
             #[cfg(debug_assertions)]
             "--kill-at" => crate::sys::ptrace::steps::kill_at(number(value()?)?),
             other => return Err(BackendError::failed(format!("the engine knows no option {other}"))),

@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn names() {
         assert_eq!(class("", false), Class::Anonymous);
-        assert_eq!(class("[anon: x]", false), Class::Refused("a mapping of an unknown kind"));
+        assert_eq!(class("[other]", false), Class::Refused("a mapping of an unknown kind"));
         assert_eq!(class("[anon:x]", false), Class::Anonymous);
         assert_eq!(class("[vvar_vclock]", false), Class::Vvar);
         assert_eq!(class("/dev/zero (deleted)", true), Class::Memory);

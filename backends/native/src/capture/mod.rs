@@ -130,6 +130,8 @@ fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure
             frozen.tree.release();
             pause = started.elapsed();
             for (copy, site) in snapshots.iter().zip(&frozen.sites) {
+                // When memory runs out the copy goes first.
+                let _ = std::fs::write(format!("/proc/{}/oom_score_adj", copy.pid), "1000");
                 copy.close_descriptors(site)?;
             }
             write_copies(&mut contents, &mut image, snapshots, &frozen.parts, &whole)?;
@@ -194,6 +196,9 @@ fn look(
     for (held, parts) in tree.processes.iter().zip(&frozen.parts) {
         findings.extend(refuse::process(held.pid)?);
         findings.extend(refuse::mappings(held.pid, parts));
+    }
+    for (pid, _) in &tree.zombies {
+        findings.extend(refuse::process(*pid)?);
     }
     let living: Vec<i32> = tree.processes.iter().map(|held| held.pid).collect();
     findings.extend(refuse::shared(&living));
@@ -296,8 +301,6 @@ fn write_copies(
     whole: &HashSet<(i32, u64)>,
 ) -> std::result::Result<(), Failure> {
     for ((process, copy), parts) in image.processes.iter_mut().zip(snapshots).zip(parts) {
-        // When memory runs out the copy goes first.
-        let _ = std::fs::write(format!("/proc/{}/oom_score_adj", copy.pid), "1000");
         let smaps = proc::read(copy.pid, "smaps")?;
         let flags = maps::flags(&smaps);
         let left_out =

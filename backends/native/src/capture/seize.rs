@@ -56,7 +56,9 @@ pub(crate) fn failed(doing: &str, tid: i32, error: Errno) -> BackendError {
         Errno::ESRCH => {
             BackendError::new(kind::APPLICATION_ENDED, format!("thread {tid} ended during the capture")).because(doing)
         }
-        Errno::ETIMEDOUT => BackendError::new(kind::TIMED_OUT, format!("{doing} thread {tid} takes too long")),
+        Errno::ETIMEDOUT => BackendError::new(kind::TIMED_OUT, format!("{doing} thread {tid} takes too long"))
+            .because(format_args!("it is in the kernel: {}", whereabouts(tid)))
+            .help("a disk, a network file system or a child that has not started its program keeps it; try again"),
         Errno::EINTR => BackendError::new(kind::CANCELLED, "the capture was told to end"),
         Errno::EPERM => BackendError::failed(format!("{doing} thread {tid} is not permitted")).help(
             "a setuid program, another tracer, or the host's `kernel.yama.ptrace_scope` forbids to look into it",
@@ -65,33 +67,40 @@ pub(crate) fn failed(doing: &str, tid: i32, error: Errno) -> BackendError {
     }
 }
 
+/// The state of a thread that does not answer, as far as it can be seen.
+fn whereabouts(tid: i32) -> String {
+    let call = proc::read(tid, "syscall").unwrap_or_default();
+    let call = call.split_whitespace().next().unwrap_or("unknown").to_owned();
+    format!("state {}, system call {call}", state(tid).unwrap_or('?'))
+}
+
 impl Tree {
     /// Stops the tree below `root`.
     pub(crate) fn stop(root: i32) -> Result<Self> {
         let until = Instant::now() + STOPPING;
         let mut tree = Self { processes: Vec::new(), zombies: Vec::new(), released: false };
         let mut waiting = vec![(root, 0)];
-        while let Some((pid, parent)) = waiting.pop() {
-            if state(pid) == Some('Z') && !has_threads(pid) {
-                tree.zombies.push((pid, parent));
-                continue;
-            }
-            let held = match stop_process(pid, until) {
-                Err(error) if error.kind == kind::APPLICATION_ENDED && pid != root => {
-                    // It may have ended just now: then it is a zombie, or its parent was told before it stopped.
-                    if state(pid) == Some('Z') {
-                        tree.zombies.push((pid, parent));
+        while !waiting.is_empty() {
+            while let Some((pid, parent)) = waiting.pop() {
+                let held = match stop_process(pid, until) {
+                    Err(error) if error.kind == kind::APPLICATION_ENDED && pid != root => {
+                        tree.zombies.extend(becomes_zombie(pid, until).then_some((pid, parent)));
+                        continue;
                     }
-                    continue;
-                }
-                other => other?,
-            };
-            for thread in held.threads.iter().rev() {
-                let children = proc::read(pid, &format!("task/{}/children", thread.tid))?;
-                let children = children.split_whitespace().filter_map(|child| child.parse::<i32>().ok());
-                waiting.extend(children.map(|child| (child, pid)));
+                    other => other?,
+                };
+                waiting.extend(children(&held)?);
+                tree.processes.push(held);
             }
-            tree.processes.push(held);
+            if Instant::now() > until {
+                let what = format!("the processes below {root} do not stop");
+                return Err(BackendError::new(kind::TIMED_OUT, what).help("try again"));
+            }
+            // Children that were made or adopted by those who stand now, before the last of them did.
+            let known = tree.members();
+            for held in &tree.processes {
+                waiting.extend(children(held)?.into_iter().filter(|(child, _)| !known.contains(child)));
+            }
         }
         Ok(tree)
     }
@@ -142,8 +151,28 @@ fn state(pid: i32) -> Option<char> {
     proc::read(pid, "stat").ok().and_then(|text| proc::stat::parse(&text).ok()).map(|stat| stat.state)
 }
 
-fn has_threads(pid: i32) -> bool {
-    proc::numbers(&format!("/proc/{pid}/task")).is_ok_and(|tids| tids.len() > 1)
+/// The children of a process that stands still, the youngest first, with their parent.
+fn children(held: &Held) -> Result<Vec<(i32, i32)>> {
+    let mut found = Vec::new();
+    for thread in held.threads.iter().rev() {
+        let text = proc::read(held.pid, &format!("task/{}/children", thread.tid))?;
+        let pids = text.split_whitespace().rev().filter_map(|child| child.parse::<i32>().ok());
+        found.extend(pids.map(|child| (child, held.pid)));
+    }
+    Ok(found)
+}
+
+/// A process that is ending is a zombie in a moment, unless nobody wants to know of its end.
+fn becomes_zombie(pid: i32, until: Instant) -> bool {
+    loop {
+        match state(pid) {
+            Some('Z') => return true,
+            Some(state) if state != 'X' && Instant::now() < until => {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            _ => return false,
+        }
+    }
 }
 
 /// Stops the threads of one process until none is left that was not stopped.

@@ -124,3 +124,33 @@ fn read(map: &File, start: u64, end: u64) -> Result<Vec<[u64; 2]>, Errno> {
     }
     Ok(runs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both ways find the pages that were written, and none that never was.
+    #[test]
+    fn written_pages_are_found_either_way() {
+        let mut memory = vec![0_u8; 4 << 20];
+        let start = (memory.as_ptr().addr() as u64).next_multiple_of(2 << 20);
+        let first = usize::try_from(start).unwrap() - memory.as_ptr().addr();
+        for page in [3, 4, 9] {
+            memory[first + page * 4096] = 1;
+        }
+        let map = File::open("/proc/self/pagemap").unwrap();
+        let end = start + (1 << 20);
+        let holds = |runs: &[[u64; 2]], page: u64| {
+            let address = start + page * PAGE;
+            runs.iter().any(|[from, length]| *from <= address && address < from + length)
+        };
+        for runs in [own_pages(&map, start, end).unwrap(), read(&map, start, end).unwrap()] {
+            assert!([3, 4, 9].into_iter().all(|page| holds(&runs, page)), "{runs:x?}");
+            // Where the memory is one huge page all of it was written.
+            assert!(!holds(&runs, 200) || runs == [[start, 1 << 20]], "{runs:x?}");
+            assert!(runs.windows(2).all(|two| two[0][0] + two[0][1] < two[1][0]), "{runs:x?}");
+        }
+        assert_eq!(guards(&map, start, end).unwrap(), Vec::<[u64; 2]>::new());
+        std::hint::black_box(&memory);
+    }
+}
