@@ -5,7 +5,7 @@ use crate::model::{Object, Socket, SocketOption};
 use crate::restore::check::unhex;
 use crate::sys::fd;
 use nix::errno::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 const ON: [u8; 4] = 1i32.to_ne_bytes();
 const OFF: [u8; 4] = 0i32.to_ne_bytes();
@@ -13,7 +13,7 @@ const OFF: [u8; 4] = 0i32.to_ne_bytes();
 /// One of them.
 pub(super) fn make(socket: &Socket, _: &Object) -> Tried<OwnedFd> {
     let made = fd::socket(socket.family, socket.socket_type | libc::SOCK_CLOEXEC, socket.protocol)?;
-    options(made.as_fd(), &socket.options)?;
+    options(&made, &socket.options)?;
     fd::set_option(made.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, &ON)?;
     if let Some(local) = &socket.local {
         let address = unhex(local).ok_or(Errno::EINVAL)?;
@@ -56,15 +56,19 @@ pub(super) fn address(socket: &Socket) -> String {
 
 /// Sets options as they were read. What the kernel answers to a read is not always what it takes: buffer sizes are
 /// doubled, and some options only privilege may set.
-pub(super) fn options(socket: BorrowedFd<'_>, options: &[SocketOption]) -> Tried<()> {
+pub(super) fn options(socket: &OwnedFd, options: &[SocketOption]) -> Tried<()> {
     for option in options {
         let mut value = unhex(&option.value).ok_or(Errno::EINVAL)?;
+        if crate::sys::socket::option(socket, option.level, option.name).is_ok_and(|now| now == value) {
+            // Some can only be read.
+            continue;
+        }
         let buffer =
             option.level == libc::SOL_SOCKET && [libc::SO_SNDBUF, libc::SO_RCVBUF].contains(&option.name);
         if buffer && let Ok(size) = <[u8; 4]>::try_from(value.as_slice()) {
             value = (i32::from_ne_bytes(size) / 2).to_ne_bytes().to_vec();
         }
-        match fd::set_option(socket, option.level, option.name, &value) {
+        match fd::set_option(socket.as_fd(), option.level, option.name, &value) {
             Ok(()) | Err(Errno::EPERM | Errno::ENOPROTOOPT) => {}
             Err(errno) => {
                 return Err(Trouble::new(format!(

@@ -61,7 +61,7 @@ fn paired(all: &[(usize, &Unix)], index: usize, unix: &Unix) -> bool {
 
 fn alone(unix: &Unix) -> Tried<OwnedFd> {
     let made = fd::socket(libc::AF_UNIX, unix.socket_type | libc::SOCK_CLOEXEC, 0)?;
-    sockets::options(made.as_fd(), &unix.options)?;
+    sockets::options(&made, &unix.options)?;
     if let Some(local) = &unix.local {
         bind(made.as_fd(), &unhex(local).ok_or(Errno::EINVAL)?)?;
     }
@@ -120,7 +120,7 @@ fn finish(
         let Some(socket) = made.get(index) else { continue };
         let pair = paired(all, *index, unix);
         if pair {
-            sockets::options(socket.as_fd(), &unix.options).map_err(|e| (*index, e))?;
+            sockets::options(socket, &unix.options).map_err(|e| (*index, e))?;
         }
         let far = if pair {
             unix.peer.and_then(|peer| made.get(&peer)).or_else(|| closed.get(index))
