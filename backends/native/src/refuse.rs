@@ -10,6 +10,7 @@ use stasis_plugin_api::error::{BackendError, Result, kind};
 use stasis_plugin_api::report::{Finding, Severity};
 use std::collections::HashMap;
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 
 /// Namespaces that a process may not have of its own.
 const NAMESPACES: [&str; 8] = ["user", "pid", "mnt", "ipc", "uts", "net", "cgroup", "time"];
@@ -32,6 +33,7 @@ pub(crate) fn examine(root: i32, beside: &[i32]) -> Result<Vec<Finding>> {
     let members = members(root)?;
     let mut findings = Vec::new();
     findings.extend(lasting_strays(root, beside)?);
+    findings.extend(system_v());
     let mut objects = Objects::new(std::collections::HashSet::new());
     for pid in &members {
         // One that ends meanwhile stands against nothing.
@@ -150,6 +152,11 @@ pub(crate) fn process(pid: i32) -> Result<Vec<Finding>> {
             fatal("namespace", &why, "let the application make none");
         }
     }
+    for (name, what) in [("cwd", "working directory"), ("exe", "program")] {
+        if let Some(why) = lost(pid, name) {
+            fatal("files", &format!("its {what} {why}"), "restart the application where its files are");
+        }
+    }
     if narrow(pid) {
         fatal("32-bit", "it is a 32-bit program", "use a 64-bit build");
     }
@@ -185,6 +192,35 @@ pub(crate) fn shared(pids: &[i32]) -> Option<Finding> {
 
 fn own() -> i32 {
     i32::try_from(std::process::id()).unwrap_or(0)
+}
+
+/// Why what a link of a process shows cannot be found again under its name.
+fn lost(pid: i32, name: &str) -> Option<String> {
+    let path = link(pid, name).ok()?;
+    let used = std::fs::metadata(format!("/proc/{pid}/{name}")).ok()?;
+    match std::fs::metadata(&path) {
+        Ok(named) if (named.dev(), named.ino()) == (used.dev(), used.ino()) => None,
+        _ => Some(format!("{path} is gone or was replaced")),
+    }
+}
+
+/// Objects of System V belong to no process, and would be lost.
+fn system_v() -> Vec<Finding> {
+    let kinds = [("shm", "shared memory"), ("sem", "semaphores"), ("msg", "message queues")];
+    let present = |name: &str| {
+        let table = std::fs::read_to_string(format!("/proc/sysvipc/{name}")).unwrap_or_default();
+        table.lines().count() > 1
+    };
+    let finding = |(_, what): (&str, &str)| {
+        let why = "they belong to no process and would be lost";
+        Finding::fatal(
+            "system-v",
+            format!("System V {what}"),
+            why,
+            "use POSIX shared memory and semaphores, or remove them (ipcrm)",
+        )
+    };
+    kinds.into_iter().filter(|(name, _)| present(name)).map(finding).collect()
 }
 
 /// Whether the program is one of 32 bits.

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A python script that ends up waiting, and what is said of it. `P` stands for its pid, `N` for other numbers.
-const SCRIPTS: [(&str, &str); 17] = [
+const SCRIPTS: [(&str, &str); 20] = [
     (
         "import socket\n\
          l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a, _ = l.accept()",
@@ -67,7 +67,8 @@ const SCRIPTS: [(&str, &str); 17] = [
         "import ctypes\n\
          c = ctypes.CDLL(None); c.shmat.restype = ctypes.c_void_p\n\
          i = c.shmget(0, 4096, 0o1600); assert c.shmat(i, None, 0) > 0; c.shmctl(i, 0, None)",
-        "unsupported: mapping N of process P: /SYSVN (deleted) cannot be saved: shared memory of System V",
+        "unsupported: System V shared memory cannot be saved: they belong to no process and would be lost; \
+         mapping N of process P: /SYSVN (deleted) cannot be saved either: shared memory of System V",
     ),
     (
         "import os\n\
@@ -110,6 +111,20 @@ const SCRIPTS: [(&str, &str); 17] = [
          threading.Thread(target=child).start(); print('ready', flush=True)\n\
          ctypes.CDLL(None).syscall(60, 0)",
         "unsupported: python3 (pid P) cannot be saved: its main thread has ended while others run on",
+    ),
+    (
+        "import os, tempfile; d = tempfile.mkdtemp(dir='.'); os.rename(d, 'was'); os.chdir('was'); os.rmdir('../was')",
+        "unsupported: python3 (pid P) cannot be saved: its working directory HERE/was (deleted) is gone or was replaced",
+    ),
+    (
+        "import ctypes; f = ctypes.CDLL(None).mq_open(b'/queue', 0o102, 0o600, None); assert f >= 0",
+        "unsupported: descriptor N of process P: /queue cannot be saved: \
+         it cannot be found under that name: No such file or directory (os error N)",
+    ),
+    (
+        "import ctypes; i = ctypes.CDLL(None).semget(0, 1, 0o1600); assert i >= 0\n\
+         import atexit, signal, sys; atexit.register(lambda: ctypes.CDLL(None).semctl(i, 0, 0)); signal.signal(15, lambda *a: sys.exit())",
+        "unsupported: System V semaphores cannot be saved: they belong to no process and would be lost",
     ),
     (
         "import os\n\
@@ -176,7 +191,9 @@ fn refusals_inside() {
             assert!(!here("image/core.json").exists());
         }
         assert!(subject.running());
-        drop(subject);
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(subject.pid()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        subject.0.wait().unwrap();
         end_children();
     }
 }

@@ -216,7 +216,8 @@ impl Objects {
                 Err(seen.refuse("it has no name any more"))
             };
         }
-        let named = std::fs::metadata(&path).map_err(|error| seen.failed(error))?;
+        let named = std::fs::metadata(&path)
+            .map_err(|error| seen.refuse(format!("it cannot be found under that name: {error}")))?;
         if (named.dev(), named.ino()) != (seen.metadata.dev(), seen.metadata.ino()) {
             return Err(seen.refuse("another file lies under that name now"));
         }

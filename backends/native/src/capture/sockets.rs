@@ -89,7 +89,8 @@ fn internet(seen: &Seen<'_>, family: i32, socket_type: i32, protocol: i32) -> Re
     let accepts = socket::number(&seen.copy, SOL_SOCKET, libc::SO_ACCEPTCONN).map_err(seen.errno())? != 0;
     let mut listening = None;
     if stream {
-        if protocol != libc::IPPROTO_TCP {
+        // Newer Go programs listen with multipath TCP.
+        if protocol != libc::IPPROTO_TCP && protocol != libc::IPPROTO_MPTCP {
             return Err(
                 seen.refuse(format!("the engine does not know stream sockets of protocol {protocol}"))
             );

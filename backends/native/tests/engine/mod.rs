@@ -28,7 +28,16 @@ fn run(directory: &Path, test: &str, user: Option<u32>) {
     let work = directory.join("work");
     fs::create_dir_all(&work).unwrap();
     let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]);
+    command.args([
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--mount",
+        "--ipc",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]);
     command.arg(directory.join("test"));
     command.args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"]);
     command.env(DIRECTORY, directory).current_dir(&work).stdin(Stdio::null());
