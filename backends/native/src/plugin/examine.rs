@@ -81,7 +81,7 @@ fn connection(socket: &SocketInfo, survey: &Survey) -> Finding {
     Finding::fatal(
         "tcp",
         object,
-        "an open connection has its other half elsewhere",
+        "the state of an open connection is not saved",
         "wait until it is closed, or take another backend: criu can close or keep it",
     )
 }
@@ -169,7 +169,7 @@ mod tests {
         device descriptor 6 of python3 (pid 100): /dev/nvidia0: the native engine does not know what state is in this device
         sysv-shm memory of python3 (pid 100): /SYSV00000000 (deleted): the native engine does not save System V shared memory
         detached daemon (pid 103): its parent ended, or it was started beside the application: the application's own tree is saved only
-        tcp TCP connection of python3 (pid 100) from 10.0.0.2:40000 to 10.0.0.9:5432: an open connection has its other half elsewhere
+        tcp TCP connection of python3 (pid 100) from 10.0.0.2:40000 to 10.0.0.9:5432: the state of an open connection is not saved
         ");
     }
 }

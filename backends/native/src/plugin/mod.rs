@@ -8,7 +8,6 @@ mod options;
 mod probe;
 mod restart;
 
-use crate::model::FORMAT;
 use stasis_plugin_api::capability;
 use stasis_plugin_api::prelude::*;
 
@@ -22,7 +21,7 @@ impl CheckpointBackend for NativeBackend {
         Descriptor {
             name: "native".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            engine: format!("stasis (format {FORMAT})"),
+            engine: "the native engine".to_owned(),
             summary: "saves programs from outside in milliseconds; nothing to install".to_owned(),
             maturity: Maturity::Experimental,
             capabilities: can.map(str::to_owned).to_vec(),

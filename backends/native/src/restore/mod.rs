@@ -161,9 +161,11 @@ fn rebuild(
         threads::make(remote, process)?;
         late::descriptors(remote, image, process)?;
     }
+    let here = process::limits(0)
+        .map_err(|e| BackendError::failed("cannot read the engine's own limits").because(e.desc()))?;
     for (remote, process) in remotes.iter().zip(living(image)) {
         late::watches(remote, image, process)?;
-        threads::settle(remote, process, engine)?;
+        threads::settle(remote, process, engine, &here)?;
     }
     Ok(remotes)
 }
@@ -175,13 +177,13 @@ fn finish(image: &Image, made: &Made, remotes: &[Remote]) -> Result<()> {
         late::signals(remote, process)?;
         late::last(remote, process)?;
         threads::finish(process)?;
-        limits(process);
+        scheduling(process);
     }
     Ok(())
 }
 
 /// What another process may set. Values beyond what this user may have stay at what it may.
-fn limits(process: &Process) {
+fn scheduling(process: &Process) {
     for thread in &process.threads {
         if thread.policy != 0 {
             let policy = i32::try_from(thread.policy).unwrap_or(0);
@@ -191,14 +193,6 @@ fn limits(process: &Process) {
             let _ = task::set_nice(thread.tid, thread.nice);
         }
         affinity(thread.tid, &thread.affinity);
-    }
-    for (resource, limit) in (0u32..).zip(&process.rlimits) {
-        if task::set_limit(process.pid, resource, *limit).is_err() {
-            let now = process::limits(process.pid).ok().and_then(|all| all.get(resource as usize).copied());
-            if let Some([_, hard]) = now {
-                let _ = task::set_limit(process.pid, resource, [limit[0].min(hard), limit[1].min(hard)]);
-            }
-        }
     }
 }
 

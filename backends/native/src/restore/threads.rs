@@ -46,10 +46,18 @@ pub(super) fn make(remote: &Remote, process: &Process) -> Result<()> {
 }
 
 /// What each thread tells the kernel about itself.
-pub(super) fn settle(remote: &Remote, process: &Process, engine: &Credentials) -> Result<()> {
+pub(super) fn settle(
+    remote: &Remote,
+    process: &Process,
+    engine: &Credentials,
+    here: &[[u64; 2]],
+) -> Result<()> {
     for thread in &process.threads {
         let mut table = remote.table();
         own(&mut table, thread, process);
+        if thread.tid == process.pid {
+            limits(&mut table, process, here);
+        }
         become_user(&mut table, &process.credentials, engine);
         remote.run(thread.tid, &mut table)?;
     }
@@ -77,6 +85,25 @@ fn own(table: &mut Table, thread: &Thread, process: &Process) {
     table.call("its name", libc::SYS_prctl, &[libc::PR_SET_NAME as u64, at]);
     if process.personality != 0 {
         table.call("its personality", libc::SYS_personality, &[process.personality]);
+    }
+}
+
+/// The limits, at most those that the engine has itself; more where that is allowed.
+fn limits(table: &mut Table, process: &Process, here: &[[u64; 2]]) {
+    for (resource, (wanted, [_, most])) in (0u64..).zip(process.rlimits.iter().zip(here)) {
+        let mut set = |[soft, hard]: [u64; 2], must: bool| {
+            let bytes = [soft.to_ne_bytes(), hard.to_ne_bytes()].concat();
+            let at = table.put(&bytes);
+            let (what, number, arguments) = ("its limits", libc::SYS_prlimit64, [0, resource, at, 0]);
+            match must {
+                true => table.call(what, number, &arguments),
+                false => table.try_call(what, number, &arguments),
+            }
+        };
+        set(wanted.map(|n| n.min(*most)), true);
+        if wanted[1] > *most {
+            set(*wanted, false);
+        }
     }
 }
 

@@ -252,12 +252,10 @@ fn unchanged(file: &File, identity: &FileIdentity) -> Result<()> {
     if meta.is_file() && meta.len() == identity.size && mtime == identity.mtime_ns {
         return Ok(());
     }
-    Err(failed(format!(
-        "it was changed since: {} bytes of {mtime} instead of {} bytes of {}",
-        meta.len(),
-        identity.size,
-        identity.mtime_ns
-    )))
+    Err(failed(match meta.len() == identity.size {
+        true => "it was written to since".to_owned(),
+        false => format!("it has {} bytes instead of {}", meta.len(), identity.size),
+    }))
 }
 
 fn open_mapped(maker: &Maker<'_>, identity: &FileIdentity, writes: bool) -> Result<OwnedFd> {
