@@ -260,7 +260,7 @@ fn broken_inside() {
     };
     insta::assert_snapshot!(digits(told.join("\n")), @r"
     failed: cannot make a process with pid N: another process of the container has this pid
-    damaged: the image's core.json cannot be understood: EOF while parsing a value at line N column N
+    damaged: the image's core.json cannot be understood: EOF while parsing an object at line N column N
     unsupported: the image cannot be understood: it has format N, and this engine reads N
     damaged: the image's pages-N.img cannot be opened: No such file or directory (os error N)
     damaged: the image's pages-N.img is too short: N bytes of at least N
