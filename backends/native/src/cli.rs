@@ -33,7 +33,7 @@ fn command(arguments: &[String]) -> Result<Value> {
     }
 }
 
-/// `--pid PID --dir DIR [--stop] [--plain | --fork] [--beside PID]...`; the last of the modes counts.
+/// `--pid PID --dir DIR [--stop] [--plain | --fork] [--room BYTES] [--beside PID]...`; the last of the modes counts.
 fn request(arguments: &[String]) -> Result<Request> {
     let mut request = Request::default();
     let mut words = arguments.iter();
@@ -43,6 +43,7 @@ fn request(arguments: &[String]) -> Result<Request> {
             "--pid" => request.pid = number(value()?)?,
             "--dir" => request.directory = value()?.into(),
             "--beside" => request.beside.push(number(value()?)?),
+            "--room" => request.room = Some(number(value()?)?),
             "--stop" => request.stop = true,
             "--plain" => request.plain = true,
             "--fork" => request.plain = false,

@@ -1,6 +1,6 @@
 //! What a capture writes down, and that the application does not notice it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 #[allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 mod engine;
@@ -73,7 +73,7 @@ fn objects_inside() {
 }
 
 /// The object behind a descriptor of the root process.
-fn object<'a>(core: &'a Value, fd: i64) -> &'a Value {
+fn object(core: &Value, fd: i64) -> &Value {
     let descriptors = core["processes"][0]["descriptors"].as_array().unwrap();
     let descriptor =
         descriptors.iter().find(|d| d["fd"] == fd).unwrap_or_else(|| panic!("no descriptor {fd}"));

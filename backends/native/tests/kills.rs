@@ -3,9 +3,9 @@
 //!
 //! By default as many kills as fit into some seconds; STASIS_NATIVE_KILLS=5000 for a campaign.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
-#[allow(dead_code, reason = "each test uses a part of it")]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 mod engine;
 
 use engine::{Subject, compile, dump, inside, report, soon, start};

@@ -1,6 +1,6 @@
 //! What cannot be saved is refused by name, and the application runs on.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 #[allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 mod engine;
@@ -138,7 +138,7 @@ const SCRIPTS: [(&str, &str); 20] = [
 fn plain(text: &str, pid: u32) -> String {
     let here = std::env::current_dir().unwrap();
     let text = text.replace(here.to_str().unwrap(), "HERE").replace("127.0.0.1", "LOOPBACK");
-    let text = text.replace("pipe:", "pipe:").replace("/SYSV00000000", "/SYSVN");
+    let text = text.replace("/SYSV00000000", "/SYSVN");
     let mut plain = String::new();
     let mut word = String::new();
     for letter in text.chars().chain(['\n']) {

@@ -44,6 +44,8 @@ pub(crate) struct Request {
     pub(crate) stop: bool,
     /// Save the processes themselves while they stand still.
     pub(crate) plain: bool,
+    /// Bytes of memory that the job has left, where the caller knows.
+    pub(crate) room: Option<u64>,
     /// Processes of the namespace that are no part of the application.
     pub(crate) beside: Vec<i32>,
 }
@@ -78,7 +80,7 @@ pub(crate) fn dump(request: &Request) -> Result<Report> {
     let mut why_plain = match (request.plain, request.stop) {
         (true, _) => Some("it was asked for".to_owned()),
         (_, true) => Some("the application is not to run on".to_owned()),
-        _ => mode::against_copies(&refuse::members(request.pid)?),
+        _ => mode::against_copies(&refuse::members(request.pid)?, request.room),
     };
     let mut report = None;
     if why_plain.is_none() {
@@ -130,8 +132,6 @@ fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure
             frozen.tree.release();
             pause = started.elapsed();
             for (copy, site) in snapshots.iter().zip(&frozen.sites) {
-                // When memory runs out the copy goes first.
-                let _ = std::fs::write(format!("/proc/{}/oom_score_adj", copy.pid), "1000");
                 copy.close_descriptors(site)?;
             }
             write_copies(&mut contents, &mut image, snapshots, &frozen.parts, &whole)?;
@@ -301,7 +301,8 @@ fn write_copies(
     whole: &HashSet<(i32, u64)>,
 ) -> std::result::Result<(), Failure> {
     for ((process, copy), parts) in image.processes.iter_mut().zip(snapshots).zip(parts) {
-        let smaps = proc::read(copy.pid, "smaps")?;
+        // Empty when it was killed already.
+        let smaps = proc::read(copy.pid, "smaps").unwrap_or_default();
         let flags = maps::flags(&smaps);
         let left_out =
             parts.iter().any(|part| part.class != Class::Vsyscall && !flags.contains_key(&part.map.end));
@@ -312,7 +313,13 @@ fn write_copies(
             )));
         }
         let source = pages::Source { pid: copy.pid, memory: &copy.memory };
-        write_pages(contents, process, &source, &flags, whole)?;
+        let written = write_pages(contents, process, &source, &flags, whole);
+        written.map_err(|error| match copy.alive() {
+            true => Failure::Error(error),
+            false => {
+                Failure::NoCopy(format!("the copy of process {} was killed: memory ran out", process.pid))
+            }
+        })?;
     }
     Ok(())
 }

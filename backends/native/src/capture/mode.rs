@@ -6,8 +6,9 @@ use std::fs;
 /// Flags of mappings that a copy by fork does not keep: left out, emptied, or not locked any more.
 const NOT_COPIED: [&str; 3] = ["dc", "wf", "lo"];
 
-/// Why the processes should not be copied; `None` when they can be.
-pub(crate) fn against_copies(members: &[i32]) -> Option<String> {
+/// Why the processes should not be copied; `None` when they can be. `room` is what the caller knows of the memory that
+/// the job has left; a container rarely shows it.
+pub(crate) fn against_copies(members: &[i32], room: Option<u64>) -> Option<String> {
     let mut resident = 0;
     for pid in members {
         let smaps = proc::read(*pid, "smaps").unwrap_or_default();
@@ -16,9 +17,10 @@ pub(crate) fn against_copies(members: &[i32]) -> Option<String> {
         }
         resident += memory(*pid);
     }
-    let room = room()?;
-    // Running on, the application may write to all of its memory, and every page written exists twice.
-    (room < resident / 2).then(|| {
+    let room = [room, self::room()].into_iter().flatten().min()?;
+    // Running on, the application may write to all of its memory, and every page written exists twice. When that does
+    // not fit the kernel ends the copy first, but the application next where the copy's memory is not free at once.
+    (room < resident).then(|| {
         format!(
             "the job's memory limit leaves {} MiB, too little beside {} MiB in use",
             room >> 20,

@@ -181,22 +181,28 @@ fn stop_process(pid: i32, until: Instant) -> Result<Held> {
     let memory = open_memory(pid)?;
     guard.processes.push(Held { pid, memory, threads: Vec::new(), stopped: None });
     let tasks = format!("/proc/{pid}/task");
+    // Threads that ended; a main thread stays in the list until its parent has waited for it.
+    let mut ended: Vec<i32> = Vec::new();
     while let Some(held) = guard.processes.last_mut() {
         let tids = proc::numbers(&tasks)?;
         held.threads.retain(|thread| tids.contains(&thread.tid));
-        let mut new = false;
-        for tid in tids {
-            if held.threads.iter().any(|thread| thread.tid == tid) {
-                continue;
-            }
-            new = true;
-            if let Some(by) = stop_thread(pid, tid, until)? {
-                held.threads.push(HeldThread { tid, ..HeldThread::default() });
-                held.stopped = held.stopped.or(by);
-            }
-        }
-        if !new {
+        let known = |tid: &i32| held.threads.iter().any(|thread| thread.tid == *tid) || ended.contains(tid);
+        let new: Vec<i32> = tids.into_iter().filter(|tid| !known(tid)).collect();
+        if new.is_empty() {
             break;
+        }
+        if Instant::now() > until {
+            let what = format!("process {pid} makes threads faster than they can be stopped");
+            return Err(BackendError::new(kind::TIMED_OUT, what).help("try again"));
+        }
+        for tid in new {
+            match stop_thread(pid, tid, until)? {
+                Some(by) => {
+                    held.threads.push(HeldThread { tid, ..HeldThread::default() });
+                    held.stopped = held.stopped.or(by);
+                }
+                None => ended.push(tid),
+            }
         }
     }
     let mut held = guard.processes.pop().ok_or_else(|| BackendError::failed("no process"))?;

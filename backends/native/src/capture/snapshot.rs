@@ -21,6 +21,11 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
+    /// Nobody has killed it.
+    pub(crate) fn alive(&self) -> bool {
+        ptrace::registers(self.pid).is_ok()
+    }
+
     /// Closes what the copy holds open: the application's readers would wait for its end otherwise.
     pub(crate) fn close_descriptors(&self, site: &Site) -> Result<()> {
         let call = Call::new(libc::SYS_close_range, &[0, u64::from(u32::MAX)]);
@@ -84,6 +89,8 @@ pub(crate) fn take(site: &Site, held: &Held) -> Result<Snapshot> {
     let copy = child(first)?;
     if let Some(copy) = copy {
         expect_stop(copy)?;
+        // When memory runs out the copy goes first. Without /proc it is as likely as the application.
+        let _ = std::fs::write(format!("/proc/{copy}/oom_score_adj"), "1000");
         go_on(first)?;
         gone(first)?;
     }

@@ -1,6 +1,12 @@
 //! Running the engine as a program, as init does inside a container: by the host's loader, in user, pid and mount
 //! namespaces of its own. Whatever a test does there is a function of the test's own program, started anew inside.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a test's own output and its own directory"
+)]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
