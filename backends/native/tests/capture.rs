@@ -183,7 +183,7 @@ fn moment_inside() {
          a = ctypes.addressof(ctypes.c_char.from_buffer(m))\n\
          for i in range(0, 16 << 20, 4096): m[i] = 1\n\
          first, last = ctypes.c_uint64.from_address(a + 8), ctypes.c_uint64.from_address(a + (32 << 20) - 8)\n\
-         print('ready', a, flush=True)\n\
+         print(f'ready {a}', flush=True)\n\
          while True:\n    first.value += 1\n    last.value = first.value\n",
     );
     let said = fs::read_to_string(&output).unwrap();
@@ -228,7 +228,7 @@ fn stopped_inside() {
          if child == 0: run()\n\
          os.kill(child, signal.SIGSTOP)\n\
          os.waitpid(child, os.WUNTRACED)\n\
-         print('ready', child, flush=True)\n\
+         print(f'ready {child}', flush=True)\n\
          while True:\n    told = os.waitpid(child, os.WUNTRACED | os.WCONTINUED | os.WNOHANG)\n    \
              if told != (0, 0): print('noticed', told, flush=True)\n    time.sleep(0.001)\n",
     );
