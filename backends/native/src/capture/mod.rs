@@ -139,6 +139,8 @@ fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure
         None => {
             write_held(&mut contents, &mut image, &frozen.tree, &whole)?;
             if request.stop {
+                // Nothing can fail any more once everybody is left stopped.
+                contents.describe(&image)?;
                 frozen.tree.leave_stopped()?;
             } else {
                 frozen.tree.release();
@@ -146,7 +148,9 @@ fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure
             }
         }
     }
-    contents.describe(&image)?;
+    if !request.stop {
+        contents.describe(&image)?;
+    }
     let runs = image.processes.iter().flat_map(|process| &process.areas).flat_map(|area| &area.runs);
     Ok(Report {
         pause,

@@ -118,15 +118,21 @@ impl Tree {
 
     /// Leaves everything stopped by job control, for somebody else to end or to continue.
     pub(crate) fn leave_stopped(mut self) -> Result<()> {
-        for process in &self.processes {
-            for thread in &process.threads {
-                // Each thread gets its own: a signal for the process stops the others only when one has taken it.
-                crate::sys::process::kill_thread(process.pid, thread.tid, libc::SIGSTOP)
-                    .map_err(|error| failed("stopping", thread.tid, error))?;
+        let threads =
+            || self.processes.iter().flat_map(|held| held.threads.iter().map(move |t| (held.pid, t.tid)));
+        // Each thread gets its own: a signal for the process stops the others only when one has taken it.
+        let stopped = threads().try_for_each(|(pid, tid)| {
+            let sent = crate::sys::process::kill_thread(pid, tid, libc::SIGSTOP);
+            sent.map_err(|error| failed("stopping", tid, error))
+        });
+        if stopped.is_err() {
+            for held in &self.processes {
+                // It takes back what the others were sent; one that ended needs nothing.
+                let _ = crate::sys::process::kill(held.pid, libc::SIGCONT);
             }
         }
         self.let_go(0);
-        Ok(())
+        stopped
     }
 
     fn let_go(&mut self, signal: i32) {
