@@ -3,6 +3,7 @@
 
 use crate::capture::{self, Request};
 use crate::refuse;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use stasis_plugin_api::prelude::*;
 use std::io::Write as _;
@@ -66,6 +67,10 @@ fn dump(arguments: &[String]) -> Result<Value> {
     let request = request(arguments)?;
     crate::sys::process::interruptible()
         .map_err(|error| BackendError::failed("signals cannot be handled").because(error.desc()))?;
+    // A descriptor for each process of the tree; as many as are allowed.
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
     let report = capture::dump(&request)?;
     let line = json!({
         "pause_us": report.pause.as_micros(),

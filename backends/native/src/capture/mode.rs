@@ -33,10 +33,9 @@ pub(crate) fn against_copies(members: &[i32], room: Option<u64>) -> Option<Strin
 pub(crate) fn not_copied(pid: i32, smaps: &str) -> Option<String> {
     let flags = maps::flags(smaps);
     let special = |flag: &String| NOT_COPIED.contains(&flag.as_str());
-    // The kernel's own areas are kept out of forks and core files alike where they have to be.
-    let found = flags
-        .values()
-        .any(|flags| flags.iter().any(special) && !flags.iter().any(|f| f == "pf" || f == "io"));
+    // The kernel's own areas (pf, io), and memory that it may drop at any time (dp), are not saved at all.
+    let ours = |flags: &[String]| !flags.iter().any(|flag| ["pf", "io", "dp"].contains(&flag.as_str()));
+    let found = flags.values().any(|flags| flags.iter().any(special) && ours(flags));
     found.then(|| format!("process {pid} has memory that is locked or that a fork does not keep"))
 }
 
@@ -83,6 +82,7 @@ mod tests {
         assert!(not_copied(1, &smaps("rd wr dc")).is_some());
         assert!(not_copied(1, &smaps("rd wr wf")).is_some());
         assert!(not_copied(1, &smaps("rd pf io dc de")).is_none());
+        assert!(not_copied(1, &smaps("rd wr wf dp")).is_none());
         assert!(not_copied(1, &smaps("rd wr")).is_none());
     }
 }

@@ -59,8 +59,12 @@ pub(crate) fn save(
     output.resize(end)
 }
 
-/// What the kernel or a file gives back needs no saving.
+/// What the kernel or a file gives back needs no saving; what it may drop at any time (the state of random numbers, for
+/// example) must not come twice.
 fn saved(area: &Area) -> bool {
+    if area.vm_flags.iter().any(|flag| flag == "dp") {
+        return false;
+    }
     match area.backing {
         Backing::Anonymous | Backing::Heap | Backing::Stack => true,
         Backing::File { .. } => !area.shared,
