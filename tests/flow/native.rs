@@ -165,3 +165,18 @@ fn static_programs_and_musl_with_the_native_engine() {
         job.env.finish().unwrap();
     }
 }
+
+#[test]
+fn a_command_beside_the_application_is_no_part_of_what_is_saved() {
+    need!(image, userns);
+    let job = Job::with("native", Who::User, &[], "server", &["PORT"]).unwrap();
+    assert_eq!(post(job.port, "b").unwrap(), "b");
+    let beside = ["exec", "instance://job", "sh", "-c", "echo in; sleep 1000; true"];
+    let beside = job.env.spawn(&beside).unwrap();
+    beside.wait_for("in").unwrap();
+    job.save().unwrap();
+    job.restart().unwrap();
+    beside.wait().unwrap();
+    assert_eq!(get(job.port, "/").unwrap(), "b");
+    job.env.finish().unwrap();
+}

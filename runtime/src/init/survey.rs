@@ -32,7 +32,7 @@ pub fn survey(proc: &Path, skip: &[i32]) -> Survey {
     pids.sort_unstable();
     let processes: Vec<ProcessInfo> = pids.into_iter().filter_map(|pid| process(proc, pid)).collect();
     let sockets = sockets(proc, &processes);
-    Survey { processes, sockets, tmpfs: Vec::new() }
+    Survey { processes, sockets, tmpfs: Vec::new(), beside: skip.to_vec() }
 }
 
 /// The ports on which others can reach the container: protocol, address, port, each once. Of UDP, where nothing

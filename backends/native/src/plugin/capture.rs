@@ -68,6 +68,8 @@ impl Capturing<'_, '_> {
         self.host.progress(0, 0, "saving");
         let pid = self.request.instance.application.to_string();
         let mut arguments = vec!["dump", "--pid", &pid, "--dir", CAPTURE_DIR];
+        let beside: Vec<String> = self.request.instance.survey.beside.iter().map(i32::to_string).collect();
+        arguments.extend(beside.iter().flat_map(|pid| ["--beside", pid.as_str()]));
         let flag = options::capture_flag(self.host);
         if stopped {
             arguments.push("--stop");

@@ -86,12 +86,12 @@ fn connection(socket: &SocketInfo, survey: &Survey) -> Finding {
     )
 }
 
-/// Processes that are not below the application's first one.
+/// Processes that are neither below the application's first one nor below a command beside it.
 fn strays(instance: &InstanceView) -> Vec<Finding> {
     let parents: HashMap<i32, i32> = instance.survey.processes.iter().map(|p| (p.pid, p.parent)).collect();
     let below = |mut pid: i32| {
         for _ in 0..=parents.len() {
-            if pid == instance.application {
+            if pid == instance.application || instance.survey.beside.contains(&pid) {
                 return true;
             }
             match parents.get(&pid) {
@@ -151,7 +151,9 @@ mod tests {
             let child =
                 ProcessInfo { pid: 101, parent: 100, name: "worker".into(), ..ProcessInfo::default() };
             let stray = ProcessInfo { pid: 103, parent: 1, name: "daemon".into(), ..ProcessInfo::default() };
-            survey.processes.extend([child, stray]);
+            let beside = ProcessInfo { pid: 105, parent: 104, name: "ls".into(), ..ProcessInfo::default() };
+            survey.beside = vec![104];
+            survey.processes.extend([child, stray, beside]);
             let socket = |state: &str, peer_port| SocketInfo {
                 protocol: "tcp".into(),
                 local: "10.0.0.2".into(),
