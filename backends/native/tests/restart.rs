@@ -105,8 +105,13 @@ fn round_inside() {
     }
     if !to.is_empty() {
         // An earlier capture leaves calls that continue others.
-        report(&dump(PID, &here("image-before"), &[mode]));
-        report(&dump(PID, &here(to), &[mode]));
+        for image in ["image-before", to] {
+            soon("nothing is under way in a terminal", || {
+                let out = dump(PID, &here(image), &[mode]);
+                let waits = String::from_utf8_lossy(&out.stderr).contains("that nobody has read");
+                !waits && report(&out).is_object()
+            });
+        }
     }
 }
 
@@ -144,6 +149,17 @@ fn registers_come_back() {
 fn registers_inside() {
     generations(&compile("registers", &[]), "", &ALL);
     generations(&compile("registers", &["-static"]), "", &ALL[..2]);
+}
+
+#[test]
+fn terminals_keep_their_sessions() {
+    inside("terminals_inside");
+}
+
+#[test]
+#[ignore = "run inside namespaces"]
+fn terminals_inside() {
+    generations(&compile("terminal", &["-lutil"]), "", &ALL[..2]);
 }
 
 #[test]

@@ -28,7 +28,14 @@ pub(super) fn make(maker: &Maker<'_>, object: &Object, deleted: &mut Deleted) ->
             let file = deleted.0.get(number).ok_or(Errno::ENOENT)?;
             reopen(file, flags)?
         }
-        Kind::File { file, .. } => by_name(&file.path, flags)?,
+        Kind::File { file, .. } => {
+            let opened = by_name(&file.path, flags)?;
+            let kind = SFlag::from_bits_truncate(fstat(&opened)?.st_mode) & SFlag::S_IFMT;
+            if kind != SFlag::S_IFREG {
+                return Err(Trouble::new("it is no plain file any more"));
+            }
+            opened
+        }
         Kind::Directory { path } => by_name(path, flags | libc::O_DIRECTORY)?,
         Kind::Device { path, major, minor } => device(path, flags, [*major, *minor])?,
         _ => return Err(Errno::EINVAL.into()),
@@ -42,7 +49,8 @@ pub(super) fn make(maker: &Maker<'_>, object: &Object, deleted: &mut Deleted) ->
 
 fn by_name(path: &str, flags: i32) -> Tried<OwnedFd> {
     let kept = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC);
-    let flags = OFlag::from_bits_retain(kept | libc::O_CLOEXEC | libc::O_NOCTTY);
+    // Whatever lies there now must not let the opening wait; the flag goes where the others are set.
+    let flags = OFlag::from_bits_retain(kept | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK);
     open(path, flags, Mode::empty()).map_err(|errno| {
         Trouble::from(errno)
             .help("put it back where it was when the application was saved, or take another generation")

@@ -215,9 +215,7 @@ fn description(parked: &OwnedFd, object: &Object) -> std::result::Result<(), Err
     if flags & libc::O_PATH != 0 {
         return Ok(());
     }
-    if flags & LATER != 0 {
-        fd::fcntl_number(parked.as_fd(), libc::F_SETFL, i64::from(flags & LATER))?;
-    }
+    fd::fcntl_number(parked.as_fd(), libc::F_SETFL, i64::from(flags & LATER))?;
     if let Some([_, _, signal]) = object.owner
         && signal != 0
     {
