@@ -152,6 +152,17 @@ fn registers_inside() {
 }
 
 #[test]
+fn sockets_keep_what_is_under_way() {
+    inside("sockets_inside");
+}
+
+#[test]
+#[ignore = "run inside namespaces"]
+fn sockets_inside() {
+    generations(&compile("sockets", &[]), "", &ALL[..2]);
+}
+
+#[test]
 fn terminals_keep_their_sessions() {
     inside("terminals_inside");
 }

@@ -48,8 +48,8 @@ pub(crate) fn describe(
         return Err(seen.refuse("its connection was not accepted yet"));
     }
     let local = socket::local(&seen.copy).map_err(seen.errno())?;
-    // An accepted socket shows its listener's address, which nobody can take again.
-    let named = local.len() > 2 && !connected;
+    // An accepted socket shows its listener's address: it is accepted again where the listener is there as well.
+    let named = local.len() > 2;
     let queue = if listens || seen.runs { Vec::new() } else { queue(seen, &state, socket_type)? };
     let peer = state.peer.filter(|peer| *peer != 0);
     sockets.unix.insert(inode, Found { object: index, name: seen.name(), peer });
@@ -87,7 +87,8 @@ fn queue(seen: &Seen<'_>, state: &UnixState, socket_type: i32) -> Result<Vec<Str
         }
     }
     socket::set_peek_offset(&seen.copy, 0).map_err(seen.errno())?;
-    let messages = messages(seen);
+    let ends = socket_type == libc::SOCK_STREAM || state.shutdown & 1 != 0;
+    let messages = messages(seen, ends);
     socket::set_peek_offset(&seen.copy, -1).map_err(seen.errno())?;
     let messages = messages?;
     Ok(match socket_type {
@@ -100,14 +101,18 @@ fn carried(seen: &Seen<'_>) -> BackendError {
     seen.refuse("descriptors or credentials that were sent wait in it")
 }
 
-fn messages(seen: &Seen<'_>) -> Result<Vec<Vec<u8>>> {
+/// `ends`: nothing to read can be the end of the connection.
+fn messages(seen: &Seen<'_>, ends: bool) -> Result<Vec<Vec<u8>>> {
     let mut all = Vec::new();
     while let Some((bytes, with_more)) = socket::peek(&seen.copy, ROOM).map_err(seen.errno())? {
         if with_more {
             return Err(carried(seen));
         }
+        if bytes.is_empty() && !ends {
+            // Peeking does not come past it.
+            return Err(seen.refuse("a message without content waits in it"));
+        }
         if bytes.is_empty() {
-            // The end of a connection, or a message without content, behind which nothing can be seen.
             break;
         }
         all.push(bytes);
