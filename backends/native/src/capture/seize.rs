@@ -261,14 +261,16 @@ fn stop_thread(pid: i32, tid: i32, until: Instant) -> Result<Option<Option<i32>>
             Stop::Event(libc::SIGTRAP) => return Ok(Some(None)),
             Stop::Event(signal) => return Ok(Some(Some(signal))),
             Stop::Gone => return Ok(None),
-            Stop::Signal(signal) => {
-                ptrace::resume(tid, signal).map_err(|error| failed("continuing", tid, error))?;
-            }
-            Stop::Birth | Stop::Call => {
-                ptrace::resume(tid, 0).map_err(|error| failed("continuing", tid, error))?;
-            }
+            // Any stop takes back an interruption that was asked for: it is asked for again.
+            Stop::Signal(signal) => go_to_stop(tid, signal)?,
+            Stop::Birth | Stop::Call => go_to_stop(tid, 0)?,
         }
     }
+}
+
+fn go_to_stop(tid: i32, signal: i32) -> Result<()> {
+    let resumed = ptrace::interrupt(tid).and_then(|()| ptrace::resume(tid, signal));
+    resumed.map_err(|error| failed("continuing", tid, error))
 }
 
 fn status(pid: i32, tid: i32) -> Option<String> {
