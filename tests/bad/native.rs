@@ -195,28 +195,3 @@ fn a_second_copy_and_a_taken_port_with_the_native_engine() {
     assert_eq!(get(port, "/").unwrap(), "works");
     env.finish().unwrap();
 }
-
-/// Root looks at the limits of another user's process only with CAP_SYS_RESOURCE, which many virtual machines and
-/// containers do not have.
-#[test]
-fn a_process_of_another_user_with_the_native_engine() {
-    need!(root, image);
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap().trim();
-    let may = u64::from_str_radix(bounding, 16).unwrap() & (1 << 24) != 0;
-    let (env, port) = holding(Who::Myself, &[], &["elsewhere"]).unwrap();
-    assert_eq!(get(port, "/").unwrap(), "works");
-    if may {
-        env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
-        env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
-    } else {
-        insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @"
-        exit 255
-        FATAL:   the limits of process N cannot be read
-                 because: Operation not permitted
-                 because: the application runs on, and nothing was saved
-        ");
-    }
-    assert_eq!(get(port, "/").unwrap(), "works");
-    env.finish().unwrap();
-}

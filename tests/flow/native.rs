@@ -180,3 +180,9 @@ fn a_command_beside_the_application_is_no_part_of_what_is_saved() {
     assert_eq!(get(job.port, "/").unwrap(), "b");
     job.env.finish().unwrap();
 }
+
+#[test]
+fn a_process_of_another_user_with_the_native_engine() {
+    need!(root, image);
+    object(Who::Myself, &[], "elsewhere").unwrap();
+}

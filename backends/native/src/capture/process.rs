@@ -56,7 +56,10 @@ pub(crate) fn gather(held: &Held) -> Result<Process> {
         cwd: proc::link(pid, "cwd")?,
         umask: status.umask,
         credentials: status.credentials,
-        rlimits: system::limits(pid).map_err(system_error("the limits", pid))?,
+        rlimits: match system::limits(pid) {
+            Err(nix::errno::Errno::EPERM) => proc::limits::parse(&proc::read(pid, "limits")?)?,
+            limits => limits.map_err(system_error("the limits", pid))?,
+        },
         oom_score_adj: score.trim().parse().unwrap_or(0),
         mm: layout(pid, &stat)?,
         threads,

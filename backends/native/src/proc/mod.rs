@@ -1,6 +1,7 @@
 //! Readers of `/proc`: parsers take text, `read` takes a path.
 
 pub(crate) mod fdinfo;
+pub(crate) mod limits;
 pub(crate) mod maps;
 pub(crate) mod stat;
 pub(crate) mod status;

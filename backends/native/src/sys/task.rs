@@ -20,7 +20,13 @@ pub(crate) fn set_action(signal: i32, action: &SignalAction) -> Result<(), Errno
 pub(crate) fn set_mask(mask: u64) -> Result<(), Errno> {
     // SAFETY: the mask is eight bytes, as is said.
     let rc = unsafe {
-        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, std::ptr::null::<u8>(), 8usize)
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const mask,
+            std::ptr::null::<u8>(),
+            8usize,
+        )
     };
     Errno::result(rc).map(drop)
 }
