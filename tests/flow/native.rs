@@ -184,5 +184,14 @@ fn a_command_beside_the_application_is_no_part_of_what_is_saved() {
 #[test]
 fn a_process_of_another_user_with_the_native_engine() {
     need!(root, image);
-    object(Who::Myself, &[], "elsewhere").unwrap();
+    let job = python(Who::Myself, &[], &["/opt/subjects/objects.py", "PORT", "elsewhere"]).unwrap();
+    assert_eq!(get(job.port, "/").unwrap(), "works");
+    for _ in 0..2 {
+        job.save().unwrap();
+        job.restart().unwrap();
+        let look = ["exec", "instance://job", "sh", "-c", "grep -h ^Uid: /proc/[0-9]*/status"];
+        let ids = job.env.ok(&look).unwrap().out;
+        assert!(ids.lines().any(|line| line == "Uid:\t5833\t5833\t5833\t5833"), "{ids}");
+    }
+    job.env.finish().unwrap();
 }
