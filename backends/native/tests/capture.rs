@@ -192,14 +192,12 @@ fn moment_inside() {
     for mode in ["--fork", "--fork", "--plain"] {
         let told = report(&dump(subject.pid(), &image, &[mode]));
         let areas = core(&image)["processes"][0]["areas"].as_array().unwrap().clone();
-        let holds =
-            |a: &&Value| a["start"].as_u64().unwrap() <= address && address < a["end"].as_u64().unwrap();
-        let area = areas.iter().find(holds).unwrap();
         let pages = fs::File::open(image.join(format!("pages-{}.img", subject.pid()))).unwrap();
         let word = |at: u64| {
+            let number = |area: &Value, name: &str| area[name].as_u64().unwrap();
+            let area = areas.iter().find(|a| number(a, "start") <= at && at < number(a, "end")).unwrap();
             let mut bytes = [0; 8];
-            let offset = area["base"].as_u64().unwrap() + (at - area["start"].as_u64().unwrap());
-            pages.read_exact_at(&mut bytes, offset).unwrap();
+            pages.read_exact_at(&mut bytes, number(area, "base") + (at - number(area, "start"))).unwrap();
             u64::from_ne_bytes(bytes)
         };
         let (first, last) = (word(address + 8), word(address + (32 << 20) - 8));

@@ -8,8 +8,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 const PAGE: u64 = 4096;
-/// Where areas begin in the file: as far behind a multiple of this as they do in memory, so that huge pages fit.
+/// A large area begins in the file as far behind a multiple of this as it does in memory.
 const HUGE: u64 = 2 << 20;
+/// More untouched memory than this is an area of its own.
+const UNTOUCHED: u64 = 256 << 10;
 /// Zero pages between two runs that are not worth a run of their own.
 const GAP: u64 = 16 * PAGE;
 
@@ -28,7 +30,7 @@ pub(crate) fn save(
     contents: &mut Contents,
     name: i32,
     source: &Source<'_>,
-    areas: &mut [Area],
+    areas: &mut Vec<Area>,
     whole: Whole<'_>,
 ) -> Result<()> {
     let path = format!("/proc/{}/pagemap", source.pid);
@@ -36,27 +38,80 @@ pub(crate) fn save(
         .map_err(|error| BackendError::failed(format!("{path} cannot be opened")).because(error))?;
     let output = contents.create(&format!("pages-{name}.img"))?;
     let mut end = 0_u64;
-    for area in areas.iter_mut().filter(|area| saved(area)) {
-        area.base = end.next_multiple_of(HUGE) + area.start % HUGE;
+    for mut area in std::mem::take(areas) {
+        if !saved(&area) {
+            areas.push(area);
+            continue;
+        }
         let unreadable = |error: nix::errno::Errno| {
             let what = format!("the page map of process {} cannot be read at {:x}", source.pid, area.start);
             BackendError::failed(what).because(error.desc())
         };
-        area.guards = pagemap::guards(&map, area.start, area.end).map_err(unreadable)?;
-        if whole(area) {
-            save_whole(contents, &output, source, area)?;
-        } else {
-            let runs = pagemap::own_pages(&map, area.start, area.end).map_err(unreadable)?;
-            save_runs(contents, &output, source, area, &runs)?;
+        let guards = pagemap::guards(&map, area.start, area.end).map_err(unreadable)?;
+        if whole(&area) {
+            (area.base, area.guards) = (place(&area, end), guards);
+            save_whole(contents, &output, source, &mut area)?;
+            end = taken(&mut area, end);
+            areas.push(area);
+            continue;
         }
-        // What holds nothing takes no room: some programs reserve more addresses than a file may have bytes.
-        if area.runs.is_empty() {
-            area.base = 0;
-        } else {
-            end = area.base + (area.end - area.start);
+        let runs = pagemap::own_pages(&map, area.start, area.end).map_err(unreadable)?;
+        area.guards = guards;
+        for (mut part, runs) in parts(area, &runs) {
+            part.base = place(&part, end);
+            save_runs(contents, &output, source, &mut part, &runs)?;
+            end = taken(&mut part, end);
+            areas.push(part);
         }
     }
     output.resize(end)
+}
+
+/// Where an area begins in a file that is so long: large ones so that huge pages fit.
+fn place(area: &Area, end: u64) -> u64 {
+    match area.end - area.start {
+        ..HUGE => end.next_multiple_of(PAGE),
+        _ => end.next_multiple_of(HUGE) + area.start % HUGE,
+    }
+}
+
+/// How long the file is with this area. What holds nothing takes no room: some programs reserve more addresses than a
+/// file may have bytes.
+fn taken(area: &mut Area, end: u64) -> u64 {
+    if area.runs.is_empty() {
+        area.base = 0;
+        return end;
+    }
+    area.base + (area.end - area.start)
+}
+
+/// An area cut where much of it is untouched, so that the file has no holes that somebody would have to read.
+fn parts(area: Area, runs: &[[u64; 2]]) -> Vec<(Area, Vec<[u64; 2]>)> {
+    if matches!(area.backing, Backing::Stack | Backing::File { .. }) {
+        return vec![(area, runs.to_vec())];
+    }
+    let mut cuts = vec![area.start];
+    let mut at = area.start;
+    for [start, length] in runs {
+        if start - at > UNTOUCHED {
+            cuts.extend([at, *start]);
+        }
+        at = start + length;
+    }
+    if area.end - at > UNTOUCHED {
+        cuts.push(at);
+    }
+    cuts.push(area.end);
+    cuts.dedup();
+    let within = |all: &[[u64; 2]], start: u64, end: u64| {
+        all.iter().filter(|[from, _]| (start..end).contains(from)).copied().collect::<Vec<_>>()
+    };
+    let part = |ends: &[u64]| {
+        let (start, end) = (*ends.first()?, *ends.get(1)?);
+        let guards = within(&area.guards, start, end);
+        Some((Area { start, end, guards, ..area.clone() }, within(runs, start, end)))
+    };
+    cuts.windows(2).filter_map(part).collect()
 }
 
 /// What the kernel or a file gives back needs no saving; what it may drop at any time (the state of random numbers, for
@@ -125,6 +180,28 @@ fn append(runs: &mut Vec<[u64; 2]>, start: u64, length: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_untouched_is_cut_out() {
+        let area =
+            Area { start: 0x10_0000, end: 0x1000_0000, guards: vec![[0x80_0000, PAGE]], ..Area::default() };
+        let runs = [[0x10_0000, PAGE], [0x12_0000, PAGE], [0x900_0000, 2 * PAGE]];
+        let told = |area: &Area, runs: &[[u64; 2]]| {
+            let parts = parts(area.clone(), runs);
+            parts.iter().map(|(a, r)| (a.start, a.end, r.len(), a.guards.len())).collect::<Vec<_>>()
+        };
+        let cut = [
+            (0x10_0000, 0x12_1000, 2, 0),
+            (0x12_1000, 0x900_0000, 0, 1),
+            (0x900_0000, 0x900_2000, 1, 0),
+            (0x900_2000, 0x1000_0000, 0, 0),
+        ];
+        assert_eq!(told(&area, &runs), cut);
+        assert_eq!(told(&area, &[]), [(0x10_0000, 0x1000_0000, 0, 1)]);
+        let stack = Area { backing: Backing::Stack, ..area };
+        assert_eq!(told(&stack, &runs).len(), 1);
+        assert_eq!((place(&stack, 1), place(&Area { end: 0x10_1000, ..stack }, 1)), (0x30_0000, PAGE));
+    }
 
     #[test]
     fn small_gaps_join_runs() {
