@@ -14,6 +14,7 @@ mod generations;
 mod images;
 mod names;
 mod namespaces;
+mod native;
 mod plugins;
 mod programs;
 mod restarts;

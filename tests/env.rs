@@ -75,7 +75,10 @@ impl Env {
             let path = env.make_dir(place)?;
             env.set(name, &path.to_string_lossy());
         }
-        env.configure(&format!("order = [\"dmtcp\"]\n[backends.dmtcp]\n[backends.faulty]\n{}", env.criu()))?;
+        env.configure(&format!(
+            "order = [\"dmtcp\"]\n[backends.dmtcp]\n[backends.native]\n[backends.faulty]\n{}",
+            env.criu()
+        ))?;
         own(env.dir.path(), uid)?;
         if who == Who::Granted {
             // The tools that map want to know the user's name.

@@ -4,6 +4,7 @@ mod criu;
 mod foreground;
 mod gpu;
 mod images;
+mod native;
 mod programs;
 mod terminals;
 mod transcript;

@@ -49,6 +49,9 @@ pub struct CallContext {
     /// A private directory on the host that stays: what is costly to find out may be kept in it. It may
     /// not exist yet, and may be emptied between calls. Empty where there is none.
     pub cache: PathBuf,
+    /// The backend's own library on the host, for one that shows itself inside. It was checked when it was
+    /// loaded.
+    pub library: PathBuf,
 }
 
 /// What a backend remembers between calls: names and texts.

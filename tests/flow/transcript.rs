@@ -13,6 +13,8 @@ pub(super) type Words = [&'static [&'static str]; 2];
 pub(super) const OURS: Words =
     [&["--backend", "dmtcp", "--checkpoint"], &["--backend", "dmtcp", "--restart"]];
 pub(super) const CRIU: Words = [&["--backend", "criu", "--checkpoint"], &["--backend", "criu", "--restart"]];
+pub(super) const NATIVE: Words =
+    [&["--backend", "native", "--checkpoint"], &["--backend", "native", "--restart"]];
 const OLD: Words = [&["--dmtcp-launch"], &["--dmtcp-restart"]];
 
 #[test]
@@ -40,6 +42,18 @@ fn the_transcript_in_the_old_words_as_an_ordinary_user() {
 }
 
 #[test]
+fn the_transcript_with_the_native_engine_as_root() {
+    need!(root, image);
+    twice(Who::Myself, NATIVE, "native").unwrap();
+}
+
+#[test]
+fn the_transcript_with_the_native_engine_as_an_ordinary_user() {
+    need!(image, userns);
+    twice(Who::User, NATIVE, "native").unwrap();
+}
+
+#[test]
 fn the_transcript_with_criu_as_root() {
     need!(root, image, criu);
     twice(Who::Myself, CRIU, "criu").unwrap();
@@ -62,7 +76,11 @@ fn twice(who: Who, words: Words, engine: &str) -> Outcome<()> {
     let (port, image) = (free_port()?, env.site.image("server"));
     once(&env, &image, words, port, "server")?;
     once(&env, &image, words, port, "instance://server")?;
-    let version = if engine == "criu" { criu_version()? } else { dmtcp_version()? };
+    let version = match engine {
+        "criu" => criu_version()?,
+        "native" => env!("CARGO_PKG_VERSION").to_owned(),
+        _ => dmtcp_version()?,
+    };
     exercised(engine, &version)?;
     env.finish()
 }

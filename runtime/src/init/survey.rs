@@ -35,7 +35,7 @@ pub fn survey(proc: &Path, skip: &[i32], beside: &[i32]) -> Survey {
     let mut processes: Vec<ProcessInfo> = pids.into_iter().filter_map(|pid| process(proc, pid)).collect();
     leave_out(&mut processes, beside);
     let sockets = sockets(proc, &processes);
-    Survey { processes, sockets, tmpfs: Vec::new() }
+    Survey { processes, sockets, tmpfs: Vec::new(), beside: skip.to_vec() }
 }
 
 /// Commands of the user's beside the application are no part of it, and neither is what they start.

@@ -210,6 +210,7 @@ impl Worker {
             search_path: std::env::var_os("PATH").unwrap_or_default().to_string_lossy().into_owned(),
             scratch: scratch.path().to_owned(),
             cache: self.cache.clone(),
+            library: self.path.clone(),
         };
         let call = serde_json::to_value(request)
             .and_then(|request| serde_json::to_string(&Call { context, request }))
