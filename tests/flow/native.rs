@@ -195,3 +195,18 @@ fn a_process_of_another_user_with_the_native_engine() {
     }
     job.env.finish().unwrap();
 }
+
+#[test]
+fn auto_takes_the_native_engine_where_nothing_is_installed() {
+    need!(image, userns);
+    let env = crate::env::Env::new(Who::User).unwrap();
+    let built_in = include_str!("../../plugins.toml");
+    let rest = built_in.lines().filter(|l| !["schema", "search"].iter().any(|word| l.starts_with(word)));
+    env.configure(&rest.collect::<Vec<_>>().join("\n")).unwrap();
+    let small = env.site.image("small").to_string_lossy().into_owned();
+    env.ok(&["instance", "start", "--checkpoint", "kept", &small, "one", "/opt/subjects/bin/idle"]).unwrap();
+    env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+    assert!(env.ok(&["checkpoint", "list"]).unwrap().out.contains("native"));
+    env.ok(&["instance", "start", "--restart", "kept", &small, "one"]).unwrap();
+    env.finish().unwrap();
+}

@@ -54,6 +54,12 @@ fn the_transcript_with_the_native_engine_as_an_ordinary_user() {
 }
 
 #[test]
+fn the_transcript_with_the_native_engine_as_an_ordinary_user_with_subordinate_ids() {
+    need!(root, image, userns, uidmap);
+    twice(Who::Granted, NATIVE, "native").unwrap();
+}
+
+#[test]
 fn the_transcript_with_criu_as_root() {
     need!(root, image, criu);
     twice(Who::Myself, CRIU, "criu").unwrap();

@@ -3,12 +3,19 @@
 //!
 //! By default as many kills as fit into some seconds; STASIS_NATIVE_KILLS=5000 for a campaign.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a test"
+)]
 
 #[allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 mod engine;
 
-use engine::{Subject, compile, dump, inside, report, soon, start};
+use engine::{Subject, compile, dump, engine, inside, report, soon, start};
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -162,6 +169,18 @@ fn strangers(root: u32) -> Vec<u32> {
         .collect()
 }
 
+/// Kills the engine some time after its start.
+fn kill_after(pid: u32, image: &Path, mode: &str, after: Duration) {
+    fs::remove_dir_all(image).unwrap();
+    fs::create_dir(image).unwrap();
+    let pid = pid.to_string();
+    let mut command = engine(&["dump", "--pid", &pid, "--dir", image.to_str().unwrap(), mode]);
+    let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    std::thread::sleep(after);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 /// Kills the engine while it saves the tree below `root`, and looks at those who check themselves.
 fn campaign(root: &mut Subject, watched: &[Watched]) {
     let image = fast().join("image");
@@ -175,10 +194,19 @@ fn campaign(root: &mut Subject, watched: &[Watched]) {
     let until = Instant::now() + Duration::from_secs(5);
     let (mut done, mut whole) = (0, 0);
     for mode in ["--fork", "--plain"].iter().cycle() {
-        let steps = report(&dump(pid, &image, &[mode]))["steps"].as_u64().unwrap();
+        let told = report(&dump(pid, &image, &[mode]));
+        let (steps, micros) = (told["steps"].as_u64().unwrap(), told["total_us"].as_u64().unwrap());
         check("a whole capture");
         // Every step once in a while, in an order that gets everywhere soon.
         for n in 0..40 {
+            if n % 4 == 3 {
+                // And at any moment, also inside of a step.
+                let after = Duration::from_micros(micros * ((done * 37 + n * 61) % 150) / 100);
+                kill_after(pid, &image, mode, after);
+                check(&format!("a kill after {after:?} ({mode})"));
+                done += 1;
+                continue;
+            }
             let step = (done * 157 + n) % steps + 1;
             let out = dump(pid, &image, &[mode, "--kill-at", &step.to_string()]);
             // A capture has fewer steps when fewer threads are there to be stopped.

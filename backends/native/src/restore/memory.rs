@@ -133,16 +133,19 @@ impl Filling<'_> {
         for [start, length] in &area.runs {
             let mut at = *start;
             while at < start + length {
-                let within = mapped.iter().find(|[from, n]| *from <= at && at < from + n);
-                if let Some([from, n]) = within {
-                    at = from + n;
-                    continue;
-                }
-                let next = mapped.iter().map(|[from, _]| *from).find(|from| *from > at).unwrap_or(u64::MAX);
+                let behind = mapped.partition_point(|[from, n]| from + n <= at);
+                let next = match mapped.get(behind) {
+                    Some([from, n]) if *from <= at => {
+                        at = from + n;
+                        continue;
+                    }
+                    Some([from, _]) => *from,
+                    None => u64::MAX,
+                };
                 let part = MOST.min(start + length - at).min(next - at);
                 let offset = area.base + (at - area.start);
                 let arguments = [number(self.image), at, part, offset];
-                table.call(told(area, "reading the image into"), libc::SYS_pread64, &arguments);
+                table.exact(told(area, "reading the image into"), libc::SYS_pread64, &arguments, part);
                 at += part;
                 remote.make_room(remote.pid, table)?;
             }

@@ -19,9 +19,16 @@ const STEP: (usize, usize) = (64, 16 << 10);
 pub(super) struct Table {
     scratch: u64,
     entries: Vec<[u64; 8]>,
-    /// What each is for, for messages, and whether it may fail.
-    told: Vec<(String, bool)>,
+    /// What each is for, for messages, and what it has to answer.
+    told: Vec<(String, Must)>,
     data: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Must {
+    Succeed,
+    Return(u64),
+    Anything,
 }
 
 /// An entry that failed.
@@ -41,15 +48,20 @@ impl Table {
 
     /// A call that has to succeed.
     pub(super) fn call(&mut self, what: impl Into<String>, number: i64, arguments: &[u64]) {
-        self.push(what.into(), false, number, arguments);
+        self.push(what.into(), Must::Succeed, number, arguments);
+    }
+
+    /// A call that has to answer exactly this: a read of so many bytes.
+    pub(super) fn exact(&mut self, what: impl Into<String>, number: i64, arguments: &[u64], answer: u64) {
+        self.push(what.into(), Must::Return(answer), number, arguments);
     }
 
     /// A call whose failure does not matter.
     pub(super) fn try_call(&mut self, what: impl Into<String>, number: i64, arguments: &[u64]) {
-        self.push(what.into(), true, number, arguments);
+        self.push(what.into(), Must::Anything, number, arguments);
     }
 
-    fn push(&mut self, what: String, may_fail: bool, number: i64, arguments: &[u64]) {
+    fn push(&mut self, what: String, must: Must, number: i64, arguments: &[u64]) {
         let mut entry = [0; 8];
         entry[0] = number.cast_unsigned();
         for (place, argument) in entry.iter_mut().skip(1).take(6).zip(arguments) {
@@ -57,7 +69,7 @@ impl Table {
         }
         entry[7] = (-i64::from(libc::ENOSYS)).cast_unsigned();
         self.entries.push(entry);
-        self.told.push((what, may_fail));
+        self.told.push((what, must));
     }
 
     /// Data for a call; its address there.
@@ -103,13 +115,16 @@ impl Table {
     /// Checks the entries as they were read back, and empties the list.
     pub(super) fn finish(&mut self, bytes: &[u8]) -> Result<(), Failed> {
         let entries = bytes.chunks(ENTRY).zip(self.told.drain(..));
-        let mut first = None;
-        for (entry, (what, may_fail)) in entries {
+        let mut first: Option<Failed> = None;
+        for (entry, (what, must)) in entries {
             let result = entry.get(56..64).and_then(|b| b.try_into().ok()).map_or(0, i64::from_ne_bytes);
-            if !may_fail && (-4095..0).contains(&result) && first.is_none() {
-                let errno = Errno::from_raw(i32::try_from(-result).unwrap_or(libc::EINVAL));
-                first = Some(Failed { what, errno });
-            }
+            let errno = match (result, must) {
+                (_, Must::Anything) => continue,
+                (-4095..0, _) => Errno::from_raw(i32::try_from(-result).unwrap_or(libc::EINVAL)),
+                (_, Must::Return(answer)) if result.cast_unsigned() != answer => Errno::EIO,
+                _ => continue,
+            };
+            first.get_or_insert(Failed { what, errno });
         }
         self.entries.clear();
         self.data.clear();
@@ -137,5 +152,11 @@ mod tests {
         let failed = table.finish(&bytes).unwrap_err();
         assert_eq!((failed.what.as_str(), failed.errno), ("three", Errno::ENOSYS));
         assert!(table.is_empty() && table.fits() && !table.is_full());
+        table.exact("four", 4, &[], 7);
+        let mut bytes = table.bytes()[0].1.clone();
+        bytes[56..64].copy_from_slice(&6i64.to_ne_bytes());
+        assert_eq!(table.finish(&bytes).unwrap_err().errno, Errno::EIO);
+        table.exact("four", 4, &[], 6);
+        table.finish(&bytes).unwrap();
     }
 }
