@@ -1,10 +1,11 @@
 //! A capture: the engine run inside the container, then what it leaves out.
 
 use super::explain::{Outcome, explain};
-use super::{launch, options};
+use super::{cgroup, launch, options};
 use crate::model::Image;
 use stasis_plugin_api::prelude::*;
-use std::collections::{BTreeMap, HashMap};
+use stasis_plugin_api::still;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -17,28 +18,38 @@ pub(super) const CORE: &str = "core.json";
 const FILES: &str = "files";
 /// Left for hashing and answering when the engine takes all of the time given.
 const RESERVE: Duration = Duration::from_secs(2);
-const SIGCONT: i32 = 18;
+/// Expected to be written while it is saved, at least.
+const LEAST: u64 = 64 << 20;
 
 /// Saves.
 pub(super) fn capture(host: &Host<'_>, request: &CaptureRequest) -> Result<CaptureReport> {
     request.instance.room()?;
-    let capturing = Capturing { host, request };
-    let mut stopped = request.stop_after || !request.instance.survey.tmpfs.is_empty();
-    let (said, survey, tmpfs) = loop {
-        let said = capturing.dump(stopped)?;
-        if stopped {
-            let (survey, tmpfs) = capturing.finish_stopped()?;
-            break (said, survey, tmpfs);
+    let capturing = Capturing { host, request, no_copy: no_room(&request.instance.survey) };
+    let again = || empty(&request.instance.staging);
+    let still =
+        still::capture(host, request, TMPFS, again, |stopped| Ok((capturing.dump(stopped)?, stopped)))?;
+    let (said, stopped) = &still.dumped;
+    capturing.report(said, &still.survey, &still.tmpfs, *stopped)
+}
+
+/// Why there can be no copies of the processes: what is written while they are saved exists twice. A quarter of the
+/// memory is expected to be, and every process is there twice.
+fn no_room(survey: &Survey) -> Option<String> {
+    let room = cgroup::room();
+    let resident: u64 = survey.processes.iter().map(|p| p.resident).sum();
+    let (bytes, tasks) = ((resident / 4).max(LEAST), 2 * survey.processes.len() as u64);
+    let mib = |bytes: u64| bytes >> 20;
+    match (room.memory.filter(|left| *left < bytes), room.tasks.filter(|left| *left < tasks)) {
+        (Some(left), _) => Some(format!(
+            "a copy may need {} MiB, and {} MiB are left in the job's control group",
+            mib(bytes),
+            mib(left)
+        )),
+        (None, Some(left)) => {
+            Some(format!("a copy needs {tasks} processes, and {left} are left in the job's control group"))
         }
-        let survey = host.survey()?;
-        if survey.tmpfs.is_empty() {
-            break (said, survey, TmpfsSaved::default());
-        }
-        // The first file there was made between the look and the capture: once more, standing still.
-        stopped = true;
-        empty(&request.instance.staging)?;
-    };
-    capturing.report(&said, &survey, &tmpfs, stopped)
+        (None, None) => None,
+    }
 }
 
 fn staging_failed(path: &Path, e: std::io::Error) -> BackendError {
@@ -60,6 +71,8 @@ fn empty(staging: &Path) -> Result<()> {
 struct Capturing<'a, 'h> {
     host: &'a Host<'h>,
     request: &'a CaptureRequest,
+    /// Why the processes are not copied.
+    no_copy: Option<String>,
 }
 
 impl Capturing<'_, '_> {
@@ -71,10 +84,11 @@ impl Capturing<'_, '_> {
         let beside: Vec<String> = self.request.instance.survey.beside.iter().map(i32::to_string).collect();
         arguments.extend(beside.iter().flat_map(|pid| ["--beside", pid.as_str()]));
         let flag = options::capture_flag(self.host);
-        if stopped {
-            arguments.push("--stop");
-        } else {
-            arguments.extend(flag.as_deref());
+        match &flag {
+            _ if stopped => arguments.push("--stop"),
+            Some(flag) => arguments.push(flag),
+            None if self.no_copy.is_some() => arguments.push("--plain"),
+            None => {}
         }
         let left = self.host.time_left().saturating_sub(RESERVE).max(RESERVE);
         let output = self.host.run_inside(&RunInside {
@@ -98,25 +112,6 @@ impl Capturing<'_, '_> {
             error.kind = kind::APPLICATION_ENDED.to_owned();
         }
         Err(error)
-    }
-
-    /// The tree stands still: its tmpfs content belongs to exactly this moment.
-    fn finish_stopped(&self) -> Result<(Survey, TmpfsSaved)> {
-        let outcome = self.host.survey().and_then(|survey| Ok((survey, self.host.save_tmpfs(TMPFS)?)));
-        if self.request.stop_after && outcome.is_ok() {
-            return outcome;
-        }
-        self.run_on(outcome.as_ref().ok().map(|o| &o.0))?;
-        outcome
-    }
-
-    /// Lets everybody run on who ran before: children first, so that no parent sees a stopped child.
-    fn run_on(&self, survey: Option<&Survey>) -> Result<()> {
-        let before = &self.request.instance.survey;
-        let now = survey.unwrap_or(before);
-        let was_stopped = |pid: i32| before.processes.iter().any(|p| p.pid == pid && p.state == "T");
-        let pids: Vec<i32> = deepest_first(now).into_iter().filter(|pid| !was_stopped(*pid)).collect();
-        self.host.signal(&pids, SIGCONT)
     }
 
     fn report(
@@ -146,7 +141,8 @@ impl Capturing<'_, '_> {
         .into();
         let mut notes = Vec::new();
         let asked = stopped || options::capture_flag(self.host).is_some();
-        if let Some(why) = said.get("why_plain").and_then(|v| v.as_str()).filter(|_| !asked) {
+        let why = self.no_copy.as_deref().or_else(|| said.get("why_plain").and_then(|v| v.as_str()));
+        if let Some(why) = why.filter(|_| !asked) {
             notes.push(format!("the application stood still while its memory was written: {why}"));
         }
         let name = |p: &ProcessInfo| SavedProcess { pid: p.pid, name: p.name.clone() };
@@ -184,35 +180,9 @@ fn listed(staging: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Pids, children before their parents.
-fn deepest_first(survey: &Survey) -> Vec<i32> {
-    let parents: HashMap<i32, i32> = survey.processes.iter().map(|p| (p.pid, p.parent)).collect();
-    let depth = |mut pid: i32| {
-        let mut depth = 0;
-        while let Some(parent) = parents.get(&pid).filter(|_| depth < parents.len()) {
-            (pid, depth) = (*parent, depth + 1);
-        }
-        depth
-    };
-    let mut pids: Vec<i32> = survey.processes.iter().map(|p| p.pid).collect();
-    pids.sort_by_key(|pid| std::cmp::Reverse(depth(*pid)));
-    pids
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn children_come_before_parents() {
-        let process = |pid, parent| ProcessInfo { pid, parent, ..ProcessInfo::default() };
-        let processes = vec![process(100, 1), process(101, 100), process(102, 101), process(103, 100)];
-        let survey = Survey { processes, ..Survey::default() };
-        assert_eq!(deepest_first(&survey), [102, 101, 103, 100]);
-        // What can never be in /proc does not hang either.
-        let survey = Survey { processes: vec![process(5, 6), process(6, 5)], ..Survey::default() };
-        assert_eq!(deepest_first(&survey).len(), 2);
-    }
 
     #[test]
     fn only_plain_files_are_listed() {

@@ -1,6 +1,7 @@
 //! The backend as the runtime calls it: it only plans, starts the engine inside a container and reads what that says.
 
 mod capture;
+mod cgroup;
 mod examine;
 mod explain;
 mod launch;
