@@ -91,8 +91,8 @@ struct Engine {
 }
 
 impl Engine {
-    /// The one that is named, else the first that can be had here: DMTCP if it is installed, else CRIU, which is
-    /// fetched.
+    /// The one that is named, else the first that can be had here: our own, which needs nothing; on another processor
+    /// DMTCP if it is installed, else CRIU, which is fetched.
     fn choose(wanted: Option<&str>) -> Result<Self> {
         let backends = product::backends()?;
         let has = |name: &str| backends.iter().any(|backend| backend == name);
@@ -101,6 +101,7 @@ impl Engine {
             Some(name) => {
                 return Err(format!("there is no backend {name} here, but {}", backends.join(" and ")));
             }
+            None if has("native") && cfg!(target_arch = "x86_64") => "native",
             None if has("criu") && !on_path("dmtcp_launch") => "criu",
             None => "dmtcp",
         };
