@@ -1,6 +1,7 @@
 //! What must work.
 
 mod criu;
+mod engine;
 mod foreground;
 mod gpu;
 mod images;

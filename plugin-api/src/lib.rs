@@ -21,6 +21,7 @@ pub mod descriptor;
 pub mod error;
 mod forward;
 pub mod host;
+pub mod outside;
 pub mod plan;
 pub mod report;
 pub mod request;

@@ -1,8 +1,8 @@
 //! What stands against saving a running application with CRIU, seen without touching it.
 
 use crate::options::Tcp;
+use stasis_plugin_api::outside;
 use stasis_plugin_api::prelude::*;
-use std::collections::HashMap;
 
 /// Something that CRIU refuses, or loses.
 struct Object {
@@ -67,9 +67,11 @@ pub(crate) fn instance(tcp: Tcp, instance: &InstanceView) -> Vec<Finding> {
         findings.extend(process.descriptors.iter().filter_map(|d| descriptor(d, &who, instance.rootless)));
         findings.extend(process.special_mappings.iter().filter_map(|m| mapping(m, &who, instance)));
     }
-    findings.extend(strays(instance));
+    let why = "it was started beside the application, whose own processes are all that CRIU saves";
+    let strays = instance.strays().into_iter();
+    findings.extend(strays.map(|p| outside::detached(p, why, "wait until the `exec` is over, or end it")));
     if tcp == Tcp::Refuse {
-        findings.extend(survey.sockets.iter().filter(|s| connected(s)).map(|s| connection(s, survey)));
+        findings.extend(survey.sockets.iter().filter(|s| s.is_connection()).map(|s| connection(s, survey)));
     }
     findings
 }
@@ -82,7 +84,7 @@ fn descriptor(descriptor: &DescriptorInfo, who: &str, rootless: bool) -> Option<
         let finding = Finding::fatal(o.kind, object(), o.why, o.help);
         return Some(Finding { severity: o.severity, ..finding });
     }
-    device(&descriptor.device).then(|| {
+    descriptor.is_stateful_device().then(|| {
         Finding::fatal(
             "device",
             object(),
@@ -129,62 +131,13 @@ fn mapping(object: &str, who: &str, instance: &InstanceView) -> Option<Finding> 
     })
 }
 
-/// Whether it is a device with a state that CRIU does not know: all but memory (1), terminals (5, 136 to 143).
-fn device(text: &str) -> bool {
-    let mut parts = text.split(':');
-    let kind = parts.next().unwrap_or_default();
-    let major: u32 = parts.next().and_then(|m| m.parse().ok()).unwrap_or(0);
-    match kind {
-        "char" => !matches!(major, 1 | 5 | 136..=143),
-        "block" => true,
-        _ => false,
-    }
-}
-
-fn connected(socket: &SocketInfo) -> bool {
-    socket.protocol.starts_with("tcp") && socket.state == "established"
-}
-
 fn connection(socket: &SocketInfo, survey: &Survey) -> Finding {
-    let name = survey.processes.iter().find(|p| p.pid == socket.pid).map_or("?", |p| p.name.as_str());
-    let object = format!(
-        "TCP connection of {name} (pid {}) from {}:{} to {}:{}",
-        socket.pid, socket.local, socket.local_port, socket.peer, socket.peer_port
-    );
     Finding::fatal(
         "tcp",
-        object,
+        socket.shown(survey),
         "an open connection has its other half elsewhere",
         "wait until it is closed, or start with `--tcp close` (the application finds it closed after a restart) or `--tcp keep`",
     )
-}
-
-/// Processes that are not below the application's first one: CRIU saves one tree.
-fn strays(instance: &InstanceView) -> Vec<Finding> {
-    let parents: HashMap<i32, i32> = instance.survey.processes.iter().map(|p| (p.pid, p.parent)).collect();
-    let below = |mut pid: i32| {
-        for _ in 0..=parents.len() {
-            if pid == instance.application {
-                return true;
-            }
-            match parents.get(&pid) {
-                Some(parent) => pid = *parent,
-                None => return false,
-            }
-        }
-        false
-    };
-    let stray = instance.survey.processes.iter().filter(|p| !below(p.pid));
-    stray
-        .map(|p| {
-            Finding::fatal(
-                "detached",
-                format!("{} (pid {})", p.name, p.pid),
-                "it was started beside the application, whose own processes are all that CRIU saves",
-                "wait until the `exec` is over, or end it",
-            )
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -5,14 +5,13 @@ use crate::command::{self, IMAGES, PID_FILE, Setting, WORK};
 use crate::discover::Criu;
 use crate::explain::{During, Outcome, explain};
 use crate::{launch, options};
+use stasis_plugin_api::outside;
 use stasis_plugin_api::prelude::*;
 use std::collections::BTreeSet;
 use std::path::Path;
 
 /// A slow disk reads so many bytes in a second; the deadline of a restart follows from it.
 const SLOWEST: u64 = 50 << 20;
-/// Processes of ours and CRIU's, and what the application starts at once, get pids from this range.
-const ROOM: i32 = 1000;
 
 /// The plan.
 pub(crate) fn plan(host: &mut Host<'_>, criu: &Criu, request: &RestartRequest) -> Result<RestartPlan> {
@@ -62,12 +61,14 @@ pub(crate) fn plan(host: &mut Host<'_>, criu: &Criu, request: &RestartRequest) -
         timeout_ms: 60_000 + 1000 * (size(generation) / SLOWEST),
     };
     let highest = fact("highest-pid").and_then(serde_json::Value::as_i64);
-    let highest = highest.and_then(|n| i32::try_from(n).ok()).unwrap_or(0);
+    let mut taken = threads(generation);
+    taken.extend(highest.and_then(|n| i32::try_from(n).ok()));
+    let pid_max = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
     Ok(RestartPlan::Rebuild {
         needs,
         helper,
         root: RestoredRoot::PidFile(Path::new(WORK).join(PID_FILE)),
-        reserve_pids_up_to: free_above(highest, &threads(generation), pid_max()),
+        reserve_pids_up_to: outside::free_above(&taken, outside::pid_max(&pid_max)),
     })
 }
 
@@ -122,30 +123,6 @@ fn threads(generation: &GenerationView) -> BTreeSet<i32> {
     generation.files.iter().filter_map(id).collect()
 }
 
-fn pid_max() -> i32 {
-    let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
-    text.trim().parse().unwrap_or(32768)
-}
-
-/// A pid above which there is room for others: above all of the generation's, or in a gap between them when
-/// those reach the end of the range.
-fn free_above(highest: i32, taken: &BTreeSet<i32>, max: i32) -> i32 {
-    let highest = highest.max(taken.last().copied().unwrap_or(0));
-    if highest < max - ROOM {
-        // CRIU's own processes of this restart must not meet those of the next generation.
-        return highest + 1;
-    }
-    // The kernel starts over at 300.
-    let mut from = 300;
-    for pid in taken.range(300..) {
-        if pid - from > ROOM {
-            break;
-        }
-        from = *pid + 1;
-    }
-    from
-}
-
 /// A generation that this CRIU may not understand.
 pub(crate) fn examine(criu: &Criu, generation: &GenerationView) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -195,19 +172,4 @@ pub(crate) fn failed(failed: &FailedHelper) -> BackendError {
         processes: &[],
         sockets: &[],
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn others_get_pids_that_are_not_taken() {
-        let set = |pids: &[i32]| pids.iter().copied().collect::<BTreeSet<i32>>();
-        assert_eq!(free_above(120, &set(&[100, 120]), 32768), 121);
-        assert_eq!(free_above(0, &set(&[100, 150]), 32768), 151);
-        let near = free_above(32700, &set(&[100, 310, 500, 32700]), 32768);
-        assert_eq!(near, 501);
-        assert_eq!(free_above(32700, &set(&[32700]), 32768), 300);
-    }
 }

@@ -1,8 +1,8 @@
 //! What stands against saving a running application, seen without touching it. The engine looks again, closer, before
 //! it stops anything: only the container's inside shows what a mapping or a socket really is.
 
+use stasis_plugin_api::outside;
 use stasis_plugin_api::prelude::*;
-use std::collections::HashMap;
 
 /// A descriptor that is refused: how it shows, why, what to do.
 const DESCRIPTORS: [(&str, &str, &str); 7] = [
@@ -24,8 +24,10 @@ pub(super) fn instance(instance: &InstanceView) -> Vec<Finding> {
         findings.extend(process.descriptors.iter().filter_map(|d| descriptor(d, &who)));
         findings.extend(process.special_mappings.iter().filter_map(|m| mapping(m, &who)));
     }
-    findings.extend(strays(instance));
-    findings.extend(survey.sockets.iter().filter(|s| connected(s)).map(|s| connection(s, survey)));
+    let why = "its parent ended, or it was started beside the application: the application's own tree is saved only";
+    let help = "keep it in the foreground of whoever starts it; wait until an `exec` is over";
+    findings.extend(instance.strays().into_iter().map(|p| outside::detached(p, why, help)));
+    findings.extend(survey.sockets.iter().filter(|s| s.is_connection()).map(|s| connection(s, survey)));
     findings
 }
 
@@ -39,7 +41,7 @@ fn descriptor(descriptor: &DescriptorInfo, who: &str) -> Option<Finding> {
             help,
         ));
     }
-    device(&descriptor.device).then(|| {
+    descriptor.is_stateful_device().then(|| {
         let why = "the native engine does not know what state is in this device";
         Finding::fatal("device", object(), why, "let the application close it before saving")
     })
@@ -56,62 +58,13 @@ fn mapping(object: &str, who: &str) -> Option<Finding> {
     })
 }
 
-/// Whether it is a device with a state of its own: all but memory (1), terminals (5, 136 to 143).
-fn device(text: &str) -> bool {
-    let mut parts = text.split(':');
-    let kind = parts.next().unwrap_or_default();
-    let major: u32 = parts.next().and_then(|m| m.parse().ok()).unwrap_or(0);
-    match kind {
-        "char" => !matches!(major, 1 | 5 | 136..=143),
-        "block" => true,
-        _ => false,
-    }
-}
-
-fn connected(socket: &SocketInfo) -> bool {
-    socket.protocol.starts_with("tcp") && socket.state == "established"
-}
-
 fn connection(socket: &SocketInfo, survey: &Survey) -> Finding {
-    let name = survey.processes.iter().find(|p| p.pid == socket.pid).map_or("?", |p| p.name.as_str());
-    let object = format!(
-        "TCP connection of {name} (pid {}) from {}:{} to {}:{}",
-        socket.pid, socket.local, socket.local_port, socket.peer, socket.peer_port
-    );
     Finding::fatal(
         "tcp",
-        object,
+        socket.shown(survey),
         "the state of an open connection is not saved",
         "wait until it is closed, or take another backend: criu can close or keep it",
     )
-}
-
-/// Processes that are neither below the application's first one nor below a command beside it.
-fn strays(instance: &InstanceView) -> Vec<Finding> {
-    let parents: HashMap<i32, i32> = instance.survey.processes.iter().map(|p| (p.pid, p.parent)).collect();
-    let below = |mut pid: i32| {
-        for _ in 0..=parents.len() {
-            if pid == instance.application || instance.survey.beside.contains(&pid) {
-                return true;
-            }
-            match parents.get(&pid) {
-                Some(parent) => pid = *parent,
-                None => return false,
-            }
-        }
-        false
-    };
-    let stray = instance.survey.processes.iter().filter(|p| !below(p.pid));
-    stray
-        .map(|p| {
-            Finding::fatal(
-                "detached",
-                format!("{} (pid {})", p.name, p.pid),
-                "its parent ended, or it was started beside the application: the application's own tree is saved only",
-                "keep it in the foreground of whoever starts it; wait until an `exec` is over",
-            )
-        })
-        .collect()
 }
 
 #[cfg(test)]

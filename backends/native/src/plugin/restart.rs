@@ -2,14 +2,13 @@
 
 use super::capture::{CORE, TMPFS};
 use super::{launch, options};
+use stasis_plugin_api::outside;
 use stasis_plugin_api::prelude::*;
 use std::collections::BTreeSet;
 use std::path::Path;
 
 /// A slow disk reads so many bytes in a second; the deadline of a restart follows from it.
 const SLOWEST: u64 = 50 << 20;
-/// Processes of ours, and what the application starts at once, get pids from this range.
-const ROOM: i32 = 1000;
 
 /// The plan.
 pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartPlan> {
@@ -46,11 +45,12 @@ pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartP
         ..Helper::default()
     };
     let pids = pids(generation);
+    let pid_max = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
     Ok(RestartPlan::Rebuild {
         needs,
         helper,
         root: RestoredRoot::PidFile(pid_file),
-        reserve_pids_up_to: free_above(&pids, pid_max()),
+        reserve_pids_up_to: outside::free_above(&pids, outside::pid_max(&pid_max)),
     })
 }
 
@@ -65,30 +65,6 @@ fn pids(generation: &GenerationView) -> BTreeSet<i32> {
     let recorded = list.into_iter().flatten().filter_map(serde_json::Value::as_i64);
     let recorded = recorded.filter_map(|pid| i32::try_from(pid).ok());
     recorded.chain(generation.processes.iter().copied()).collect()
-}
-
-fn pid_max() -> i32 {
-    let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
-    text.trim().parse().unwrap_or(32768)
-}
-
-/// A pid above which there is room for others: above all of the generation's, or in a gap between them when
-/// those reach the end of the range.
-fn free_above(taken: &BTreeSet<i32>, max: i32) -> i32 {
-    let highest = taken.last().copied().unwrap_or(0);
-    if highest < max - ROOM {
-        // The engine's own processes of this restart must not meet those of the next generation.
-        return highest + 1;
-    }
-    // The kernel starts over at 300.
-    let mut from = 300;
-    for pid in taken.range(300..) {
-        if pid - from > ROOM {
-            break;
-        }
-        from = *pid + 1;
-    }
-    from
 }
 
 /// A generation that this engine cannot understand.
@@ -108,15 +84,6 @@ pub(super) fn examine(generation: &GenerationView) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn others_get_pids_that_are_not_taken() {
-        let set = |pids: &[i32]| pids.iter().copied().collect::<BTreeSet<i32>>();
-        assert_eq!(free_above(&set(&[100, 120]), 32768), 121);
-        assert_eq!(free_above(&set(&[100, 150]), 32768), 151);
-        assert_eq!(free_above(&set(&[100, 310, 500, 32700]), 32768), 501);
-        assert_eq!(free_above(&set(&[32700]), 32768), 300);
-    }
 
     #[test]
     fn what_was_saved_is_read_from_the_facts() {

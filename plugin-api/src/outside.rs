@@ -1,0 +1,146 @@
+//! What engines that save a tree from outside of it look for in a survey, and how they keep pids apart. Pure.
+
+use crate::report::Finding;
+use crate::request::InstanceView;
+use crate::survey::{DescriptorInfo, ProcessInfo, SocketInfo, Survey};
+use std::collections::{BTreeSet, HashMap};
+
+/// Processes of the runtime's and the engine's own, and what an application starts at once after a restart, get pids
+/// from a range of this size.
+const ROOM: i32 = 1000;
+
+impl DescriptorInfo {
+    /// Whether it is a device with a state of its own: all but memory (1) and terminals (5, 136 to 143).
+    #[must_use]
+    pub fn is_stateful_device(&self) -> bool {
+        let mut parts = self.device.split(':');
+        let kind = parts.next().unwrap_or_default();
+        let major: u32 = parts.next().and_then(|m| m.parse().ok()).unwrap_or(0);
+        match kind {
+            "char" => !matches!(major, 1 | 5 | 136..=143),
+            "block" => true,
+            _ => false,
+        }
+    }
+}
+
+impl SocketInfo {
+    /// Whether it is a TCP connection.
+    #[must_use]
+    pub fn is_connection(&self) -> bool {
+        self.protocol.starts_with("tcp") && self.state == "established"
+    }
+
+    /// As an object of a finding: with its process and both ends.
+    #[must_use]
+    pub fn shown(&self, survey: &Survey) -> String {
+        let name = survey.processes.iter().find(|p| p.pid == self.pid).map_or("?", |p| p.name.as_str());
+        format!(
+            "TCP connection of {name} (pid {}) from {}:{} to {}:{}",
+            self.pid, self.local, self.local_port, self.peer, self.peer_port
+        )
+    }
+}
+
+impl InstanceView {
+    /// The processes that are neither below the application's first one nor below a command beside it.
+    #[must_use]
+    pub fn strays(&self) -> Vec<&ProcessInfo> {
+        let parents: HashMap<i32, i32> = self.survey.processes.iter().map(|p| (p.pid, p.parent)).collect();
+        let below = |mut pid: i32| {
+            for _ in 0..=parents.len() {
+                if pid == self.application || self.survey.beside.contains(&pid) {
+                    return true;
+                }
+                match parents.get(&pid) {
+                    Some(parent) => pid = *parent,
+                    None => return false,
+                }
+            }
+            false
+        };
+        self.survey.processes.iter().filter(|p| !below(p.pid)).collect()
+    }
+}
+
+/// A finding about a process that is not in the tree.
+#[must_use]
+pub fn detached(process: &ProcessInfo, why: &str, help: &str) -> Finding {
+    Finding::fatal("detached", format!("{} (pid {})", process.name, process.pid), why, help)
+}
+
+/// The most pids that this host has.
+#[must_use]
+pub fn pid_max(text: &str) -> i32 {
+    text.trim().parse().unwrap_or(32768)
+}
+
+/// A pid above which there is room for others: above all of a generation's, or in a gap between them when those reach
+/// the end of the range. `max` is the host's `kernel.pid_max`.
+#[must_use]
+pub fn free_above(taken: &BTreeSet<i32>, max: i32) -> i32 {
+    let highest = taken.last().copied().unwrap_or(0);
+    if highest < max - ROOM {
+        // The engine's own processes of this restart must not meet those of the next generation.
+        return highest + 1;
+    }
+    // The kernel starts over at 300.
+    let mut from = 300;
+    for pid in taken.range(300..) {
+        if pid - from > ROOM {
+            break;
+        }
+        from = *pid + 1;
+    }
+    from
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_get_pids_that_are_not_taken() {
+        let set = |pids: &[i32]| pids.iter().copied().collect::<BTreeSet<i32>>();
+        assert_eq!(free_above(&set(&[100, 120]), 32768), 121);
+        assert_eq!(free_above(&set(&[]), 32768), 1);
+        assert_eq!(free_above(&set(&[100, 310, 500, 32700]), 32768), 501);
+        assert_eq!(free_above(&set(&[32700]), 32768), 300);
+        assert_eq!((pid_max("4194304\n"), pid_max("")), (4_194_304, 32768));
+    }
+
+    #[test]
+    fn devices_with_a_state() {
+        let stateful = |device: &str| {
+            DescriptorInfo { device: device.to_owned(), ..DescriptorInfo::default() }.is_stateful_device()
+        };
+        for (device, state) in [
+            ("", false),
+            ("char:1:3", false),
+            ("char:5:2", false),
+            ("char:136:0", false),
+            ("char:195:0", true),
+            ("char:10:229", true),
+            ("block:8:0", true),
+            ("nonsense", false),
+        ] {
+            assert_eq!(stateful(device), state, "{device}");
+        }
+    }
+
+    #[test]
+    fn who_is_outside_of_the_tree() {
+        let process = |pid, parent| ProcessInfo { pid, parent, ..ProcessInfo::default() };
+        let processes = vec![
+            process(100, 1),
+            process(101, 100),
+            process(102, 101),
+            process(103, 1),
+            process(104, 9),
+            process(105, 105),
+        ];
+        let survey = Survey { processes, beside: vec![9], ..Survey::default() };
+        let view = InstanceView { application: 100, survey, ..InstanceView::default() };
+        assert_eq!(view.strays().iter().map(|p| p.pid).collect::<Vec<_>>(), [103, 105]);
+    }
+}
