@@ -43,7 +43,7 @@ pub fn capture<T>(
         }
         again()?;
     }
-    let dumped = dump(true)?;
+    let dumped = dump(true).inspect_err(|_| let_run_on(host, before))?;
     let saved = host.survey().and_then(|survey| Ok((survey, host.save_tmpfs(file)?)));
     if saved.is_err() || !request.stop_after {
         let now = saved.as_ref().map_or(before, |(survey, _)| survey);
@@ -52,6 +52,15 @@ pub fn capture<T>(
         return run_on.map(|()| Still { dumped, survey, tmpfs });
     }
     saved.map(|(survey, tmpfs)| Still { dumped, survey, tmpfs })
+}
+
+/// An engine that was killed may have left some of them stopped. What cannot be mended here is told by its error.
+fn let_run_on(host: &Host<'_>, before: &Survey) {
+    if let Ok(now) = host.survey() {
+        let stopped = |pid: &i32| now.processes.iter().any(|p| p.pid == *pid && p.state == "T");
+        let pids: Vec<i32> = now.stopped_since(before).into_iter().filter(stopped).collect();
+        let _ = host.signal(&pids, SIGCONT);
+    }
 }
 
 impl Survey {

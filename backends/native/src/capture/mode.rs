@@ -1,13 +1,11 @@
 //! Whether a copy of the processes is saved while they run on, or they themselves while they stand still.
 
 use crate::proc::{self, maps};
-use std::fs;
 
 /// Flags of mappings that a copy by fork does not keep: left out, emptied, or not locked any more.
 const NOT_COPIED: [&str; 3] = ["dc", "wf", "lo"];
 
-/// Why the processes should not be copied; `None` when they can be. `room` is what the caller knows of the memory that
-/// the job has left; a container rarely shows it.
+/// Why the processes should not be copied; `None` when they can be. `room` is the memory that the job has left.
 pub(crate) fn against_copies(members: &[i32], room: Option<u64>) -> Option<String> {
     let mut resident = 0;
     for pid in members {
@@ -17,7 +15,7 @@ pub(crate) fn against_copies(members: &[i32], room: Option<u64>) -> Option<Strin
         }
         resident += memory(*pid);
     }
-    let room = [room, self::room()].into_iter().flatten().min()?;
+    let room = room?;
     // Running on, the application may write to all of its memory, and every page written exists twice. When that does
     // not fit the kernel ends the copy first, but the application next where the copy's memory is not free at once.
     (room < resident).then(|| {
@@ -44,32 +42,6 @@ fn memory(pid: i32) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = line.and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or(0) << 10
-}
-
-/// Bytes that the job's cgroup still has, where that can be seen.
-fn room() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    groups
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.splitn(3, ':');
-            let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-            match controllers {
-                "" => left(&format!("/sys/fs/cgroup{path}"), "memory.max", "memory.current"),
-                "memory" => {
-                    let directory = format!("/sys/fs/cgroup/memory{path}");
-                    left(&directory, "memory.limit_in_bytes", "memory.usage_in_bytes")
-                }
-                _ => None,
-            }
-        })
-        .min()
-}
-
-fn left(directory: &str, limit: &str, usage: &str) -> Option<u64> {
-    let number =
-        |name: &str| fs::read_to_string(format!("{directory}/{name}")).ok()?.trim().parse::<u64>().ok();
-    Some(number(limit)?.saturating_sub(number(usage)?))
 }
 
 #[cfg(test)]

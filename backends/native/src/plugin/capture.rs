@@ -1,7 +1,8 @@
 //! A capture: the engine run inside the container, then what it leaves out.
 
+use super::cgroup::{self, Room};
 use super::explain::{Outcome, explain};
-use super::{cgroup, launch, options};
+use super::{launch, options};
 use crate::model::Image;
 use stasis_plugin_api::prelude::*;
 use stasis_plugin_api::still;
@@ -18,13 +19,13 @@ pub(super) const CORE: &str = "core.json";
 const FILES: &str = "files";
 /// Left for hashing and answering when the engine takes all of the time given.
 const RESERVE: Duration = Duration::from_secs(2);
-/// Expected to be written while it is saved, at least.
-const LEAST: u64 = 64 << 20;
 
 /// Saves.
 pub(super) fn capture(host: &Host<'_>, request: &CaptureRequest) -> Result<CaptureReport> {
     request.instance.room()?;
-    let capturing = Capturing { host, request, no_copy: no_room(&request.instance.survey) };
+    let room = cgroup::room();
+    let no_copy = too_many(&request.instance.survey, &room);
+    let capturing = Capturing { host, request, room, no_copy };
     let again = || empty(&request.instance.staging);
     let still =
         still::capture(host, request, TMPFS, again, |stopped| Ok((capturing.dump(stopped)?, stopped)))?;
@@ -32,24 +33,11 @@ pub(super) fn capture(host: &Host<'_>, request: &CaptureRequest) -> Result<Captu
     capturing.report(said, &still.survey, &still.tmpfs, *stopped)
 }
 
-/// Why there can be no copies of the processes: what is written while they are saved exists twice. A quarter of the
-/// memory is expected to be, and every process is there twice.
-fn no_room(survey: &Survey) -> Option<String> {
-    let room = cgroup::room();
-    let resident: u64 = survey.processes.iter().map(|p| p.resident).sum();
-    let (bytes, tasks) = ((resident / 4).max(LEAST), 2 * survey.processes.len() as u64);
-    let mib = |bytes: u64| bytes >> 20;
-    match (room.memory.filter(|left| *left < bytes), room.tasks.filter(|left| *left < tasks)) {
-        (Some(left), _) => Some(format!(
-            "a copy may need {} MiB, and {} MiB are left in the job's control group",
-            mib(bytes),
-            mib(left)
-        )),
-        (None, Some(left)) => {
-            Some(format!("a copy needs {tasks} processes, and {left} are left in the job's control group"))
-        }
-        (None, None) => None,
-    }
+/// Why there can be no copies of the processes: each is there twice. Whether there is memory for them the engine says.
+fn too_many(survey: &Survey, room: &Room) -> Option<String> {
+    let tasks = 2 * survey.processes.len() as u64;
+    let left = room.tasks.filter(|left| *left < tasks)?;
+    Some(format!("a copy needs {tasks} processes, and {left} are left in the job's control group"))
 }
 
 fn staging_failed(path: &Path, e: std::io::Error) -> BackendError {
@@ -71,6 +59,8 @@ fn empty(staging: &Path) -> Result<()> {
 struct Capturing<'a, 'h> {
     host: &'a Host<'h>,
     request: &'a CaptureRequest,
+    /// What the job's control group leaves.
+    room: Room,
     /// Why the processes are not copied.
     no_copy: Option<String>,
 }
@@ -83,6 +73,8 @@ impl Capturing<'_, '_> {
         let mut arguments = vec!["dump", "--pid", &pid, "--dir", CAPTURE_DIR];
         let beside: Vec<String> = self.request.instance.survey.beside.iter().map(i32::to_string).collect();
         arguments.extend(beside.iter().flat_map(|pid| ["--beside", pid.as_str()]));
+        let room = self.room.memory.map(|bytes| bytes.to_string());
+        arguments.extend(room.iter().flat_map(|bytes| ["--room", bytes.as_str()]));
         let flag = options::capture_flag(self.host);
         match &flag {
             _ if stopped => arguments.push("--stop"),
