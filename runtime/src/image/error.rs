@@ -21,7 +21,7 @@ pub enum ImageError {
     #[error("directory \"{}\" is not an image: it has none of bin, usr, etc and .singularity.d", path.display())]
     NotAnImage { path: PathBuf },
     /// A place in the network or in a cache.
-    #[error("image \"{given}\" is an address ({scheme}), and images are opened from directories only")]
+    #[error("image \"{given}\" is an address ({scheme}), and an image directory is needed here")]
     Uri { given: String, scheme: String },
     /// A running instance where an image is needed.
     #[error("\"{given}\" names a running instance, and an image is needed here")]
@@ -50,9 +50,11 @@ impl ImageError {
                 "unpack it first, for example with `apptainer build --sandbox DIRECTORY {}`",
                 path.display()
             ),
-            Self::Uri { given, .. } => format!(
-                "unpack it first, for example with `apptainer build --sandbox DIRECTORY {given}`, and give the directory"
-            ),
+            Self::Uri { given, .. } => {
+                format!(
+                    "make a directory of it first with `stasis build --sandbox DIRECTORY {given}`, and give that"
+                )
+            }
             Self::Instance { .. } => {
                 "give an image directory, or use exec, run or shell to enter the instance".to_owned()
             }
@@ -84,7 +86,8 @@ pub(crate) fn io_words(error: &io::Error) -> String {
         Some(errno) => errno.desc().to_lowercase(),
         None => match error.kind() {
             io::ErrorKind::NotFound => "it does not exist".to_owned(),
-            io::ErrorKind::InvalidData => "it is not text in UTF-8".to_owned(),
+            // The standard library's own has no error behind it.
+            io::ErrorKind::InvalidData if error.get_ref().is_none() => "it is not text in UTF-8".to_owned(),
             io::ErrorKind::FileTooLarge => "it is too large".to_owned(),
             _ => error.to_string(),
         },

@@ -15,10 +15,16 @@ use nix::unistd::{AccessFlags, faccessat};
 
 mod error;
 pub mod identity;
-mod inside;
+pub(crate) mod inside;
+pub mod oci;
+pub mod output;
+pub mod singularity;
+pub mod tree;
+pub mod watch;
 
 pub use error::ImageError;
 pub(crate) use error::io_words;
+use oci::types::ContainerConfig;
 
 /// Where an image keeps what is said about it.
 const META: &str = "/.singularity.d";
@@ -60,6 +66,8 @@ impl FileInfo {
 pub struct Image {
     /// What the user typed.
     pub given: String,
+    /// What the application is told as its image's name.
+    pub name: String,
     /// Absolute, links resolved.
     pub root: PathBuf,
     dir: OwnedFd,
@@ -77,6 +85,8 @@ pub struct Image {
     pub has_libs: bool,
     /// From `/.singularity.d/labels.json`; empty when there is none or it is broken.
     pub labels: BTreeMap<String, String>,
+    /// What an image from a registry wants to be run, where it has no shell that could run its runscript.
+    pub oci: Option<ContainerConfig>,
 }
 
 impl Image {
@@ -98,6 +108,7 @@ impl Image {
             .map_err(|errno| at(&path, errno.into()))?;
         let mut image = Self {
             given: arg.to_owned(),
+            name: root.file_name().map_or_else(|| "/".to_owned(), |name| name.to_string_lossy().into_owned()),
             root,
             dir,
             has_sh: false,
@@ -107,6 +118,7 @@ impl Image {
             has_startscript: false,
             has_libs: false,
             labels: BTreeMap::new(),
+            oci: None,
         };
         // Links count also when they lead nowhere: `bin -> usr/bin` of a half-built image is still one.
         let entries = image.list("/").map_err(|source| at(&path, source))?;
@@ -130,6 +142,10 @@ impl Image {
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
+        if !self.has_sh {
+            let config = self.read_small(singularity::OCI_CONFIG, MAX_LABELS).ok();
+            self.oci = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        }
     }
 
     fn executable(&self, path: &str) -> bool {
@@ -160,24 +176,7 @@ impl Image {
     /// # Errors
     /// What the kernel says; `InvalidInput` for anything but a regular file, `FileTooLarge` above the limit.
     pub fn read_small(&self, path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
-        let path = path.as_ref();
-        // Looked at first: opening a device or a pipe has effects of its own.
-        let regular = |fd: &OwnedFd| fstat(fd).is_ok_and(|s| inside::file_type(&s) == SFlag::S_IFREG);
-        let seen = inside::open_in_root(self.dir(), path, OFlag::O_PATH)?;
-        if !regular(&seen) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let fd = inside::open_in_root(self.dir(), path, flags)?;
-        if !regular(&fd) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let mut bytes = Vec::new();
-        File::from(fd).take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > limit {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        Ok(bytes)
+        inside::read_regular(self.dir(), path.as_ref(), limit)
     }
 
     /// The names in a directory inside, sorted, without `.` and `..`; names that are not UTF-8 are left out.

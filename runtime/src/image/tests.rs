@@ -89,12 +89,12 @@ fn what_is_not_an_image_directory_is_told_by_kind() {
     check the spelling; a relative path starts at the working directory
     "#);
     insta::assert_snapshot!(refused("docker://alpine"), @r#"
-    image "docker://alpine" is an address (docker), and images are opened from directories only
-    unpack it first, for example with `apptainer build --sandbox DIRECTORY docker://alpine`, and give the directory
+    image "docker://alpine" is an address (docker), and an image directory is needed here
+    make a directory of it first with `stasis build --sandbox DIRECTORY docker://alpine`, and give that
     "#);
     insta::assert_snapshot!(refused("oci:layout:tag"), @r#"
-    image "oci:layout:tag" is an address (oci), and images are opened from directories only
-    unpack it first, for example with `apptainer build --sandbox DIRECTORY oci:layout:tag`, and give the directory
+    image "oci:layout:tag" is an address (oci), and an image directory is needed here
+    make a directory of it first with `stasis build --sandbox DIRECTORY oci:layout:tag`, and give that
     "#);
     insta::assert_snapshot!(refused("instance://web"), @r#"
     "instance://web" names a running instance, and an image is needed here

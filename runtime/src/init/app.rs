@@ -48,7 +48,7 @@ fn becoming<'a>(
         session: spec.stdio != StdioKind::Inherit,
         controls_terminal: spec.stdio == StdioKind::Pty,
         ignored: engine.map_or(&[], |e| &e.needs.ignore_signals),
-        seccomp: engine.map_or(&[], |e| &e.needs.seccomp),
+        seccomp: engine.map_or(&spec.process.seccomp, |e| &e.needs.seccomp),
         keep_capabilities: keeps_capabilities(spec),
         umask: spec.process.umask,
         ..Becoming::default()
@@ -73,6 +73,11 @@ fn command(spec: &ContainerSpec) -> Vec<String> {
 
 /// Where no init is wanted: this process becomes the application. Returns only the reason why not.
 pub fn become_application(spec: &ContainerSpec, made: &Made, channel: &Channel) -> Error {
+    if spec.process.ends_with_parent
+        && let Err(e) = process::end_with_parent()
+    {
+        return Error::new("cannot tie the application to the command that starts it").because(e.desc());
+    }
     let told = channel.send(&FromInit::Mounted { mode: made.mode, notes: made.notes.clone() });
     if let Err(e) = told {
         return Error::new("the command that started the container is gone").because(&e);

@@ -77,6 +77,14 @@ impl DirHandle {
         }
     }
 
+    /// Opens a directory that may belong to anybody: an image is made in it, or removed from it.
+    pub(crate) fn open_any(path: &Path) -> Result<Self> {
+        match open(path, DIR_FLAGS.difference(OFlag::O_NOFOLLOW), Mode::empty()) {
+            Ok(fd) => Ok(Self { fd, path: path.to_owned() }),
+            Err(error) => Err(open_error(path, false, error)),
+        }
+    }
+
     /// Opens the directory `name`, which must belong to the user and be writable by nobody else.
     pub(crate) fn child(&self, name: impl AsRef<Path>) -> Result<Self> {
         self.child_unchecked(name)?.trusted()

@@ -26,15 +26,16 @@ use crate::name::{BackendName, CheckpointName};
 pub use commit::{CommitTimes, Committed};
 pub use error::StoreError;
 pub use generation::Generation;
+pub(crate) use layout::DirHandle;
 pub use lock::{Holder, LiveLock};
 pub use manifest::{
     BackendEntry, FileEntry, HostEntry, ImageIdentity, Listening, Manifest, ManifestDraft, ProcessEntry,
 };
 pub use record::{BackendStamp, CheckpointRecord};
+pub(crate) use remove::remove as remove_tree;
 pub use staging::Staging;
 pub use verify::Level;
 
-use layout::DirHandle;
 use lock::ShortLock;
 
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
