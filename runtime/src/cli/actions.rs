@@ -4,9 +4,11 @@
 use crate::cli::action_args::ActionArgs;
 use crate::cli::compat::CompatArgs;
 use crate::cli::engine::{self, Chosen};
+use crate::cli::images::{self, Opened};
 use crate::cli::teller::Terminal;
 use crate::cli::{Session, join, output, report};
 use crate::error::{Error, Result};
+use crate::image::oci::Rooted;
 use crate::image::{Image, identity};
 use crate::monitor::direct;
 use crate::monitor::foreground::Foreground;
@@ -33,7 +35,8 @@ pub struct ExecArgs {
     action: ActionArgs,
     #[command(flatten)]
     compat: CompatArgs,
-    /// An image directory, instance://NAME, or - for the recorded image of a restart
+    /// An image directory, docker://NAME or another name of an image, instance://NAME, or - for the
+    /// recorded image of a restart
     image: String,
     /// The command and its arguments; none at a restart
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -47,7 +50,8 @@ pub struct RunArgs {
     action: ActionArgs,
     #[command(flatten)]
     compat: CompatArgs,
-    /// An image directory, instance://NAME, or - for the recorded image of a restart
+    /// An image directory, docker://NAME or another name of an image, instance://NAME, or - for the
+    /// recorded image of a restart
     image: String,
     /// Arguments of the runscript
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -61,9 +65,13 @@ pub struct ShellArgs {
     action: ActionArgs,
     #[command(flatten)]
     compat: CompatArgs,
-    /// An image directory, instance://NAME, or - for the recorded image of a restart
+    /// An image directory, docker://NAME or another name of an image, instance://NAME, or - for the
+    /// recorded image of a restart
     image: String,
 }
+
+/// The kind of an image that was fetched by name: its digest is its identity.
+const FETCHED: &str = "oci";
 
 /// What is to be started.
 pub struct Wanted {
@@ -163,6 +171,8 @@ pub struct Planned {
     pub order: MonitorOrder,
     /// The library.
     pub library: Option<OwnedFd>,
+    /// Keeps a fetched image in the cache while this process lives.
+    pub rooted: Option<Rooted>,
 }
 
 /// What a restart goes back to.
@@ -186,15 +196,22 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
     let engine = wanted.args.wants_engine();
     check_flags(&wanted)?;
     let back = back(session, &mut wanted)?;
-    let image = match (&back, wanted.image.as_str()) {
-        (Some(back), "-") => Image::open(&back.spec.root.directory.to_string_lossy())?,
+    let Opened { image, rooted } = match (&back, wanted.image.as_str()) {
+        (Some(back), "-") => recorded_image(session, back)?,
         (None, "-") => {
             return Err(Error::usage("\"-\" means the image of a saved state, and nothing is brought back"));
         }
-        (_, given) => Image::open(given)?,
+        (_, given) => images::open(session, given)?,
     };
+    if rooted.is_some() && wanted.args.writable {
+        return Err(Error::usage("--writable would change an image of the cache, which others use as well")
+            .help(format!(
+                "make a directory of it with `stasis build --sandbox DIRECTORY {}`",
+                wanted.image
+            )));
+    }
     let name = wanted.name.as_ref().map_or_else(|| made_name(&wanted), ToString::to_string);
-    let identity = identify(&image, back.as_ref())?;
+    let identity = identify(&image, rooted.as_ref(), back.as_ref())?;
     let mut spec = match &back {
         Some(back) => again(back, &wanted, &typed, &image, &facts, &name)?,
         None => resolve::resolve(&wanted.action, &wanted.args, &image, &facts, &name, engine)?,
@@ -235,7 +252,7 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
         foreground: wanted.name.is_none(),
         size,
     };
-    Ok(Some(Planned { order, library }))
+    Ok(Some(Planned { order, library, rooted }))
 }
 
 fn check_flags(wanted: &Wanted) -> Result<()> {
@@ -331,13 +348,30 @@ fn back(session: &Session, wanted: &mut Wanted) -> Result<Option<Back>> {
     Ok(Some(Back { generation, spec }))
 }
 
+/// What `-` means: an image that was fetched by name is fetched again, should it be gone.
+fn recorded_image(session: &Session, back: &Back) -> Result<Opened> {
+    let recorded = &back.generation.manifest().image;
+    match recorded.kind.as_str() {
+        FETCHED => images::open_recorded(session, &recorded.path, recorded.digest.as_deref()),
+        _ => images::open(session, &back.spec.root.directory.to_string_lossy()),
+    }
+}
+
 /// The image as it is; at a restart it has to be the recorded one.
-fn identify(image: &Image, back: Option<&Back>) -> Result<ImageIdentity> {
-    let mut found = ImageIdentity {
-        kind: "directory".to_owned(),
-        path: image.root.to_string_lossy().into_owned(),
-        fingerprint: identity::fingerprint(image)?,
-        digest: None,
+fn identify(image: &Image, rooted: Option<&Rooted>, back: Option<&Back>) -> Result<ImageIdentity> {
+    let mut found = match rooted {
+        Some(rooted) => ImageIdentity {
+            kind: FETCHED.to_owned(),
+            path: rooted.name.clone(),
+            fingerprint: rooted.digest.to_string(),
+            digest: Some(rooted.digest.to_string()),
+        },
+        None => ImageIdentity {
+            kind: "directory".to_owned(),
+            path: image.root.to_string_lossy().into_owned(),
+            fingerprint: identity::fingerprint(image)?,
+            digest: None,
+        },
     };
     let Some(back) = back else { return Ok(found) };
     let recorded = &back.generation.manifest().image;

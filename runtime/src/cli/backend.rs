@@ -1,9 +1,9 @@
 //! `backend list|info|check`.
 
+use crate::cli::images::{self, Opened};
 use crate::cli::teller::Terminal;
 use crate::cli::{Session, engine, instance, output};
 use crate::error::{Error, Result};
-use crate::image::Image;
 use crate::launch::userns;
 use crate::monitor::client;
 use crate::monitor::control::{Reply, Request};
@@ -52,7 +52,7 @@ pub struct InfoArgs {
 pub struct CheckArgs {
     /// Which; all when not given
     backend: Option<String>,
-    /// An image directory, instance://NAME, or checkpoint://NAME[@GEN]
+    /// An image directory, docker://NAME, instance://NAME, or checkpoint://NAME[@GEN]
     subject: Option<String>,
     /// For programs
     #[arg(short, long)]
@@ -229,11 +229,13 @@ fn subject_of(session: &Session, text: &str) -> Result<Subject> {
     if let Some(reference) = text.strip_prefix("checkpoint://") {
         let reference: CheckpointRef = reference.parse()?;
         let generation = session.store()?.checkpoint(&reference.name)?.generation(reference.generation)?;
-        let image = &generation.manifest().image;
-        let image = ImageView { name: image.path.clone(), root: image.path.clone().into() };
+        let manifest = generation.manifest();
+        // Where the image is, the container's spec says: its name may be an address.
+        let root = manifest.spec["root"]["directory"].as_str().unwrap_or(&manifest.image.path);
+        let image = ImageView { name: manifest.image.path.clone(), root: root.into() };
         return Ok(Subject::Generation { generation: crate::monitor::restart::view(&generation), image });
     }
-    let image = Image::open(text)?;
+    let Opened { image, .. } = images::open(session, text)?;
     let script =
         if image.has_startscript { "/.singularity.d/startscript" } else { "/.singularity.d/runscript" };
     let process = ProcessView { argv: vec![script.to_owned()], ..ProcessView::default() };

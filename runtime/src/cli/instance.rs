@@ -44,7 +44,8 @@ pub struct StartArgs {
     /// Write the pid of the container's first process into this file
     #[arg(long, value_name = "FILE")]
     pid_file: Option<std::path::PathBuf>,
-    /// An image directory, or - for the recorded image of a restart
+    /// An image directory, docker://NAME or another name of an image, or - for the recorded image of a
+    /// restart
     image: String,
     /// The instance's name
     name: String,

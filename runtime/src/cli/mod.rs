@@ -3,10 +3,12 @@
 pub mod action_args;
 pub mod actions;
 pub mod backend;
+pub mod build;
 pub mod checkpoint;
 pub mod compat;
 pub mod engine;
 pub mod generated;
+pub mod images;
 pub mod instance;
 pub mod join;
 pub mod output;
@@ -64,6 +66,13 @@ enum Command {
     Run(actions::RunArgs),
     /// Run a shell in a container
     Shell(actions::ShellArgs),
+    /// Make an image out of a definition file or another image
+    Build(build::BuildArgs),
+    /// Fetch an image
+    Pull(images::PullArgs),
+    /// What is kept of fetched images
+    #[command(subcommand)]
+    Cache(images::CacheCommand),
     /// Containers in the background
     #[command(subcommand)]
     Instance(instance::InstanceCommand),
@@ -150,6 +159,9 @@ fn run(cli: Cli) -> Result<i32> {
         Command::Exec(args) => actions::exec(&session, args),
         Command::Run(args) => actions::run(&session, args),
         Command::Shell(args) => actions::shell(&session, args),
+        Command::Build(args) => build::run(&session, &args),
+        Command::Pull(args) => images::pull(&session, &args),
+        Command::Cache(command) => images::run_cache(&session, &command),
         Command::Instance(command) => instance::run(&session, command),
         Command::Checkpoint(command) => checkpoint::run(&session, command).map(|()| 0),
         Command::Backend(command) => backend::run(&session, command),
