@@ -1,7 +1,9 @@
 //! What must work.
 
+mod build;
 mod criu;
 mod foreground;
+mod oci;
 mod programs;
 mod terminals;
 mod transcript;

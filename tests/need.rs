@@ -125,6 +125,41 @@ pub(crate) fn uidmap() -> Probe {
     Ok(())
 }
 
+/// A registry to have images from, and what fills it.
+pub(crate) fn registry() -> Probe {
+    on_path(&["docker-registry", "skopeo", "htpasswd"])
+}
+
+/// What makes certificates.
+pub(crate) fn openssl() -> Probe {
+    on_path(&["openssl"])
+}
+
+/// What makes a Debian out of nothing, and a place to have its packages from.
+pub(crate) fn mmdebstrap() -> Probe {
+    on_path(&["mmdebstrap", "apt-get", "fakechroot", "fakeroot"])?;
+    static FOUND: OnceLock<Probe> = OnceLock::new();
+    FOUND
+        .get_or_init(|| {
+            let out = Command::new("apt-get").args(["download", "--print-uris", "hostname"]).output();
+            let text = out.map(|out| String::from_utf8_lossy(&out.stdout).into_owned()).unwrap_or_default();
+            match text.split('\'').nth(1) {
+                Some(_) => Ok(()),
+                None => Err("this host has no mirror to have packages from".to_owned()),
+            }
+        })
+        .clone()
+}
+
+fn on_path(programs: &[&str]) -> Probe {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let missing = |name: &&&str| !std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
+    match programs.iter().find(missing) {
+        Some(name) => Err(format!("{name} is not installed here")),
+        None => Ok(()),
+    }
+}
+
 /// Notes for the end of the test run that an engine has really saved something and brought it back.
 pub(crate) fn exercised(engine: &str, version: &str) -> std::io::Result<()> {
     let Some(record) = std::env::var_os("STASIS_TESTS_RECORD") else { return Ok(()) };

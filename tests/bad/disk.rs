@@ -11,7 +11,7 @@ use crate::need::need;
 
 /// Mounts a small file system that only the thread of this test and what it starts can see: nothing of it reaches the
 /// host, and it goes away with them.
-fn small(at: &Path, uid: u32, mebibytes: u32) -> nix::Result<()> {
+pub(super) fn small(at: &Path, uid: u32, mebibytes: u32) -> nix::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
     let options = format!("size={mebibytes}m,mode=0700,uid={uid},gid={uid}");

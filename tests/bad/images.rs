@@ -38,10 +38,10 @@ fn what_is_no_image() {
     FATAL:   image "$DIR/image.sif" is a SIF file, and only image directories can be opened by this version
              hint:    unpack it first, for example with `apptainer build --sandbox DIRECTORY $DIR/image.sif`
     "#);
-    insta::assert_snapshot!(told("docker://python:3.11"), @r#"
+    insta::assert_snapshot!(told("docker-daemon:python:3.11"), @r#"
     exit 255
-    FATAL:   image "docker://python:3.11" is an address (docker), and images are opened from directories only
-             hint:    unpack it first, for example with `apptainer build --sandbox DIRECTORY docker://python:3.11`, and give the directory
+    FATAL:   image "docker-daemon:python:3.11" cannot be had: docker-daemon is not supported
+             hint:    there are docker://[HOST[:PORT]/]NAME[:TAG|@DIGEST], oci:DIRECTORY[:TAG], oci-archive:FILE[:TAG] and docker-archive:FILE[:NAME:TAG]
     "#);
     symlink("loop", env.path("loop")).unwrap();
     insta::assert_snapshot!(told(&place("loop")), @r#"
