@@ -15,10 +15,12 @@ mod generations;
 mod images;
 mod names;
 mod namespaces;
+mod native;
 mod oci;
 mod plugins;
 mod programs;
 mod restarts;
+mod sif;
 mod strangers;
 
 use crate::env::{Env, Who};

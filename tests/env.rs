@@ -38,6 +38,8 @@ pub(crate) struct Env {
     pub(crate) site: &'static Site,
     dir: TempDir,
     uid: u32,
+    /// Ordinary users find an open `/dev/fuse`, whatever the host says.
+    open_fuse: bool,
     /// A file of subordinate ids that the user's commands see in place of the host's.
     granted: Option<PathBuf>,
     vars: BTreeMap<String, String>,
@@ -55,7 +57,8 @@ impl Env {
         let dir = tempfile::Builder::new().prefix("stasis-t-").tempdir_in("/tmp")?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
         let config = dir.path().join("plugins.toml");
-        let mut env = Self { site: site()?, config, dir, uid, granted: None, vars: BTreeMap::new() };
+        let mut env =
+            Self { site: site()?, config, dir, uid, open_fuse: false, granted: None, vars: BTreeMap::new() };
         for (name, value) in [("LC_ALL", "C.UTF-8"), ("TERM", "dumb"), ("TZ", "UTC"), ("COLUMNS", "100")] {
             env.set(name, value);
         }
@@ -72,7 +75,10 @@ impl Env {
             let path = env.make_dir(place)?;
             env.set(name, &path.to_string_lossy());
         }
-        env.configure(&format!("order = [\"dmtcp\"]\n[backends.dmtcp]\n[backends.faulty]\n{}", env.criu()))?;
+        env.configure(&format!(
+            "order = [\"dmtcp\"]\n[backends.dmtcp]\n[backends.native]\n[backends.faulty]\n{}",
+            env.criu()
+        ))?;
         own(env.dir.path(), uid)?;
         if who == Who::Granted {
             // The tools that map want to know the user's name.
@@ -153,17 +159,51 @@ impl Env {
         Ok(to)
     }
 
+    /// Opens `/dev/fuse` to this test's commands, for which root has to run the tests.
+    pub(crate) fn open_fuse(&mut self) -> Outcome<()> {
+        fs::create_dir(self.path("fuse"))?;
+        self.open_fuse = true;
+        Ok(())
+    }
+
     /// Any program in the surroundings of this test.
     pub(crate) fn program(&self, program: &str) -> Command {
         let mut command = match &self.granted {
-            None => Command::new(program),
-            Some(file) => with_ids(file, self.uid, program),
+            None if !self.open_fuse => Command::new(program),
+            _ => self.in_its_own_view(program),
         };
         command.env_clear().envs(&self.vars).current_dir(self.path("home"));
-        if self.granted.is_none() {
+        if self.granted.is_none() && !self.open_fuse {
             as_user(&mut command, self.uid);
         }
         command
+    }
+
+    /// A program that finds other subordinate ids than the host grants, or an open `/dev/fuse`, run as the user.
+    fn in_its_own_view(&self, program: &str) -> Command {
+        let ids = "mount --bind \"$1\" /etc/subuid; mount --bind \"$1\" /etc/subgid; mount --bind \"$2\" /etc/passwd;";
+        let fuse = "mount -t tmpfs stasis \"$3\"; mknod -m 666 \"$3/fuse\" c 10 229
+            mount --bind \"$3/fuse\" /dev/fuse; umount -l \"$3\";";
+        let run = "uid=$4; shift 4; exec setpriv --reuid \"$uid\" --regid \"$uid\" --clear-groups -- \"$@\"";
+        let part = |wanted: bool, text: &'static str| if wanted { text } else { "" };
+        let script = [part(self.granted.is_some(), ids), part(self.open_fuse, fuse), run].join("\n");
+        let file = self.granted.clone().unwrap_or_default();
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--", "sh", "-ec", &script, "view"])
+            .arg(&file)
+            .arg(file.with_extension("passwd"))
+            .arg(self.path("fuse"))
+            .arg(self.uid.to_string())
+            .arg(program);
+        command
+    }
+
+    /// A SIF file made of a test image, by the user.
+    pub(crate) fn sif(&self, from: &str, name: &str) -> Outcome<PathBuf> {
+        let (to, image) = (self.path(name), self.site.image(from));
+        self.ok(&["build", &to.to_string_lossy(), &image.to_string_lossy()])?;
+        Ok(to)
     }
 
     /// A command line of ours.
@@ -314,21 +354,6 @@ impl Drop for Env {
         // Where a test has mounted a file system of its own, the directory could not be removed.
         let _ = umount2(&self.path("data"), MntFlags::MNT_DETACH);
     }
-}
-
-/// A program that finds other subordinate ids than the host grants, run as `uid`.
-fn with_ids(file: &Path, uid: u32, program: &str) -> Command {
-    let script = "mount --bind \"$1\" /etc/subuid; mount --bind \"$1\" /etc/subgid
-        mount --bind \"$2\" /etc/passwd; uid=$3; shift 3
-        exec setpriv --reuid \"$uid\" --regid \"$uid\" --clear-groups -- \"$@\"";
-    let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "--", "sh", "-ec", script, "with-ids"])
-        .arg(file)
-        .arg(file.with_extension("passwd"))
-        .arg(uid.to_string())
-        .arg(program);
-    command
 }
 
 /// Makes a command run as `uid`, without groups and capabilities, where root runs the tests.

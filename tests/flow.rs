@@ -3,6 +3,9 @@
 mod build;
 mod criu;
 mod foreground;
+mod gpu;
+mod images;
+mod native;
 mod oci;
 mod programs;
 mod terminals;

@@ -64,6 +64,15 @@ pub(crate) fn userns() -> Probe {
         .clone()
 }
 
+/// A host without NVIDIA's driver.
+pub(crate) fn no_gpu() -> Probe {
+    if std::path::Path::new("/dev/nvidiactl").exists() {
+        Err("this host has a driver".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
 /// A real DMTCP.
 pub(crate) fn dmtcp() -> Probe {
     dmtcp_version().map(|_| ())
@@ -111,12 +120,7 @@ pub(crate) fn criu_version() -> Result<String, String> {
 /// Subordinate ids can be played: the tools that map them, and the files that grant them.
 pub(crate) fn uidmap() -> Probe {
     root()?;
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    for tool in ["newuidmap", "newgidmap"] {
-        if !std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()) {
-            return Err(format!("{tool} not found (package uidmap)"));
-        }
-    }
+    on_path(&["newuidmap", "newgidmap"])?;
     for file in ["/etc/subuid", "/etc/subgid"] {
         if !std::path::Path::new(file).is_file() {
             return Err(format!("there is no {file}"));
@@ -149,6 +153,33 @@ pub(crate) fn mmdebstrap() -> Probe {
             }
         })
         .clone()
+}
+
+/// The tools that make and unpack squashfs.
+pub(crate) fn squashfs() -> Probe {
+    on_path(&["mksquashfs", "unsquashfs"])
+}
+
+/// A mount through FUSE is possible; users get an open `/dev/fuse` of their own, which only root can give them.
+pub(crate) fn fuse() -> Probe {
+    root()?;
+    on_path(&["squashfuse_ll"])?;
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    opened.map(drop).map_err(|why| format!("/dev/fuse cannot be opened: {why}"))
+}
+
+/// The kernel mounts files for root.
+pub(crate) fn loop_devices() -> Probe {
+    root()?;
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/loop-control");
+    opened.map(drop).map_err(|why| format!("there are no loop devices: {why}"))?;
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if known.contains("squashfs") { Ok(()) } else { Err("this kernel knows no squashfs".to_owned()) }
+}
+
+/// Somebody's Apptainer.
+pub(crate) fn apptainer() -> Probe {
+    on_path(&["apptainer"])
 }
 
 fn on_path(programs: &[&str]) -> Probe {

@@ -76,7 +76,7 @@ fn publish() -> Result<Site, Box<dyn Error>> {
     fs::create_dir(&site.backends)?;
     fs::create_dir(dir.join("bin"))?;
     fs::copy(stasis, &site.stasis)?;
-    for plugin in ["libstasis_dmtcp.so", "libstasis_criu.so", "libstasis_faulty.so"] {
+    for plugin in ["libstasis_dmtcp.so", "libstasis_criu.so", "libstasis_native.so", "libstasis_faulty.so"] {
         fs::copy(built()?.join(plugin), site.backends.join(plugin))?;
     }
     for file in [&site.backends, &dir.join("bin"), &site.stasis] {

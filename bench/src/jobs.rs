@@ -3,59 +3,141 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::Result;
-use crate::http::{free_port, get};
-use crate::place::{Place, timed};
-use crate::report::Report;
+use serde::Deserialize;
 
-/// The HTTP server holding so much memory, saved by an engine and brought back.
-pub(crate) fn measure(place: &Place, engine: &str, mebibytes: u64, report: &mut Report) -> Result<()> {
-    let (image, size) = (place.image("any"), mebibytes.to_string());
-    let port = free_port().map_err(|why| why.to_string())?;
-    let number = port.to_string();
-    let (mut starts, mut restarts, mut captures, mut pauses, mut disks) =
-        <(Vec<_>, Vec<_>, Vec<_>, Vec<_>, Vec<_>)>::default();
-    for _ in 0..place.runs {
-        let program = ["python3", "/opt/subjects/memory.py", &number, &size];
-        let flags = ["instance", "start", "--backend", engine, "--checkpoint", "bench", &image, "bench"];
-        starts.push(answered(place, &[&flags[..], &program[..]].concat(), port)?);
-        // What a start leaves to be done behind it is over before long, and no capture comes that soon.
-        std::thread::sleep(Duration::from_secs(1));
-        // The first question ends what happened so far, the second one tells the pause of the capture.
-        ask(port, "/gap")?;
-        captures.push(place.stasis(&["checkpoint", "instance", "bench"])?);
-        let gap: u64 = ask(port, "/gap")?.parse().map_err(|_| "the ticker gives no number".to_owned())?;
-        pauses.push(Duration::from_micros(gap));
-        place.stasis(&["instance", "stop", "bench"])?;
-        restarts.push(answered(place, &["instance", "start", "--restart", "bench", &image, "bench"], port)?);
-        if ask(port, "/check")? != "good" {
-            return Err(format!("{engine} brought back {mebibytes} MiB that are not what was saved"));
-        }
-        place.stasis(&["instance", "stop", "bench"])?;
-        place.stasis(&["checkpoint", "delete", "bench"])?;
-        disks.push(disk(place, mebibytes)?);
+use crate::Result;
+use crate::bare::{self, Bare};
+use crate::http::{free_port, get};
+use crate::place::{Place, output, timed};
+use crate::report::{Report, Runs};
+
+/// Waits before a capture: what was written before is on the disk, what a start leaves to be done behind it is over,
+/// and there is memory for the files. In a virtual machine it may still have to come from the host when it is first
+/// touched, which takes longer than the whole capture and meets whoever comes first.
+pub(crate) fn settle(place: &Place, job: &Job) -> Result<()> {
+    written(place, job.mebibytes, &[])?;
+    output(Command::new("sync").arg("-f").arg(place.path("")))?;
+    std::thread::sleep(Duration::from_secs(1));
+    Ok(())
+}
+
+/// The HTTP server holding so much memory.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) port: u16,
+    number: String,
+    size: String,
+    mebibytes: u64,
+}
+
+impl Job {
+    pub(crate) fn new(mebibytes: u64) -> Result<Self> {
+        let port = free_port().map_err(|why| why.to_string())?;
+        Ok(Self { port, number: port.to_string(), size: mebibytes.to_string(), mebibytes })
     }
-    let size = Some(mebibytes);
-    report.add("start to first answer", engine, size, &starts);
-    report.add("capture, complete and durable", engine, size, &captures);
-    report.add("pause seen by the application", engine, size, &pauses);
-    report.add("restart to first answer", engine, size, &restarts);
-    report.add("the disk alone: as much, fsynced", "dd", size, &disks);
-    alone(place, mebibytes, port, report)
+
+    pub(crate) fn program(&self) -> [&str; 4] {
+        ["python3", "/opt/subjects/memory.py", &self.number, &self.size]
+    }
+}
+
+/// What a capture says of itself.
+#[derive(Debug, Deserialize)]
+struct Captured {
+    engine_ms: u64,
+    hash_ms: u64,
+    sync_ms: u64,
+}
+
+/// The job saved by an engine and brought back, beside the engine alone where that is CRIU: each round does all once,
+/// so that what the machine does besides meets both.
+pub(crate) fn measure(
+    place: &Place,
+    engine: &str,
+    mut bare: Option<&Bare>,
+    mebibytes: u64,
+    report: &mut Report,
+) -> Result<()> {
+    let job = Job::new(mebibytes)?;
+    let mut runs = Runs::default();
+    for round in 0..place.runs {
+        // Who comes second finds caches and disk as the first one leaves them.
+        for first in [true, false] {
+            if first == (round % 2 == 0) {
+                ours(place, engine, &job, &mut runs)?;
+            } else if let Some(Err(why)) = bare.map(|bare| bare.run(place, &job, &mut runs)) {
+                report.note(format!("{}, {mebibytes} MiB: {why}", bare::WHO));
+                bare = None;
+            }
+        }
+    }
+    for _ in 0..place.runs {
+        alone(place, &job, &mut runs)?;
+        runs.add("the disk alone: as much, fsynced", "dd", disk(place, mebibytes)?);
+    }
+    runs.tell(Some(mebibytes), report);
+    if bare.is_some() {
+        beside(engine, mebibytes, &runs, report);
+    }
+    Ok(())
+}
+
+/// How many times as long as the engine alone.
+fn beside(engine: &str, mebibytes: u64, runs: &Runs, report: &mut Report) {
+    for what in ["pause seen by the application", "capture: the engine", "restart to first answer"] {
+        report.ratio(what, runs.of(what, engine), runs.of(what, bare::WHO), Some(mebibytes));
+    }
+    let (all, verifying) =
+        (runs.of("restart to first answer", engine), runs.of("restart: verifying", engine));
+    let without: Vec<Duration> = all.iter().zip(verifying).map(|(a, v)| a.saturating_sub(*v)).collect();
+    let bare = runs.of("restart to first answer", bare::WHO);
+    report.ratio("restart without verifying", &without, bare, Some(mebibytes));
+}
+
+fn ours(place: &Place, engine: &str, job: &Job, runs: &mut Runs) -> Result<()> {
+    let image = place.image("any");
+    let flags = ["instance", "start", "--backend", engine, "--checkpoint", "bench", &image, "bench"];
+    let start = answered(place, &[&flags[..], &job.program()].concat(), job.port)?;
+    runs.add("start to first answer", engine, start);
+    settle(place, job)?;
+    // The first question ends what happened so far, the second one tells the pause of the capture.
+    ask(job.port, "/gap")?;
+    capture(place, engine, runs)?;
+    runs.add("pause seen by the application", engine, gap(job.port)?);
+    place.stasis(&["instance", "stop", "bench"])?;
+    let restart = ["instance", "start", "--restart", "bench", &image, "bench"];
+    runs.add("restart to first answer", engine, answered(place, &restart, job.port)?);
+    if ask(job.port, "/check")? != "good" {
+        return Err(format!("{engine} brought back {} MiB that are not what was saved", job.mebibytes));
+    }
+    place.stasis(&["instance", "stop", "bench"])?;
+    // What a restart does before it asks the engine, alone, less what every command costs.
+    let verify = place.stasis(&["checkpoint", "verify", "bench"])?;
+    let nothing = place.stasis(&["checkpoint", "show", "bench"])?;
+    runs.add("restart: verifying", engine, verify.saturating_sub(nothing));
+    place.stasis(&["checkpoint", "delete", "bench"]).map(|_| ())
+}
+
+/// The engine, our hashing and fsync, which run beside each other, and whatever else there is.
+fn capture(place: &Place, engine: &str, runs: &mut Runs) -> Result<()> {
+    let (took, told) = place.told(&["checkpoint", "instance", "--json", "bench"])?;
+    let told: Captured =
+        serde_json::from_str(&told).map_err(|why| format!("a capture tells {told:?}: {why}"))?;
+    let [own, hash, sync] = [told.engine_ms, told.hash_ms, told.sync_ms].map(Duration::from_millis);
+    runs.add("capture, complete and durable", engine, took);
+    runs.add("capture: the engine", engine, own);
+    runs.add("capture: hashing", engine, hash);
+    runs.add("capture: fsync, beside hashing", engine, sync);
+    runs.add("capture: the rest", engine, took.saturating_sub(own + hash.max(sync)));
+    Ok(())
 }
 
 /// The same server in a container that nobody can save.
-fn alone(place: &Place, mebibytes: u64, port: u16, report: &mut Report) -> Result<()> {
-    let (image, size, number) = (place.image("any"), mebibytes.to_string(), port.to_string());
-    let mut starts = Vec::new();
-    for _ in 0..place.runs {
-        let words =
-            ["instance", "start", &image, "bench", "python3", "/opt/subjects/memory.py", &number, &size];
-        starts.push(answered(place, &words, port)?);
-        place.stasis(&["instance", "stop", "bench"])?;
-    }
-    report.add("start to first answer", "no engine", Some(mebibytes), &starts);
-    Ok(())
+fn alone(place: &Place, job: &Job, runs: &mut Runs) -> Result<()> {
+    let image = place.image("any");
+    let words = [&["instance", "start", &image, "bench"][..], &job.program()].concat();
+    runs.add("start to first answer", "no engine", answered(place, &words, job.port)?);
+    place.stasis(&["instance", "stop", "bench"]).map(|_| ())
 }
 
 /// The time from a command to the first answer of the server.
@@ -66,15 +148,28 @@ fn answered(place: &Place, words: &[&str], port: u16) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-fn ask(port: u16, path: &str) -> Result<String> {
+pub(crate) fn ask(port: u16, path: &str) -> Result<String> {
     get(port, path).map_err(|why| format!("the server does not answer: {why}"))
+}
+
+/// The longest time for which the server stood still since it was asked last.
+pub(crate) fn gap(port: u16) -> Result<Duration> {
+    // The ticker has to come to its turn first.
+    std::thread::sleep(Duration::from_millis(20));
+    let gap = ask(port, "/gap")?.parse().map_err(|_| "the ticker gives no number".to_owned())?;
+    Ok(Duration::from_micros(gap))
 }
 
 /// What the disk needs for as many bytes as a capture writes at least: a capture cannot be durable sooner.
 fn disk(place: &Place, mebibytes: u64) -> Result<Duration> {
+    written(place, mebibytes, &["conv=fsync"])
+}
+
+/// The time for a file of that size, which goes again.
+fn written(place: &Place, mebibytes: u64, how: &[&str]) -> Result<Duration> {
     let file = place.path("disk");
     let mut dd = Command::new("dd");
-    dd.args(["if=/dev/zero", "bs=1M", "conv=fsync", "status=none"]);
+    dd.args(["if=/dev/zero", "bs=1M", "status=none"]).args(how);
     dd.arg(format!("of={}", file.display())).arg(format!("count={}", mebibytes + 12));
     let took = timed(&mut dd)?;
     std::fs::remove_file(&file).map_err(|why| format!("{}: {why}", file.display()))?;

@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, reason = "the table is what this program is for")]
 #![allow(clippy::print_stderr, reason = "a person waits for it")]
 
+mod bare;
 mod http;
 mod jobs;
 mod peers;
@@ -21,10 +22,13 @@ use report::Report;
 type Result<T> = std::result::Result<T, String>;
 
 const USAGE: &str =
-    "usage: stasis-bench [--runs N] [--sizes MIB,...] [--json FILE] [--images DIR] [--stasis FILE]
+    "usage: stasis-bench [--runs N] [--sizes MIB,...] [--engines NAME,...] [--criu PREFIX] [--json FILE]
+                    [--images DIR] [--stasis FILE]
 
   --runs    how often each figure is taken; the median is told        (7)
   --sizes   memory of the saved program in MiB                        (0,64,1024)
+  --engines which                                                     (all that can be used here)
+  --criu    a private CRIU, such as `cargo xtask criu` tells of       (criu on PATH)
   --json    where the figures go                                      (target/bench.json)
   --images  the test images, from `cargo xtask images`                (target/stasis-tests/images)
   --stasis  the program; its plugins lie beside it                    (target/release/stasis)";
@@ -45,12 +49,25 @@ fn run() -> Result<()> {
     let place = Place::new(&options)?;
     let mut report = Report::new(&options);
     start::measure(&place, &mut report)?;
-    for engine in place.engines() {
+    for engine in place.engines(&options, &mut report) {
+        let bare = bare_beside(&engine, &options, &mut report);
         for mebibytes in &options.sizes {
-            jobs::measure(&place, &engine, *mebibytes, &mut report)?;
+            jobs::measure(&place, &engine, bare.as_ref(), *mebibytes, &mut report)?;
         }
     }
-    peers::measure(&place, &mut report);
+    peers::measure(&place, &options.sizes, &mut report);
     print!("{}", report.table());
     report.write(&options.json)
+}
+
+/// The engine alone, where it is CRIU.
+fn bare_beside(engine: &str, options: &place::Options, report: &mut Report) -> Option<bare::Bare> {
+    match bare::Bare::find(options.criu.as_deref()) {
+        _ if engine != "criu" => None,
+        Ok(bare) => Some(bare),
+        Err(why) => {
+            report.note(format!("{}: {why}", bare::WHO));
+            None
+        }
+    }
 }

@@ -1,10 +1,12 @@
 //! Where the measuring happens: options, program, images, and a directory that goes away afterwards.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Result;
+use crate::report::Report;
 
 /// What was asked for.
 #[derive(Debug, Clone)]
@@ -12,6 +14,9 @@ pub(crate) struct Options {
     pub(crate) runs: usize,
     pub(crate) sizes: Vec<u64>,
     pub(crate) json: PathBuf,
+    /// The prefix of a private CRIU.
+    pub(crate) criu: Option<PathBuf>,
+    engines: Option<Vec<String>>,
     images: PathBuf,
     stasis: PathBuf,
 }
@@ -24,6 +29,8 @@ impl Options {
             runs: 7,
             sizes: vec![0, 64, 1024],
             json: target.join("bench.json"),
+            criu: None,
+            engines: None,
             images: target.join("stasis-tests/images"),
             stasis: target.join("release/stasis"),
         };
@@ -34,6 +41,10 @@ impl Options {
                 "--runs" => options.runs = number(value)?,
                 "--sizes" => options.sizes = value.split(',').map(number).collect::<Result<_>>()?,
                 "--json" => options.json = PathBuf::from(value),
+                // What `cargo xtask criu` prints where none is needed.
+                "--criu" if value.is_empty() => {}
+                "--criu" => options.criu = Some(absolute(value)?),
+                "--engines" => options.engines = Some(value.split(',').map(str::to_owned).collect()),
                 "--images" => options.images = PathBuf::from(value),
                 "--stasis" => options.stasis = PathBuf::from(value),
                 _ => return Err(format!("{word} is not known")),
@@ -45,6 +56,10 @@ impl Options {
 
 fn number<T: std::str::FromStr>(text: impl AsRef<str>) -> Result<T> {
     text.as_ref().parse().map_err(|_| format!("{:?} is not a number", text.as_ref()))
+}
+
+fn absolute(path: impl AsRef<Path>) -> Result<PathBuf> {
+    std::path::absolute(&path).map_err(|why| format!("{}: {why}", path.as_ref().display()))
 }
 
 /// Program, images and a directory of our own.
@@ -68,12 +83,14 @@ impl Place {
         let place = Self {
             dir,
             images: options.images.clone(),
-            stasis: std::path::absolute(&options.stasis).map_err(|why| why.to_string())?,
+            stasis: absolute(&options.stasis)?,
             runs: options.runs,
         };
         let built = place.stasis.parent().unwrap_or(&place.stasis).display().to_string();
+        let criu = options.criu.as_ref();
+        let criu = criu.map(|prefix| format!("options.prefix = {prefix:?}\n")).unwrap_or_default();
         let config = format!(
-            "schema = 1\nsearch = [\"{built}\"]\norder = []\n[backends.dmtcp]\n[backends.criu]\n[backends.native]\n"
+            "schema = 1\nsearch = [{built:?}]\norder = []\n[backends.dmtcp]\n[backends.native]\n[backends.criu]\n{criu}"
         );
         std::fs::write(place.dir.join("plugins.toml"), config)
             .map_err(|why| format!("plugins.toml: {why}"))?;
@@ -85,17 +102,31 @@ impl Place {
         self.images.join(name).to_string_lossy().into_owned()
     }
 
+    /// A copy of an image without anything that says how it is to be run.
+    pub(crate) fn files_only(&self, name: &str) -> Result<String> {
+        let copy = self.path("files-only").to_string_lossy().into_owned();
+        output(Command::new("cp").args(["-a", "--", &self.image(name), &copy]))?;
+        output(Command::new("rm").args(["-rf", "--", &format!("{copy}/.singularity.d")]))?;
+        Ok(copy)
+    }
+
     /// A path of our own.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// Engines whose plugin says that it can be used here.
-    pub(crate) fn engines(&self) -> Vec<String> {
-        let usable = |name: &&&str| {
-            self.command(&["backend", "check", name]).output().is_ok_and(|out| out.status.success())
-        };
-        ["dmtcp", "criu", "native"].iter().filter(usable).map(|name| (*name).to_owned()).collect()
+    /// Engines whose plugin says that it can be used here, or why one that was asked for cannot.
+    pub(crate) fn engines(&self, options: &Options, report: &mut Report) -> Vec<String> {
+        let known = || ["dmtcp", "criu", "native"].map(str::to_owned).to_vec();
+        let mut usable = Vec::new();
+        for name in options.engines.clone().unwrap_or_else(known) {
+            match output(&mut self.command(&["backend", "check", &name])) {
+                Ok(_) => usable.push(name),
+                Err(why) if options.engines.is_some() => report.note(why),
+                Err(_) => {}
+            }
+        }
+        usable
     }
 
     /// A command line of ours.
@@ -109,6 +140,13 @@ impl Place {
     /// Runs one and tells how long it took.
     pub(crate) fn stasis(&self, words: &[&str]) -> Result<Duration> {
         timed(&mut self.command(words))
+    }
+
+    /// The same, with what it told.
+    pub(crate) fn told(&self, words: &[&str]) -> Result<(Duration, String)> {
+        let begun = Instant::now();
+        let told = output(&mut self.command(words))?;
+        Ok((begun.elapsed(), told))
     }
 }
 
@@ -126,12 +164,13 @@ pub(crate) fn timed(command: &mut Command) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-fn output(command: &mut Command) -> Result<()> {
+/// What a command tells that has to succeed.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let shown = words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
     let out = command.output().map_err(|why| format!("cannot run {shown}: {why}"))?;
     if out.status.success() {
-        Ok(())
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     } else {
         Err(format!("failed ({}): {shown}\n{}", out.status, String::from_utf8_lossy(&out.stderr)))
     }
@@ -139,6 +178,16 @@ fn output(command: &mut Command) -> Result<()> {
 
 /// Whether a program is on PATH.
 pub(crate) fn on_path(program: &str) -> bool {
+    find_on_path(program).is_some()
+}
+
+/// Where a program is that is on PATH.
+pub(crate) fn find_on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+/// Whether this is root.
+pub(crate) fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|found| found.uid() == 0)
 }

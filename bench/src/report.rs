@@ -24,6 +24,47 @@ struct Figure {
     max_ms: f64,
     /// In the order in which they were taken.
     runs_ms: Vec<f64>,
+    /// The median as a multiple of the peer's.
+    times_peer: Option<f64>,
+}
+
+/// How many times as long somebody takes as somebody else.
+#[derive(Debug, Serialize)]
+struct Ratio {
+    what: String,
+    mebibytes: Option<u64>,
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+/// The runs of several figures, in the order in which these came up.
+#[derive(Debug, Default)]
+pub(crate) struct Runs(Vec<(String, String, Vec<Duration>)>);
+
+impl Runs {
+    pub(crate) fn add(&mut self, what: &str, who: &str, run: Duration) {
+        match self.0.iter_mut().find(|known| known.0 == what && known.1 == who) {
+            Some(known) => known.2.push(run),
+            None => self.0.push((what.to_owned(), who.to_owned(), vec![run])),
+        }
+    }
+
+    /// The runs of one figure.
+    pub(crate) fn of(&self, what: &str, who: &str) -> &[Duration] {
+        self.0.iter().find(|known| known.0 == what && known.1 == who).map_or(&[], |known| &known.2)
+    }
+
+    /// Adds all of them, those of one kind together.
+    pub(crate) fn tell(&self, mebibytes: Option<u64>, report: &mut Report) {
+        let mut told: Vec<&str> = Vec::new();
+        for (what, ..) in &self.0 {
+            if !told.contains(&what.as_str()) {
+                told.push(what);
+                self.0.iter().filter(|f| f.0 == *what).for_each(|f| report.add(what, &f.1, mebibytes, &f.2));
+            }
+        }
+    }
 }
 
 /// All figures of a run.
@@ -32,6 +73,7 @@ pub(crate) struct Report {
     host: BTreeMap<&'static str, String>,
     runs: usize,
     figures: Vec<Figure>,
+    ratios: Vec<Ratio>,
     /// What could not be measured, and why.
     notes: Vec<String>,
 }
@@ -46,17 +88,13 @@ impl Report {
             ("load", read("/proc/loadavg")),
             ("arch", std::env::consts::ARCH.to_owned()),
         ]);
-        Self { host, runs: options.runs, figures: Vec::new(), notes: Vec::new() }
+        Self { host, runs: options.runs, figures: Vec::new(), ratios: Vec::new(), notes: Vec::new() }
     }
 
     /// Adds a figure from its runs.
     pub(crate) fn add(&mut self, what: &str, who: &str, mebibytes: Option<u64>, runs: &[Duration]) {
         let runs_ms: Vec<f64> = runs.iter().map(|run| run.as_secs_f64() * 1e3).collect();
-        let mut sorted = runs_ms.clone();
-        sorted.sort_by(f64::total_cmp);
-        let (Some(min), Some(max), Some(median)) = (sorted.first(), sorted.last(), middle(&sorted)) else {
-            return;
-        };
+        let Some([median, min, max]) = spread(&runs_ms) else { return };
         eprintln!(
             "{what}, {who}{}: {median:.1} ms",
             mebibytes.map(|m| format!(", {m} MiB")).unwrap_or_default()
@@ -66,10 +104,33 @@ impl Report {
             who: who.to_owned(),
             mebibytes,
             median_ms: median,
-            min_ms: *min,
-            max_ms: *max,
+            min_ms: min,
+            max_ms: max,
             runs_ms,
+            times_peer: None,
         });
+    }
+
+    /// Compares a figure with that of a peer, of which both are there.
+    pub(crate) fn beside(&mut self, what: &str, who: &str, peer: &str) {
+        let find = |whose: &str| self.figures.iter().position(|f| f.what == what && f.who == whose);
+        if let (Some(ours), Some(theirs)) = (find(who), find(peer)) {
+            let theirs = self.figures[theirs].median_ms;
+            self.figures[ours].times_peer = (theirs > 0.0).then(|| self.figures[ours].median_ms / theirs);
+        }
+    }
+
+    /// Adds how many times as long as the others some runs took, round by round: they were taken in turn.
+    pub(crate) fn ratio(
+        &mut self,
+        what: &str,
+        runs: &[Duration],
+        others: &[Duration],
+        mebibytes: Option<u64>,
+    ) {
+        let each = runs.iter().zip(others).map(|(run, other)| run.as_secs_f64() / other.as_secs_f64());
+        let Some([median, min, max]) = spread(&each.collect::<Vec<_>>()) else { return };
+        self.ratios.push(Ratio { what: what.to_owned(), mebibytes, median, min, max });
     }
 
     /// Says what is missing.
@@ -86,17 +147,36 @@ impl Report {
         let _ = writeln!(out, "{host}; medians of {} runs, milliseconds\n", self.runs);
         let _ = writeln!(
             out,
-            "| {:<34} | {:<28} | {:>5} | {:>8} | {:>8} | {:>8} |",
-            "what", "who", "MiB", "median", "min", "max"
+            "| {:<34} | {:<28} | {:>5} | {:>8} | {:>8} | {:>8} | {:>7} |",
+            "what", "who", "MiB", "median", "min", "max", "/ bwrap"
         );
-        let _ = writeln!(out, "|{:-<36}|{:-<30}|{:->7}|{:->10}|{:->10}|{:->10}|", "", "", "", "", "", "");
+        let _ = writeln!(
+            out,
+            "|{:-<36}|{:-<30}|{:->7}|{:->10}|{:->10}|{:->10}|{:->9}|",
+            "", "", "", "", "", "", ""
+        );
         for figure in &self.figures {
             let size = figure.mebibytes.map(|m| m.to_string()).unwrap_or_default();
+            let times = figure.times_peer.map(|times| format!("{times:.2}")).unwrap_or_default();
             let Figure { what, who, median_ms, min_ms, max_ms, .. } = figure;
             let _ = writeln!(
                 out,
-                "| {what:<34} | {who:<28} | {size:>5} | {median_ms:>8.1} | {min_ms:>8.1} | {max_ms:>8.1} |"
+                "| {what:<34} | {who:<28} | {size:>5} | {median_ms:>8.1} | {min_ms:>8.1} | {max_ms:>8.1} | {times:>7} |"
             );
+        }
+        if !self.ratios.is_empty() {
+            let _ =
+                writeln!(out, "\nStasis with CRIU, how many times as long as bare CRIU in the same round\n");
+            let _ = writeln!(
+                out,
+                "| {:<34} | {:>5} | {:>6} | {:>6} | {:>6} |",
+                "what", "MiB", "median", "min", "max"
+            );
+            let _ = writeln!(out, "|{:-<36}|{:->7}|{:->8}|{:->8}|{:->8}|", "", "", "", "", "");
+        }
+        for Ratio { what, mebibytes, median, min, max } in &self.ratios {
+            let size = mebibytes.map(|m| m.to_string()).unwrap_or_default();
+            let _ = writeln!(out, "| {what:<34} | {size:>5} | {median:>6.2} | {min:>6.2} | {max:>6.2} |");
         }
         for note in &self.notes {
             let _ = writeln!(out, "\n{note}");
@@ -109,6 +189,13 @@ impl Report {
         let text = serde_json::to_string_pretty(self).map_err(|why| why.to_string())?;
         std::fs::write(file, text + "\n").map_err(|why| format!("cannot write {}: {why}", file.display()))
     }
+}
+
+/// Median, least and most.
+fn spread(runs: &[f64]) -> Option<[f64; 3]> {
+    let mut sorted = runs.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    Some([middle(&sorted)?, *sorted.first()?, *sorted.last()?])
 }
 
 fn middle(sorted: &[f64]) -> Option<f64> {
@@ -135,10 +222,22 @@ mod tests {
         let mut report = Report::new(&options);
         let runs = [9, 1, 2].map(Duration::from_millis);
         report.add("start of true", "stasis", None, &runs);
+        report.add("start of true", "peer", None, &[Duration::from_millis(4)]);
+        report.beside("start of true", "stasis", "peer");
+        report.beside("start of true", "nobody", "peer");
         report.note("nobody else is here".to_owned());
+        let mut taken = Runs::default();
+        for (a, b) in [(30, 10), (10, 10), (60, 30)] {
+            taken.add("restart", "criu", Duration::from_millis(a));
+            taken.add("restart", "bare", Duration::from_millis(b));
+        }
+        taken.tell(Some(64), &mut report);
+        report.ratio("restart", taken.of("restart", "criu"), taken.of("restart", "bare"), Some(64));
         let table = report.table();
         let line = table.lines().find(|line| line.contains("start of true")).unwrap();
-        assert_eq!(line.split('|').map(str::trim).collect::<Vec<_>>()[4..7], ["2.0", "1.0", "9.0"]);
+        assert_eq!(line.split('|').map(str::trim).collect::<Vec<_>>()[4..8], ["2.0", "1.0", "9.0", "0.50"]);
+        let line = table.lines().rfind(|line| line.contains("restart")).unwrap();
+        assert_eq!(line.split('|').map(str::trim).collect::<Vec<_>>()[2..6], ["64", "2.00", "1.00", "3.00"]);
         assert!(table.contains("medians of 3 runs") && table.contains("nobody else is here"));
     }
 }

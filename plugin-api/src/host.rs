@@ -49,6 +49,9 @@ pub struct CallContext {
     /// A private directory on the host that stays: what is costly to find out may be kept in it. It may
     /// not exist yet, and may be emptied between calls. Empty where there is none.
     pub cache: PathBuf,
+    /// The backend's own library on the host, for one that shows itself inside. It was checked when it was
+    /// loaded.
+    pub library: PathBuf,
 }
 
 /// What a backend remembers between calls: names and texts.
@@ -92,6 +95,9 @@ pub struct TmpfsSaved {
     pub entries: u64,
     /// How many bytes they hold.
     pub bytes: u64,
+    /// A digest over names, sizes, times and inodes: two that are equal tell that nothing changed in between, for an
+    /// engine that cannot hold everybody still meanwhile.
+    pub fingerprint: String,
 }
 
 /// What stands of the application, asked at any moment of a call.

@@ -24,6 +24,7 @@ pub mod host;
 pub mod plan;
 pub mod report;
 pub mod request;
+pub mod still;
 pub mod survey;
 pub mod version;
 

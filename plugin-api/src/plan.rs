@@ -34,6 +34,9 @@ pub struct Needs {
     pub seccomp: Vec<SeccompRule>,
     /// Who is the application's parent.
     pub supervisor: Supervisor,
+    /// The application's first process becomes the parent of processes whose own has ended, in place of init: the
+    /// application is one tree then, whatever it starts.
+    pub subreaper: bool,
     /// The pid (inside) that the application gets; the next free one when absent.
     pub first_pid: Option<i32>,
     /// The kinds of standard streams that survive a restart, best first. Empty means any.

@@ -24,7 +24,8 @@ pub struct ProbeRequest {
 pub struct ImageView {
     /// What the user typed.
     pub name: String,
-    /// The root directory on the host. Its content is hostile: resolve paths below it only.
+    /// The root directory on the host. Its content is hostile: resolve paths below it only. It may be a
+    /// descriptor of a mount that has no place of its own: it can be opened, and has no real path.
     pub root: PathBuf,
 }
 

@@ -12,6 +12,9 @@ pub struct Survey {
     pub sockets: Vec<SocketInfo>,
     /// The container's own tmpfs mounts that hold anything (inside).
     pub tmpfs: Vec<String>,
+    /// Processes of the runtime's, the engine's and of commands beside the application (`exec`), which are left
+    /// out of `processes`; their children are not.
+    pub beside: Vec<i32>,
 }
 
 /// One process.

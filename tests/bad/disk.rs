@@ -8,6 +8,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::*;
 use crate::http::{free_port, get, post};
 use crate::need::need;
+use crate::running::Run;
 
 /// Mounts a small file system that only the thread of this test and what it starts can see: nothing of it reaches the
 /// host, and it goes away with them.
@@ -53,32 +54,59 @@ fn the_store_is_full_at_a_capture() {
 }
 
 /// The estimate before a capture cannot know all: here the room vanishes while the engine writes.
+fn becomes_full(engine: &str) -> Outcome<Run> {
+    let env = Env::new(Who::User)?;
+    let data = env.path("data");
+    small(&data, env.uid(), 900)?;
+    let (any, port) = (image(&env, "any"), free_port()?);
+    let program = ["python3", "/opt/subjects/memory.py", &port.to_string(), "256"];
+    let flags = ["instance", "start", "--backend", engine, "--checkpoint", "kept", &any, "one"];
+    env.ok(&[&flags[..], &program[..]].concat())?;
+    assert_eq!(post(port, "1")?, "1");
+    env.ok(&["checkpoint", "instance", "one"])?;
+    let capture = env.spawn(&["checkpoint", "instance", "one"])?;
+    let staging = store(&env, "kept").join("staging");
+    while std::fs::read_dir(&staging).map_or(0, Iterator::count) == 0 {
+        std::thread::yield_now();
+    }
+    let fs = nix::sys::statvfs::statvfs(&data)?;
+    let used = (fs.blocks() - fs.blocks_free()) * fs.fragment_size();
+    let size = |bytes: u64| {
+        let options = format!("size={bytes}");
+        mount(None::<&str>, &data, None::<&str>, MsFlags::MS_REMOUNT, Some(options.as_str()))
+    };
+    size(used + (20 << 20))?;
+    let capture = capture.wait()?;
+    size(900 << 20)?;
+    if engine == "criu" {
+        assert_eq!(get(port, "/check")?, "good");
+    }
+    env.stasis(&["instance", "stop", "one"])?;
+    env.ok(&["instance", "start", "--restart", "kept@1", &any, "one"])?;
+    assert_eq!(get(port, "/check")?, "good");
+    env.ok(&["instance", "stop", "one"])?;
+    env.finish()?;
+    Ok(capture)
+}
+
 #[test]
 fn the_store_becomes_full_during_a_capture() {
     need!(root, image, userns, dmtcp);
-    let env = Env::new(Who::User).unwrap();
-    small(&env.path("data"), env.uid(), 900).unwrap();
-    let (any, port) = (image(&env, "any"), free_port().unwrap());
-    let program = ["python3", "/opt/subjects/memory.py", &port.to_string(), "256"];
-    let flags = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &any, "one"];
-    env.ok(&[&flags[..], &program[..]].concat()).unwrap();
-    assert_eq!(post(port, "1").unwrap(), "1");
-    env.ok(&["checkpoint", "instance", "one"]).unwrap();
-    let capture = env.spawn(&["checkpoint", "instance", "one"]).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(120));
-    let _ = std::fs::write(env.path("data/filler"), vec![0; 600 << 20]);
-    let capture = capture.wait().unwrap();
-    let _ = std::fs::remove_file(env.path("data/filler"));
-    if capture.code != 0 {
-        assert!(capture.err.contains("space") || capture.err.contains("full"), "{}", capture.err);
-        let lives = env.ok(&["instance", "list"]).unwrap().out.contains("one");
-        assert!(lives || capture.err.contains("ended"), "the job was lost without a word: {}", capture.err);
-    }
-    env.stasis(&["instance", "stop", "one"]).unwrap();
-    env.ok(&["instance", "start", "--restart", "kept@1", &any, "one"]).unwrap();
-    assert_eq!(get(port, "/check").unwrap(), "good");
-    env.ok(&["instance", "stop", "one"]).unwrap();
-    env.finish().unwrap();
+    let run = becomes_full("dmtcp").unwrap();
+    assert!(run.code != 0 && (run.err.contains("space") || run.err.contains("full")), "{}", run.err);
+}
+
+#[test]
+fn the_store_becomes_full_while_criu_saves() {
+    need!(root, image, userns, criu);
+    let run = becomes_full("criu").unwrap();
+    assert!(run.code != 0, "{}", run.err);
+    insta::assert_snapshot!(run.err, @"
+    FATAL:   the application could not be saved
+             because: the file system of the checkpoints is full, or its quota is used up; the application runs on
+             because: the application runs on, and nothing was saved
+             hint:    remove old checkpoints (`stasis checkpoint prune`), or keep them on a larger file system
+    ");
 }
 
 #[test]

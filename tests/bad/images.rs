@@ -18,25 +18,26 @@ fn what_is_no_image() {
     insta::assert_snapshot!(told(""), @"
     exit 255
     FATAL:   no image was given: the argument is empty
-             hint:    give the directory into which a container image was unpacked
+             hint:    give an image: a SIF file, or the directory into which one was unpacked
     ");
     env.make_dir("empty").unwrap();
     insta::assert_snapshot!(told(&place("empty")), @r#"
     exit 255
     FATAL:   directory "$DIR/empty" is not an image: it has none of bin, usr, etc and .singularity.d
-             hint:    give the directory into which a container image was unpacked
+             hint:    give an image: a SIF file, or the directory into which one was unpacked
     "#);
     env.write("text", "this is a text\n").unwrap();
     insta::assert_snapshot!(told(&place("text")), @r#"
     exit 255
-    FATAL:   image "$DIR/text" is a file, and only image directories can be opened by this version
-             hint:    unpack it first, for example with `apptainer build --sandbox DIRECTORY $DIR/text`
+    FATAL:   image "$DIR/text" is a file of another kind, and images are SIF files, squashfs file systems and directories
+             hint:    give an image, or unpack what it holds into a directory and give that
     "#);
     env.write("image.sif", "#!/usr/bin/env run-singularity\n\0SIF_MAGIC\0").unwrap();
     insta::assert_snapshot!(told(&place("image.sif")), @r#"
     exit 255
-    FATAL:   image "$DIR/image.sif" is a SIF file, and only image directories can be opened by this version
-             hint:    unpack it first, for example with `apptainer build --sandbox DIRECTORY $DIR/image.sif`
+    FATAL:   image "$DIR/image.sif" is a damaged SIF file
+             because: at byte 0: the header would end at byte 128, and the file has 42
+             hint:    it was not copied to its end, or is none: fetch or build it again
     "#);
     insta::assert_snapshot!(told("docker-daemon:python:3.11"), @r#"
     exit 255
@@ -113,6 +114,56 @@ fn a_bind_onto_a_link_stays_inside() {
     assert!(run.out == "bound" || run.code == 255, "{run:?}");
     assert_eq!(std::fs::read_dir(&target).unwrap().count(), 0, "the host's directory was changed");
     env.finish().unwrap();
+}
+
+/// A directory of the host is shown as it is: a bind is no reason to make something in it.
+#[test]
+fn nothing_is_made_in_a_bound_directory() {
+    need!(image, userns);
+    for who in [Who::User, Who::Myself] {
+        let env = Env::new(who).unwrap();
+        let shown = env.make_dir("shown").unwrap();
+        let file = env.write("file", "bound\n").unwrap();
+        let mine = env.copy_image("small", "mine").unwrap();
+        symlink("/data", mine.join("link")).unwrap();
+        symlink("gone", mine.join("loose")).unwrap();
+        let mine = mine.to_string_lossy().into_owned();
+        let data = format!("{}:/data", shown.display());
+        let at = |place: &str| format!("{}:{place}", file.display());
+        let told = |place: &str| env.fails(&["exec", "-B", &data, "-B", &at(place), &mine, "true"]).unwrap();
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(told("/data/new/file"), @"
+            exit 255
+            FATAL:   cannot mount at /data/new/file: there is nothing to mount on
+                     because: /data is the host's $DIR/shown, in which stasis makes nothing
+                     hint:    make $DIR/shown/new/file on the host, or mount at another place
+            ");
+            insta::assert_snapshot!(told("/link/file"), @"
+            exit 255
+            FATAL:   cannot mount at /link/file: there is nothing to mount on
+                     because: /data is the host's $DIR/shown, in which stasis makes nothing
+                     hint:    make $DIR/shown/file on the host, or mount at another place
+            ");
+            insta::assert_snapshot!(told("/loose/file"), @r#"
+            exit 255
+            FATAL:   cannot mount at /loose/file
+                     because: on the way is a link, "loose", that leads nowhere
+                     hint:    mount at a place of which the image has the directory
+            "#);
+        }
+        assert_eq!(std::fs::read_dir(&shown).unwrap().count(), 0, "the host's directory was changed");
+        // The other way round, and where the place is there, it can be.
+        std::fs::write(shown.join("file"), "").unwrap();
+        let cat = ["exec", "-B", &data, "-B", &at("/link/file"), &mine, "cat", "/data/file"];
+        assert_eq!(env.ok(&cat).unwrap().out, "bound\n");
+        assert_eq!(std::fs::read(shown.join("file")).unwrap(), b"");
+        // A loose link is covered where it is the place itself.
+        assert_eq!(env.ok(&["exec", "-B", &at("/loose"), &mine, "cat", "/loose"]).unwrap().out, "bound\n");
+        // A place in a directory of the container's own is made.
+        let own = ["exec", "--contain", "-B", &at("/tmp/new/file"), &mine, "cat", "/tmp/new/file"];
+        assert_eq!(env.ok(&own).unwrap().out, "bound\n");
+        env.finish().unwrap();
+    }
 }
 
 #[test]

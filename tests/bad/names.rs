@@ -234,9 +234,9 @@ fn command_lines_that_cannot_be() {
     let env = Env::new(Who::User).unwrap();
     let small = image(&env, "small");
     let told = |words: &[&str]| env.fails(words).unwrap();
-    insta::assert_snapshot!(told(&["exec", "--nv", &small, "true"]), @"
+    insta::assert_snapshot!(told(&["exec", "--nvccli", &small, "true"]), @"
     exit 1
-    ERROR:   --nv is a flag of Apptainer's that stasis does not have. Libraries of graphics processors are not put into the container; --bind can show them.
+    ERROR:   --nvccli is a flag of Apptainer's that stasis does not have. Use --nv, which needs no other program.
     ");
     insta::assert_snapshot!(told(&["exec", &small]), @"
     exit 1

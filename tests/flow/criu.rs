@@ -15,6 +15,7 @@ fn python(who: Who, flags: &[&str], words: &[&str]) -> Outcome<Job> {
 /// One kernel object, twice: a copy that was brought back can be saved like the first.
 fn object(who: Who, flags: &[&str], kind: &str) -> Outcome<()> {
     let job = python(who, flags, &["/opt/subjects/objects.py", "PORT", kind])?;
+    get(job.port, "/up")?;
     for _ in 0..2 {
         job.save().map_err(|why| format!("{kind}: {why}"))?;
         job.restart().map_err(|why| format!("{kind}: {why}"))?;
@@ -23,7 +24,7 @@ fn object(who: Who, flags: &[&str], kind: &str) -> Outcome<()> {
     job.env.finish()
 }
 
-const OBJECTS: [&str; 14] = [
+const OBJECTS: [&str; 15] = [
     "eventfd",
     "epoll",
     "socketpair",
@@ -38,6 +39,7 @@ const OBJECTS: [&str; 14] = [
     "signalfd",
     "lock",
     "ticking",
+    "orphan",
 ];
 
 #[test]
@@ -153,4 +155,20 @@ fn static_programs_and_musl_as_well() {
         assert!(job.env.ok(&["instance", "list"]).unwrap().out.contains("job"));
         job.env.finish().unwrap();
     }
+}
+
+/// Whoever enters does not become part of what is saved, and does not stand in its way.
+#[test]
+fn a_command_beside_the_application() {
+    need!(image, userns, criu);
+    let job = Job::with("criu", Who::User, &[], "server", &["PORT"]).unwrap();
+    let mut beside = job.env.spawn(&["exec", "instance://job", "sh", "-c", "echo up; cat; true"]).unwrap();
+    let stdin = beside.feed("").unwrap();
+    beside.wait_for("up").unwrap();
+    job.save().unwrap();
+    drop(stdin);
+    assert_eq!(beside.wait().unwrap().code, 0);
+    job.restart().unwrap();
+    assert_eq!(get(job.port, "/").unwrap(), "0");
+    job.env.finish().unwrap();
 }

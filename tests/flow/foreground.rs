@@ -190,6 +190,49 @@ fn shows() -> Outcome<()> {
 }
 
 #[test]
+fn an_image_that_lacks_the_mount_points() {
+    need!(image, userns);
+    for who in [Who::User, Who::Myself] {
+        lacks(who).unwrap();
+    }
+}
+
+/// The image is as a rule somebody else's, and its directories are closed to the user.
+fn lacks(who: Who) -> Outcome<()> {
+    let env = Env::new(who)?;
+    let small = env.site.image("small").to_string_lossy().into_owned();
+    env.make_dir("work")?;
+    let file = env.write("work/file", "bound\n")?;
+    let kept = env.make_dir("kept")?.to_string_lossy().into_owned();
+    let directory = format!("{}:/etc/deep/er", env.path("work").display());
+    let single = format!("{}:/usr/share/single", file.display());
+    let top = format!("{}:/top", env.path("work").display());
+    let few: &[&str] = &["-B", &directory, "-B", &single];
+    let all: &[&str] = &["-B", &directory, "-B", &single, "-B", &top];
+    let script = "cat /etc/deep/er/file /usr/share/single; \
+                  for f in /etc/passwd /etc/group /bin/sh /usr/bin/env; do [ -r $f ] || echo no $f; done; \
+                  while IFS=: read -r name x uid rest; do [ $uid != $1 ] || echo known; done </etc/passwd; \
+                  (: >>/etc/passwd) 2>/dev/null && echo passwd can be written; \
+                  (: >/etc/deep/new) 2>/dev/null && echo etc can be written; exit 0";
+    let uid = env.uid().to_string();
+    for (flags, says) in [
+        (&[][..], "bound\nbound\nknown\n"),
+        (&["--contain"], "bound\nbound\nknown\n"),
+        (&["--writable-tmpfs"], "bound\nbound\nknown\netc can be written\n"),
+        (&["--overlay", &kept], "bound\nbound\nknown\netc can be written\n"),
+    ] {
+        for binds in [few, all] {
+            let words = [&["exec"], flags, binds, &[&small, "sh", "-c", script, "sh", &uid]].concat();
+            assert_eq!(env.ok(&words)?.out, says, "{words:?}");
+        }
+    }
+    for place in ["etc/deep", "usr/share/single", "top"] {
+        assert!(!env.site.image("small").join(place).exists(), "the image has got {place}");
+    }
+    env.finish()
+}
+
+#[test]
 fn a_run_is_saved_from_another_command_and_goes_on() {
     need!(image, userns, dmtcp);
     run_is_saved(Who::User).unwrap();

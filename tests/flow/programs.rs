@@ -158,6 +158,7 @@ fn kernel_objects_that_come_back() {
 
 fn object_comes_back(kind: &str) -> Outcome<()> {
     let job = Job::start(Who::User, "any", &["python3", "/opt/subjects/objects.py", "PORT", kind])?;
+    get(job.port, "/up")?;
     job.save()?;
     job.restart()?;
     assert_eq!(get(job.port, "/")?, "works", "{kind}");
@@ -260,4 +261,19 @@ fn saved_and_stopped() -> Outcome<()> {
     let logs = job.env.ok(&["instance", "logs", "--err", "job"])?;
     assert_eq!(logs.out.matches("GET / HTTP").count(), 1, "{logs:?}");
     job.env.finish()
+}
+
+/// DMTCP itself knows only of what is open.
+#[test]
+fn what_lies_in_the_containers_own_memory_file_systems() {
+    need!(image, userns, dmtcp);
+    let program = ["python3", "/opt/subjects/objects.py", "PORT", "named"];
+    let job = Job::with("dmtcp", Who::User, &["--contain"], "any", &program).unwrap();
+    get(job.port, "/up").unwrap();
+    for _ in 0..2 {
+        job.save().unwrap();
+        job.restart().unwrap();
+        assert_eq!(get(job.port, "/").unwrap(), "works");
+    }
+    job.env.finish().unwrap();
 }

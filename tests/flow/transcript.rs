@@ -1,15 +1,20 @@
 //! The transcript of the README, typed by a script without a single pause.
 
+use std::path::Path;
+
 use crate::env::{Env, Who};
 use crate::http::{free_port, get, in_time_wait, post};
 use crate::need::{criu_version, dmtcp_version, exercised, need};
 use crate::running::Outcome;
 
 /// The words that choose the engine: at a start and at a restart.
-type Words = [&'static [&'static str]; 2];
+pub(super) type Words = [&'static [&'static str]; 2];
 
-const OURS: Words = [&["--backend", "dmtcp", "--checkpoint"], &["--backend", "dmtcp", "--restart"]];
-const CRIU: Words = [&["--backend", "criu", "--checkpoint"], &["--backend", "criu", "--restart"]];
+pub(super) const OURS: Words =
+    [&["--backend", "dmtcp", "--checkpoint"], &["--backend", "dmtcp", "--restart"]];
+pub(super) const CRIU: Words = [&["--backend", "criu", "--checkpoint"], &["--backend", "criu", "--restart"]];
+pub(super) const NATIVE: Words =
+    [&["--backend", "native", "--checkpoint"], &["--backend", "native", "--restart"]];
 const OLD: Words = [&["--dmtcp-launch"], &["--dmtcp-restart"]];
 
 #[test]
@@ -37,6 +42,18 @@ fn the_transcript_in_the_old_words_as_an_ordinary_user() {
 }
 
 #[test]
+fn the_transcript_with_the_native_engine_as_root() {
+    need!(root, image);
+    twice(Who::Myself, NATIVE, "native").unwrap();
+}
+
+#[test]
+fn the_transcript_with_the_native_engine_as_an_ordinary_user() {
+    need!(image, userns);
+    twice(Who::User, NATIVE, "native").unwrap();
+}
+
+#[test]
 fn the_transcript_with_criu_as_root() {
     need!(root, image, criu);
     twice(Who::Myself, CRIU, "criu").unwrap();
@@ -56,17 +73,20 @@ fn the_transcript_with_criu_as_an_ordinary_user_with_subordinate_ids() {
 
 fn twice(who: Who, words: Words, engine: &str) -> Outcome<()> {
     let env = Env::new(who)?;
-    let port = free_port()?;
-    once(&env, words, port, "server")?;
-    once(&env, words, port, "instance://server")?;
-    let version = if engine == "criu" { criu_version()? } else { dmtcp_version()? };
+    let (port, image) = (free_port()?, env.site.image("server"));
+    once(&env, &image, words, port, "server")?;
+    once(&env, &image, words, port, "instance://server")?;
+    let version = match engine {
+        "criu" => criu_version()?,
+        "native" => env!("CARGO_PKG_VERSION").to_owned(),
+        _ => dmtcp_version()?,
+    };
     exercised(engine, &version)?;
     env.finish()
 }
 
 /// `server` is how the instance is named to the commands that act on it.
-fn once(env: &Env, [start, restart]: Words, port: u16, server: &str) -> Outcome<()> {
-    let image = env.site.image("server");
+pub(super) fn once(env: &Env, image: &Path, [start, restart]: Words, port: u16, server: &str) -> Outcome<()> {
     let (image, number) = (image.to_string_lossy(), port.to_string());
     let begin = |engine: &[&str], name: &str| {
         let mut words = vec!["instance", "start"];

@@ -404,13 +404,23 @@ def orphan():
         os._exit(0)
     os.waitpid(middle, 0)
     os.read(ready[0], 1)
-    return lambda: True
+    with open(f"/proc/self/task/{os.getpid()}/children") as text:
+        children = text.read().split()
+
+    def works():
+        with open(f"/proc/{children[0]}/stat") as text:
+            return int(text.read().split()[3]) == os.getpid()
+
+    return works
 
 
 check = globals()[sys.argv[2]]()
 
 
-def get(_):
+def get(path):
+    # The object is there, and is not touched by this question.
+    if path == "/up":
+        return "up"
     try:
         return "works" if check() else "dead"
     except Exception as error:

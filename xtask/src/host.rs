@@ -7,13 +7,16 @@ use crate::Result;
 use crate::shell::{command, on_path, output, run};
 
 /// A program and the package that brings it.
-const NEEDED: [(&str, &str); 10] = [
+const NEEDED: [(&str, &str); 12] = [
     // Makes the root directory of the test image.
     ("mmdebstrap", "mmdebstrap"),
     // Builds the small programs of the test image, among them a static one.
     ("gcc", "gcc libc6-dev"),
     // Builds the program that uses another C library.
     ("musl-gcc", "musl-tools"),
+    // Makes and unpacks the file system of an image in a file, and serves it where the kernel may not mount it.
+    ("mksquashfs", "squashfs-tools"),
+    ("squashfuse_ll", "squashfuse"),
     // Gives a test a controlling terminal.
     ("setsid", "util-linux"),
     // Gives an ordinary user the ids that the administrator has granted him.

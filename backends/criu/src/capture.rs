@@ -7,7 +7,8 @@ use crate::mend;
 use crate::options::{self, Tcp};
 use crate::stats::{self, DumpStats};
 use stasis_plugin_api::prelude::*;
-use std::collections::{BTreeMap, HashMap};
+use stasis_plugin_api::still;
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -18,7 +19,6 @@ pub(crate) const TMPFS: &str = "tmpfs.tar";
 /// Left for hashing and answering when CRIU takes all of the time given.
 const RESERVE: Duration = Duration::from_secs(2);
 const SIGKILL: i32 = 9;
-const SIGCONT: i32 = 18;
 
 /// Saves.
 pub(crate) fn capture(host: &mut Host<'_>, criu: &Criu, request: &CaptureRequest) -> Result<CaptureReport> {
@@ -33,21 +33,9 @@ pub(crate) fn capture(host: &mut Host<'_>, criu: &Criu, request: &CaptureRequest
     let images = instance.staging.join(IMAGES);
     make(&images)?;
     let before = capturing.pre_dump()?;
-    let mut stopped = request.stop_after || !instance.survey.tmpfs.is_empty();
-    let (survey, tmpfs) = loop {
-        capturing.dump(stopped, before)?;
-        if stopped {
-            break capturing.finish_stopped()?;
-        }
-        let survey = capturing.host.survey()?;
-        if survey.tmpfs.is_empty() {
-            break (survey, TmpfsSaved::default());
-        }
-        // The first file there was made between the look and the capture: once more, standing still.
-        stopped = true;
-        remove_files(&images).map_err(|e| staging_failed(&images, e))?;
-    };
-    capturing.report(&survey, &tmpfs)
+    let again = || remove_files(&images).map_err(|e| staging_failed(&images, e));
+    let still = still::capture(host, request, TMPFS, again, |stopped| capturing.dump(stopped, before))?;
+    capturing.report(&still.survey, &still.tmpfs)
 }
 
 fn staging_failed(path: &Path, e: std::io::Error) -> BackendError {
@@ -141,25 +129,6 @@ impl Capturing<'_, '_> {
         Err(error)
     }
 
-    /// The tree stands still: its tmpfs content belongs to exactly this moment.
-    fn finish_stopped(&self) -> Result<(Survey, TmpfsSaved)> {
-        let outcome = self.host.survey().and_then(|survey| Ok((survey, self.host.save_tmpfs(TMPFS)?)));
-        if self.request.stop_after && outcome.is_ok() {
-            return outcome;
-        }
-        self.run_on(outcome.as_ref().ok().map(|o| &o.0))?;
-        outcome
-    }
-
-    /// Lets everybody run on who ran before: children first, so that no parent sees a stopped child.
-    fn run_on(&self, survey: Option<&Survey>) -> Result<()> {
-        let before = &self.request.instance.survey;
-        let now = survey.unwrap_or(before);
-        let was_stopped = |pid: i32| before.processes.iter().any(|p| p.pid == pid && p.state == "T");
-        let pids: Vec<i32> = deepest_first(now).into_iter().filter(|pid| !was_stopped(*pid)).collect();
-        self.host.signal(&pids, SIGCONT)
-    }
-
     fn report(&self, survey: &Survey, tmpfs: &TmpfsSaved) -> Result<CaptureReport> {
         let staging = &self.request.instance.staging;
         let mut files = listed(staging, IMAGES)?;
@@ -248,35 +217,9 @@ fn thread(file: &str) -> Option<i32> {
     file.rsplit('/').next()?.strip_prefix("core-")?.strip_suffix(".img")?.parse().ok()
 }
 
-/// Pids, children before their parents.
-fn deepest_first(survey: &Survey) -> Vec<i32> {
-    let parents: HashMap<i32, i32> = survey.processes.iter().map(|p| (p.pid, p.parent)).collect();
-    let depth = |mut pid: i32| {
-        let mut depth = 0;
-        while let Some(parent) = parents.get(&pid).filter(|_| depth < parents.len()) {
-            (pid, depth) = (*parent, depth + 1);
-        }
-        depth
-    };
-    let mut pids: Vec<i32> = survey.processes.iter().map(|p| p.pid).collect();
-    pids.sort_by_key(|pid| std::cmp::Reverse(depth(*pid)));
-    pids
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn children_come_before_parents() {
-        let process = |pid, parent| ProcessInfo { pid, parent, ..ProcessInfo::default() };
-        let processes = vec![process(100, 1), process(101, 100), process(102, 101), process(103, 100)];
-        let survey = Survey { processes, ..Survey::default() };
-        assert_eq!(deepest_first(&survey), [102, 101, 103, 100]);
-        // What can never be in /proc does not hang either.
-        let survey = Survey { processes: vec![process(5, 6), process(6, 5)], ..Survey::default() };
-        assert_eq!(deepest_first(&survey).len(), 2);
-    }
 
     #[test]
     fn thread_ids_of_files() {

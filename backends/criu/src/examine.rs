@@ -180,8 +180,8 @@ fn strays(instance: &InstanceView) -> Vec<Finding> {
             Finding::fatal(
                 "detached",
                 format!("{} (pid {})", p.name, p.pid),
-                "its parent ended, or it was started beside the application: CRIU saves the application's own tree only",
-                "keep it in the foreground of whoever starts it; wait until an `exec` is over",
+                "it was started beside the application, whose own processes are all that CRIU saves",
+                "wait until the `exec` is over, or end it",
             )
         })
         .collect()
@@ -280,6 +280,6 @@ mod tests {
             child(102, 101, "deep"),
             child(103, 1, "daemon"),
         ]);
-        insta::assert_snapshot!(told(&instance(Tcp::Refuse, &view)), @"detached daemon (pid 103): its parent ended, or it was started beside the application: CRIU saves the application's own tree only");
+        insta::assert_snapshot!(told(&instance(Tcp::Refuse, &view)), @"detached daemon (pid 103): it was started beside the application, whose own processes are all that CRIU saves");
     }
 }

@@ -53,6 +53,8 @@ pub(crate) fn needs(criu: &Criu, id_map: IdMap) -> Needs {
         directories: vec![Directory { path: WORK.into(), mode: 0o1777, tmpfs: Some(WORK_SIZE) }],
         id_map,
         first_pid: Some(FIRST_PID),
+        // CRIU saves one tree; a daemon would leave it.
+        subreaper: true,
         // Every other stream ends outside of what is saved.
         stdio: vec![StdioKind::File],
         ..Needs::default()

@@ -91,8 +91,8 @@ impl CheckpointBackend for CriuBackend {
         restart::plan(host, &criu, request)
     }
 
-    fn alive(&self, host: &mut Host<'_>, _: &AliveRequest) -> Result<ReadyReport> {
-        restart::alive(host)
+    fn alive(&self, host: &mut Host<'_>, request: &AliveRequest) -> Result<ReadyReport> {
+        restart::alive(host, request)
     }
 
     fn explain(&self, _: &mut Host<'_>, failed: &FailedHelper) -> Result<BackendError> {

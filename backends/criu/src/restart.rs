@@ -171,7 +171,7 @@ pub(crate) fn examine(criu: &Criu, generation: &GenerationView) -> Vec<Finding> 
 }
 
 /// All of it runs: CRIU only succeeds as a whole, so the root process is the question.
-pub(crate) fn alive(host: &mut Host<'_>) -> Result<ReadyReport> {
+pub(crate) fn alive(host: &mut Host<'_>, request: &AliveRequest) -> Result<ReadyReport> {
     let state = host.application()?;
     if !state.running {
         return Err(BackendError::new(
@@ -180,7 +180,7 @@ pub(crate) fn alive(host: &mut Host<'_>) -> Result<ReadyReport> {
         )
         .because(state.ended.unwrap_or_else(|| "nothing tells how".to_owned())));
     }
-    let processes = host.survey()?.processes.len();
+    let processes = request.generation.processes.len();
     Ok(ReadyReport { processes: u32::try_from(processes).unwrap_or(u32::MAX), notes: Vec::new() })
 }
 

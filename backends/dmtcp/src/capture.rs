@@ -3,6 +3,7 @@
 use crate::asserts;
 use crate::coordinator::{self, status};
 use crate::images::{self, Set};
+use crate::memory_files;
 use crate::preload::{SHIM, SHIM_PATH};
 use nix::sys::statvfs::statvfs;
 use stasis_plugin_api::prelude::*;
@@ -25,6 +26,7 @@ pub(crate) fn capture(host: &mut Host<'_>, request: &CaptureRequest) -> Result<C
             .because(format!("{} process(es) under DMTCP, not all of them running", before.peers))
             .help("try again; a program that starts others needs a moment"));
     }
+    let memory_files = memory_files::before(host, &request.instance.survey)?;
     host.progress(0, 0, "saving");
     let patience = host.time_left().saturating_sub(Duration::from_secs(1));
     let output = coordinator::command(host, &["-bc"], patience)?;
@@ -34,7 +36,14 @@ pub(crate) fn capture(host: &mut Host<'_>, request: &CaptureRequest) -> Result<C
     for image in &set.images {
         images::check(&staging.join(&image.file))?;
     }
-    report(host, staging, set)
+    let (has_files, note) = memory_files::after(host, &memory_files, staging)?;
+    let mut report = report(host, staging, set)?;
+    if has_files {
+        report.files.push(memory_files::FILE.to_owned());
+    }
+    report.facts.insert("tmpfs".to_owned(), has_files.into());
+    report.notes.extend(note);
+    Ok(report)
 }
 
 /// The estimate cannot know what others write meanwhile. DMTCP then dies without a word about it: its log lies on

@@ -15,6 +15,7 @@ mod inside;
 mod launch;
 mod ldcache;
 mod look;
+mod memory_files;
 mod preload;
 mod probe;
 mod restart;

@@ -3,7 +3,7 @@
 use crate::capture::SHIM_FILE;
 use crate::discover::{self, Installation};
 use crate::preload::{SHIM_PATH, tool};
-use crate::{asserts, coordinator, images, inject};
+use crate::{asserts, coordinator, images, inject, memory_files};
 use stasis_plugin_api::prelude::*;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -84,6 +84,9 @@ pub(crate) fn plan(host: &mut Host<'_>, request: &RestartRequest) -> Result<Rest
     let shim = std::fs::read(&library).map_err(missing)?;
     let mut needs = inject::needs(&installation, &request.image, &request.process, (&shim_path, &shim))?;
     needs.seccomp.push(NO_BREAK);
+    if generation.facts.get("tmpfs").and_then(serde_json::Value::as_bool) == Some(true) {
+        needs.tmpfs_content = Some(Path::new(IMAGE_DIR).join(memory_files::FILE));
+    }
     let open_files = listed(generation, "open-files");
     if !open_files.is_empty() {
         needs.env.insert("STASIS_DMTCP_LINKS".to_owned(), open_files.join(":"));

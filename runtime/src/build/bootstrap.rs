@@ -9,9 +9,11 @@ use super::definition::Stage;
 use super::files::{How, copy_all};
 use crate::error::{Error, Result};
 use crate::image::Image;
+use crate::image::attach::unpack_into;
 use crate::image::oci::reference::Uri;
 use crate::image::oci::{Limits, Unpacked, fill_from, unpack};
 use crate::image::tree::{Tree, failed};
+use crate::image::watch::{self, Watch};
 
 /// For messages.
 pub(super) const AGENTS: &str = "docker, oci, oci-archive, docker-archive, localimage, debootstrap, scratch";
@@ -67,7 +69,7 @@ pub(super) fn run(stage: &Stage, tree: &Tree, work: &Work<'_>) -> Result<()> {
     let of = |key: &str| stage.header.get(key).map(String::as_str).unwrap_or_default();
     match (agent, name(agent, &stage.header)) {
         (_, Some(name)) => fetch(&name, tree, work),
-        ("localimage", _) => local(&work.options.fetch.cwd.join(of("from")), tree),
+        ("localimage", _) => local(&work.options.fetch.cwd.join(of("from")), tree, work.watch),
         ("debootstrap", _) => debootstrap(stage, of("osversion"), tree),
         _ => Ok(()),
     }
@@ -78,8 +80,18 @@ fn fetch(name: &str, tree: &Tree, work: &Work<'_>) -> Result<()> {
     fill_from(tree, &uri, work.cache, &work.options.fetch, work.watch).map(drop)
 }
 
-pub(super) fn local(path: &Path, tree: &Tree) -> Result<()> {
-    let image = Image::open(&path.to_string_lossy())?;
+/// An image that is there already, a directory or a file.
+pub(super) fn local(path: &Path, tree: &Tree, watch: &dyn Watch) -> Result<()> {
+    let name = path.to_string_lossy();
+    if !path.is_dir() {
+        let (file, spec, signed) = Image::look_at(&name)?;
+        if signed {
+            watch.info(&format!("image \"{name}\" is signed; stasis does not check signatures"));
+        }
+        watch.info("Extracting local image...");
+        return unpack_into(tree.path(), &spec, &file, &watch::standing(watch, "unpacking"));
+    }
+    let image = Image::open(&name)?;
     let how = How { follow: false, owners: nix::unistd::geteuid().is_root() };
     copy_all(image.dir(), tree, how).map_err(|e| failed("copy the image", path, &e))
 }

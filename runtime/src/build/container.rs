@@ -157,8 +157,8 @@ fn carry_out(order: &Order) -> Result<Ending> {
         nix::sys::signal::SigSet::thread_get_mask().unwrap_or_else(|_| nix::sys::signal::SigSet::empty());
     let signals = serve::signals(false)?;
     let waited = (|| {
-        let container = start::start(order)?;
-        container.stand(false, Duration::from_secs(60))?;
+        let container = start::start(order, None)?;
+        container.replaced(Duration::from_secs(60))?;
         loop {
             let mut watched = [
                 PollFd::new(container.pidfd.as_fd(), PollFlags::POLLIN),
@@ -199,7 +199,12 @@ fn spec(argv: Vec<String>, image: &Image, facts: Facts, options: &Options) -> Co
         name: format!("build-{}", std::process::id()),
         action: "build".to_owned(),
         image: image.given.clone(),
-        root: RootSpec { directory: image.root.clone(), mode: RootMode::Auto, write: RootWrite::Image },
+        root: RootSpec {
+            directory: image.root.clone(),
+            file: None,
+            mode: RootMode::Auto,
+            write: RootWrite::Image,
+        },
         namespaces: NamespaceSpec { user, pid: true, ..NamespaceSpec::default() },
         ids: IdSpec {
             map: IdMap::Root,

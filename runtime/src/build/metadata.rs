@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::definition::{Definition, Script, Stage};
 use crate::error::Result;
-use crate::image::oci::types::this_architecture;
+use crate::image::sif::own_arch;
 use crate::image::singularity::{self, META};
 use crate::image::tree::Tree;
 use crate::image::watch::Watch;
@@ -50,13 +50,21 @@ pub(super) fn script(tree: &Tree, name: &str, script: &Script) -> Result<()> {
     singularity::script(tree, name, script.shell.as_deref().unwrap_or("/bin/sh"), &script.text)
 }
 
+/// Labels that every image has.
+pub(super) fn standard_labels(arch: &str, time: Option<jiff::Timestamp>) -> BTreeMap<String, String> {
+    let time = time.unwrap_or_else(jiff::Timestamp::now);
+    let of = |name: &str, value: String| (format!("org.label-schema.{name}"), value);
+    BTreeMap::from([
+        of("schema-version", "1.0".to_owned()),
+        of("build-arch", arch.to_owned()),
+        of("build-date", time.strftime("%A_%-d_%B_%Y_%-H:%M:%S_UTC").to_string()),
+        of("usage.stasis.version", env!("CARGO_PKG_VERSION").to_owned()),
+    ])
+}
+
 fn labels(stage: &Stage) -> BTreeMap<String, String> {
-    let mut all = BTreeMap::new();
+    let mut all = standard_labels(own_arch(), None);
     let mut set = |name: &str, value: String| all.insert(format!("org.label-schema.{name}"), value);
-    set("schema-version", "1.0".to_owned());
-    set("build-arch", this_architecture().to_owned());
-    set("build-date", jiff::Timestamp::now().strftime("%A_%d_%B_%Y_%H:%M:%S_UTC").to_string());
-    set("usage.stasis.version", env!("CARGO_PKG_VERSION").to_owned());
     for (key, value) in &stage.header {
         set(&format!("usage.singularity.deffile.{key}"), value.clone());
     }

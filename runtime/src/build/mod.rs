@@ -1,5 +1,6 @@
-//! Definition files: read, and carried out into an image directory. Stages grow beside the image and are gone when it
-//! is done; nothing of it is seen under its name before it is whole.
+//! Images made of something else: definition files, which are read and carried out, images by name, directories, files.
+//! What is made is a directory or a SIF file. Stages grow beside the image and are gone when it is done; nothing of it
+//! is seen under its name before it is whole.
 
 mod apps;
 mod bootstrap;
@@ -8,9 +9,10 @@ pub mod definition;
 mod files;
 mod glob;
 mod metadata;
+mod pack;
+mod source;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -21,6 +23,8 @@ use crate::image::singularity;
 use crate::image::tree::Tree;
 use crate::image::watch::Watch;
 use definition::{Definition, Script, Stage};
+pub use pack::{Packing, to_file};
+pub use source::Source;
 
 /// What a user can choose.
 #[derive(Debug, Clone, Default)]
@@ -48,57 +52,47 @@ struct Work<'a> {
     done: BTreeMap<String, PathBuf>,
 }
 
-/// Builds a definition file into a new image directory.
+/// Makes an image directory.
 ///
 /// # Errors
-/// What is wrong in the file, or what failed; then there is no new image, and an old one is as it was. A script that
-/// failed brings its exit code along.
+/// What is wrong in the definition file, or what failed; then there is no new image, and an old one is as it was. A
+/// script that failed brings its exit code along.
 pub fn to_directory(
-    file: &Path,
+    source: &Source,
     out: &Path,
     options: &Options,
     cache: &Cache,
     watch: &dyn Watch,
 ) -> Result<()> {
-    let definition = Definition::load(file, &options.arguments)?;
     let output = Output::new(out, options.force, options.fetch.guarded)?;
-    watch.info("Starting build...");
-    let mut work = Work { options, cache, watch, done: BTreeMap::new() };
-    let (last, earlier) =
-        definition.stages.split_last().ok_or_else(|| Error::new(format!("{} is empty", file.display())))?;
-    let mut kept = Vec::new();
-    for (number, stage) in earlier.iter().enumerate() {
-        let place = Output::new(&beside(out, number), false, options.fetch.guarded)?;
-        work.stage(stage, &place.tree()?, &definition)?;
-        if let Some(name) = &stage.name {
-            work.done.insert(name.clone(), place.path());
-        }
-        kept.push(place);
+    source.fill(&output, &mut Work::new(options, cache, watch))?;
+    output.commit()
+}
+
+impl<'a> Work<'a> {
+    fn new(options: &'a Options, cache: &'a Cache, watch: &'a dyn Watch) -> Self {
+        Self { options, cache, watch, done: BTreeMap::new() }
     }
-    work.stage(last, &output.tree()?, &definition)?;
-    drop(kept);
-    output.commit()
-}
-
-/// Copies an image directory into a new one.
-///
-/// # Errors
-/// It is no image, or what the file system says; then there is no new image.
-pub fn copy_directory(from: &Path, out: &Path, force: bool, guarded: bool) -> Result<()> {
-    let output = Output::new(out, force, guarded)?;
-    bootstrap::local(from, &output.tree()?)?;
-    output.commit()
-}
-
-/// A name for an earlier stage, in the same directory so that it is on the same disk.
-fn beside(out: &Path, number: usize) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(out.file_name().unwrap_or_default());
-    name.push(format!(".stage-{}", number + 1));
-    out.with_file_name(name)
 }
 
 impl Work<'_> {
+    fn definition(&mut self, file: &Path, output: &Output) -> Result<()> {
+        let definition = Definition::load(file, &self.options.arguments)?;
+        self.watch.info("Starting build...");
+        let empty = || Error::new(format!("{} is empty", file.display()));
+        let (last, earlier) = definition.stages.split_last().ok_or_else(empty)?;
+        let mut kept = Vec::new();
+        for (number, stage) in earlier.iter().enumerate() {
+            let place = output.beside(&format!(".stage-{}", number + 1), self.options.fetch.guarded)?;
+            self.stage(stage, &place.tree()?, &definition)?;
+            if let Some(name) = &stage.name {
+                self.done.insert(name.clone(), place.path());
+            }
+            kept.push(place);
+        }
+        self.stage(last, &output.tree()?, &definition)
+    }
+
     fn stage(&self, stage: &Stage, tree: &Tree, definition: &Definition) -> Result<()> {
         let facts = container::Facts::find();
         if let Some(script) = &stage.pre {

@@ -54,6 +54,15 @@ pub struct ActionArgs {
     /// Write changes of the image into memory, and forget them
     #[arg(long, help_heading = "Files")]
     pub writable_tmpfs: bool,
+    /// Show the host's NVIDIA driver and devices
+    #[arg(long, help_heading = "Files")]
+    pub nv: bool,
+    /// Show the host's ROCm libraries and devices
+    #[arg(long, help_heading = "Files")]
+    pub rocm: bool,
+    /// Unpack an image file into the cache instead of mounting it
+    #[arg(long, help_heading = "Files")]
+    pub unsquash: bool,
     /// Start in this directory
     #[arg(long, visible_alias = "pwd", value_name = "DIR", help_heading = "Files")]
     pub cwd: Option<String>,

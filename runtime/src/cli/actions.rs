@@ -4,10 +4,11 @@
 use crate::cli::action_args::ActionArgs;
 use crate::cli::compat::CompatArgs;
 use crate::cli::engine::{self, Chosen};
-use crate::cli::images::{self, Opened};
+use crate::cli::images::{self, sources};
 use crate::cli::teller::Terminal;
-use crate::cli::{Session, join, output, report};
+use crate::cli::{Session, gpu, join, output, report};
 use crate::error::{Error, Result};
+use crate::image::attach::Held;
 use crate::image::oci::Rooted;
 use crate::image::{Image, identity};
 use crate::monitor::direct;
@@ -35,8 +36,7 @@ pub struct ExecArgs {
     action: ActionArgs,
     #[command(flatten)]
     compat: CompatArgs,
-    /// An image directory, docker://NAME or another name of an image, instance://NAME, or - for the
-    /// recorded image of a restart
+    #[arg(help = concat!("The image: ", sources!(), "; instance://NAME, or - for the recorded image of a restart"))]
     image: String,
     /// The command and its arguments; none at a restart
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -50,8 +50,7 @@ pub struct RunArgs {
     action: ActionArgs,
     #[command(flatten)]
     compat: CompatArgs,
-    /// An image directory, docker://NAME or another name of an image, instance://NAME, or - for the
-    /// recorded image of a restart
+    #[arg(help = concat!("The image: ", sources!(), "; instance://NAME, or - for the recorded image of a restart"))]
     image: String,
     /// Arguments of the runscript
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -65,8 +64,7 @@ pub struct ShellArgs {
     action: ActionArgs,
     #[command(flatten)]
     compat: CompatArgs,
-    /// An image directory, docker://NAME or another name of an image, instance://NAME, or - for the
-    /// recorded image of a restart
+    #[arg(help = concat!("The image: ", sources!(), "; instance://NAME, or - for the recorded image of a restart"))]
     image: String,
 }
 
@@ -134,12 +132,12 @@ fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
     }
     let Some(planned) = plan(session, wanted)? else { return Ok(0) };
     if !planned.order.spec.init {
-        return direct::run(&planned.order);
+        return direct::run(planned.order, planned.image, planned.fetched.is_some());
     }
     // Before any thread exists, so that all of them leave these signals to the main one.
     let signals = serve::signals(true)?;
     let teller = Arc::new(Terminal::default());
-    let mut begun = begin::begin(&planned.order, planned.library, &*teller)?;
+    let mut begun = begin::begin(&planned.order, planned.library, planned.image, &*teller)?;
     if let Some(from) = &begun.restarted {
         report::info(restarted_line(from));
     } else if let Some(engine) = &begun.live.engine {
@@ -171,8 +169,10 @@ pub struct Planned {
     pub order: MonitorOrder,
     /// The library.
     pub library: Option<OwnedFd>,
+    /// The image's mount, where it is one.
+    pub image: Option<Held>,
     /// Keeps a fetched image in the cache while this process lives.
-    pub rooted: Option<Rooted>,
+    pub fetched: Option<Rooted>,
 }
 
 /// What a restart goes back to.
@@ -196,14 +196,14 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
     let engine = wanted.args.wants_engine();
     check_flags(&wanted)?;
     let back = back(session, &mut wanted)?;
-    let Opened { image, rooted } = match (&back, wanted.image.as_str()) {
-        (Some(back), "-") => recorded_image(session, back)?,
+    let mut image = match (&back, wanted.image.as_str()) {
+        (Some(back), "-") => recorded_image(session, back, &wanted.args)?,
         (None, "-") => {
             return Err(Error::usage("\"-\" means the image of a saved state, and nothing is brought back"));
         }
-        (_, given) => images::open(session, given)?,
+        (_, given) => images::open(session, given, wanted.args.unsquash)?,
     };
-    if rooted.is_some() && wanted.args.writable {
+    if image.fetched.is_some() && wanted.args.writable {
         return Err(Error::usage("--writable would change an image of the cache, which others use as well")
             .help(format!(
                 "make a directory of it with `stasis build --sandbox DIRECTORY {}`",
@@ -211,10 +211,14 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
             )));
     }
     let name = wanted.name.as_ref().map_or_else(|| made_name(&wanted), ToString::to_string);
-    let identity = identify(&image, rooted.as_ref(), back.as_ref())?;
+    let identity = engine.then(|| identify(&image, back.as_ref())).transpose()?;
     let mut spec = match &back {
         Some(back) => again(back, &wanted, &typed, &image, &facts, &name)?,
-        None => resolve::resolve(&wanted.action, &wanted.args, &image, &facts, &name, engine)?,
+        None => {
+            let mut spec = resolve::resolve(&wanted.action, &wanted.args, &image, &facts, &name, engine)?;
+            crate::spec::gpu::add(&mut spec, gpu::mounts(&wanted.args));
+            spec
+        }
     };
     for directory in directories_to_make(&spec, &wanted.args, &facts) {
         std::fs::create_dir_all(&directory).map_err(|e| {
@@ -227,12 +231,11 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
         chosen = Some(engine::choose(session, recorded.as_ref(), &wanted.args)?);
     }
     if wanted.args.dry_run {
-        return show(session, &wanted, spec, chosen, back.as_ref()).map(|()| None);
+        return show(session, &wanted, spec, chosen, back.as_ref(), &image).map(|()| None);
     }
     let size = (spec.stdio == StdioKind::Pty).then(|| terminal::size(std::io::stdin().as_fd())).flatten();
-    let (engine, library) = match chosen {
-        None => (None, None),
-        Some(Chosen { plugin, library }) => {
+    let (engine, library) = match (chosen, identity) {
+        (Some(Chosen { plugin, library }), Some(identity)) => {
             let checkpoint = checkpoint_name(&wanted).unwrap_or_default();
             let restart = back.as_ref().map(|b| b.generation.number());
             (
@@ -240,6 +243,7 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
                 Some(library),
             )
         }
+        _ => (None, None),
     };
     spec.name = name;
     let fed = wanted.name.is_none() && spec.stdio == StdioKind::File && !join::stdin_is_empty();
@@ -252,7 +256,7 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
         foreground: wanted.name.is_none(),
         size,
     };
-    Ok(Some(Planned { order, library, rooted }))
+    Ok(Some(Planned { order, library, image: image.take_held(), fetched: image.fetched.take() }))
 }
 
 fn check_flags(wanted: &Wanted) -> Result<()> {
@@ -349,28 +353,30 @@ fn back(session: &Session, wanted: &mut Wanted) -> Result<Option<Back>> {
 }
 
 /// What `-` means: an image that was fetched by name is fetched again, should it be gone.
-fn recorded_image(session: &Session, back: &Back) -> Result<Opened> {
+fn recorded_image(session: &Session, back: &Back, args: &ActionArgs) -> Result<Image> {
     let recorded = &back.generation.manifest().image;
     match recorded.kind.as_str() {
         FETCHED => images::open_recorded(session, &recorded.path, recorded.digest.as_deref()),
-        _ => images::open(session, &back.spec.root.directory.to_string_lossy()),
+        _ => images::open(session, &back.spec.root.image().to_string_lossy(), args.unsquash),
     }
 }
 
 /// The image as it is; at a restart it has to be the recorded one.
-fn identify(image: &Image, rooted: Option<&Rooted>, back: Option<&Back>) -> Result<ImageIdentity> {
-    let mut found = match rooted {
-        Some(rooted) => ImageIdentity {
+fn identify(image: &Image, back: Option<&Back>) -> Result<ImageIdentity> {
+    let mut found = match &image.fetched {
+        Some(fetched) => ImageIdentity {
             kind: FETCHED.to_owned(),
-            path: rooted.name.clone(),
-            fingerprint: rooted.digest.to_string(),
-            digest: Some(rooted.digest.to_string()),
+            path: fetched.name.clone(),
+            fingerprint: fetched.digest.to_string(),
+            digest: Some(fetched.digest.to_string()),
+            uuid: None,
         },
         None => ImageIdentity {
-            kind: "directory".to_owned(),
+            kind: kind_of(image).to_owned(),
             path: image.root.to_string_lossy().into_owned(),
             fingerprint: identity::fingerprint(image)?,
             digest: None,
+            uuid: image.file.as_ref().and_then(|file| Some(file.sif.as_ref()?.uuid.clone())),
         },
     };
     let Some(back) = back else { return Ok(found) };
@@ -389,6 +395,14 @@ fn identify(image: &Image, rooted: Option<&Rooted>, back: Option<&Back>) -> Resu
         .help("give the image that it was started from, unchanged"))
 }
 
+fn kind_of(image: &Image) -> &'static str {
+    match &image.file {
+        None => "directory",
+        Some(file) if file.sif.is_some() => "sif",
+        Some(_) => "squashfs",
+    }
+}
+
 /// Refuses what would describe another container than the recorded one.
 fn as_recorded(typed: &ActionArgs) -> Result<()> {
     if !typed.bind.is_empty() || !typed.mount.is_empty() {
@@ -404,6 +418,7 @@ fn as_recorded(typed: &ActionArgs) -> Result<()> {
         (typed.cleanenv || !typed.env.is_empty() || !typed.env_file.is_empty(), "environment"),
         (typed.fakeroot || typed.userns, "user ids"),
         (typed.hostname.is_some(), "host name"),
+        (typed.nv || typed.rocm, "devices"),
         (typed.pid || typed.ipc || typed.uts, "namespaces"),
     ];
     match others.iter().find(|(given, _)| *given) {
@@ -442,7 +457,8 @@ fn again(
     spec.namespaces.net |= typed.net;
     binds::remap(&mut spec, &wanted.args.bind_remap, facts)?;
     name.clone_into(&mut spec.name);
-    spec.root.directory.clone_from(&image.root);
+    spec.root.directory = image.directory().to_path_buf();
+    spec.root.file = image.file.as_ref().map(|file| file.spec.clone());
     if wanted.image != "-" {
         wanted.image.clone_into(&mut spec.image);
     }
@@ -459,10 +475,11 @@ fn show(
     spec: ContainerSpec,
     chosen: Option<Chosen>,
     back: Option<&Back>,
+    image: &Image,
 ) -> Result<()> {
     let Some(chosen) = chosen else { return output::line(resolve::describe(&spec)) };
     let plugin = engine::plugin(session, &chosen.plugin, chosen.library)?;
-    let mut worker = Worker::spawn(&plugin, &session.context.runtime_dir()?)?;
+    let mut worker = Worker::spawn_with(&plugin, image.mount(), &session.context.runtime_dir()?)?;
     let descriptor = worker.describe()?;
     let asked = ask::Asked {
         engine_name: &descriptor.engine,

@@ -1,9 +1,10 @@
 //! `backend list|info|check`.
 
-use crate::cli::images::{self, Opened};
+use crate::cli::images::sources;
 use crate::cli::teller::Terminal;
-use crate::cli::{Session, engine, instance, output};
+use crate::cli::{Session, engine, images, instance, output};
 use crate::error::{Error, Result};
+use crate::image::Image;
 use crate::launch::userns;
 use crate::monitor::client;
 use crate::monitor::control::{Reply, Request};
@@ -17,6 +18,7 @@ use stasis_plugin_api::descriptor::Descriptor;
 use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::report::{Finding, Probe, Severity};
 use stasis_plugin_api::request::{ImageView, ProbeRequest, ProcessView, Subject};
+use std::os::fd::BorrowedFd;
 
 /// `backend`.
 #[derive(Debug, Subcommand)]
@@ -52,7 +54,7 @@ pub struct InfoArgs {
 pub struct CheckArgs {
     /// Which; all when not given
     backend: Option<String>,
-    /// An image directory, docker://NAME, instance://NAME, or checkpoint://NAME[@GEN]
+    #[arg(help = concat!("An image (", sources!(), "), instance://NAME, or checkpoint://NAME[@GEN]"))]
     subject: Option<String>,
     /// For programs
     #[arg(short, long)]
@@ -90,7 +92,7 @@ struct Asked {
     library: String,
 }
 
-fn ask(session: &Session, name: &str) -> Result<Asked> {
+fn ask(session: &Session, name: &str, image: Option<BorrowedFd<'_>>) -> Result<Asked> {
     let settings = session.settings()?;
     // The same refusals as at a start, for unknown and disabled ones.
     registry::select(None, Some(name), None, &settings)?;
@@ -104,7 +106,7 @@ fn ask(session: &Session, name: &str) -> Result<Asked> {
         flags: Vec::new(),
     };
     let plugin = engine::plugin(session, &order, located.file.into())?;
-    let mut worker = Worker::spawn(&plugin, &session.context.runtime_dir()?)?;
+    let mut worker = Worker::spawn_with(&plugin, image, &session.context.runtime_dir()?)?;
     let descriptor = worker.describe()?;
     Ok(Asked { worker, descriptor, library })
 }
@@ -126,7 +128,7 @@ fn list(session: &Session, json: bool) -> Result<()> {
         if !entry.enabled {
             listed.reason = Some("disabled by the administrator".to_owned());
         } else {
-            match ask(session, name.as_str()) {
+            match ask(session, name.as_str(), None) {
                 Err(error) => listed.reason = Some(error.to_string()),
                 Ok(mut asked) => {
                     listed.version = Some(asked.descriptor.version.clone());
@@ -159,7 +161,7 @@ fn list(session: &Session, json: bool) -> Result<()> {
 }
 
 fn info(session: &Session, args: &InfoArgs) -> Result<()> {
-    let asked = ask(session, &args.backend)?;
+    let asked = ask(session, &args.backend, None)?;
     let d = &asked.descriptor;
     if args.json {
         return output::json(d);
@@ -178,37 +180,35 @@ fn info(session: &Session, args: &InfoArgs) -> Result<()> {
 
 fn check(session: &Session, args: CheckArgs) -> Result<i32> {
     let is_subject = |text: &str| text.contains('/') || text.contains("://");
-    let (backend, subject) = match (args.backend, args.subject) {
+    let (backend, given) = match (args.backend, args.subject) {
         (Some(only), None) if is_subject(&only) => (None, Some(only)),
         other => other,
     };
-    if let Some(name) = subject.as_deref().and_then(|s| s.strip_prefix("instance://")) {
+    if let Some(name) = given.as_deref().and_then(|s| s.strip_prefix("instance://")) {
         return check_instance(session, name, args.json);
     }
     let names: Vec<String> = match backend {
         Some(name) => vec![name],
         None => session.settings()?.enabled().map(ToString::to_string).collect(),
     };
+    let subject = given.as_deref().map(|given| subject_of(session, given)).transpose()?;
     let mut worst = 0;
     for name in names {
-        let mut asked = ask(session, &name)?;
+        let mut asked = ask(session, &name, subject.as_ref().and_then(|(_, image)| image.as_ref()?.mount()))?;
         let id_maps = userns::possible_maps(session.context.euid);
         let request = ProbeRequest { thorough: true, id_maps };
         let probe = calls::probe(&mut asked.worker, &request, &NoServices)?;
         let findings = match (&subject, probe.usable) {
-            (Some(subject), true) => calls::examine(
-                &mut asked.worker,
-                &subject_of(session, subject)?,
-                &mut EngineState::new(),
-                &NoServices,
-            )?,
+            (Some((subject, _)), true) => {
+                calls::examine(&mut asked.worker, subject, &mut EngineState::new(), &NoServices)?
+            }
             _ => Vec::new(),
         };
         if args.json {
             output::json(&serde_json::json!({ "backend": name, "probe": probe, "findings": findings }))?;
         } else {
             show_probe(&asked.descriptor, &probe)?;
-            show_findings(&findings, subject.as_deref())?;
+            show_findings(&findings, given.as_deref())?;
         }
         worst = worst.max(verdict(probe.usable, &findings));
     }
@@ -225,7 +225,8 @@ fn verdict(usable: bool, findings: &[Finding]) -> i32 {
     }
 }
 
-fn subject_of(session: &Session, text: &str) -> Result<Subject> {
+/// What is asked about; an image stays open meanwhile.
+fn subject_of(session: &Session, text: &str) -> Result<(Subject, Option<Image>)> {
     if let Some(reference) = text.strip_prefix("checkpoint://") {
         let reference: CheckpointRef = reference.parse()?;
         let generation = session.store()?.checkpoint(&reference.name)?.generation(reference.generation)?;
@@ -233,13 +234,21 @@ fn subject_of(session: &Session, text: &str) -> Result<Subject> {
         // Where the image is, the container's spec says: its name may be an address.
         let root = manifest.spec["root"]["directory"].as_str().unwrap_or(&manifest.image.path);
         let image = ImageView { name: manifest.image.path.clone(), root: root.into() };
-        return Ok(Subject::Generation { generation: crate::monitor::restart::view(&generation), image });
+        return Ok((
+            Subject::Generation { generation: crate::monitor::restart::view(&generation), image },
+            None,
+        ));
     }
-    let Opened { image, .. } = images::open(session, text)?;
+    let image = images::open(session, text, false)?;
     let script =
         if image.has_startscript { "/.singularity.d/startscript" } else { "/.singularity.d/runscript" };
     let process = ProcessView { argv: vec![script.to_owned()], ..ProcessView::default() };
-    Ok(Subject::Image { image: ImageView { name: image.given.clone(), root: image.root.clone() }, process })
+    let root = match image.mount() {
+        Some(_) => Worker::mounted_image(),
+        None => image.directory().to_path_buf(),
+    };
+    let view = ImageView { name: image.given.clone(), root };
+    Ok((Subject::Image { image: view, process }, Some(image)))
 }
 
 fn check_instance(session: &Session, name: &str, json: bool) -> Result<i32> {

@@ -1,10 +1,11 @@
-//! `build`: from a definition file, or the name of an image, to an image directory.
+//! `build` and `pull`: a new image, as a SIF file or as a directory.
 
-use crate::build;
-use crate::cli::images::{self, RegistryArgs, Shown};
+use crate::build::{self, Options, Packing, Source};
+use crate::cli::images::{self, RegistryArgs, Shown, sources};
 use crate::cli::{Session, report};
 use crate::error::{Error, Result};
-use crate::image::oci::{self, reference::Uri};
+use crate::image::oci::reference::{FORMS, Uri};
+use crate::image::sif::write::Compression;
 use crate::spec::binds;
 use crate::spec::identity::HostFacts;
 use clap::Args;
@@ -12,15 +13,30 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-/// `build`.
+/// Flags of whatever makes an image.
 #[derive(Debug, Args)]
-pub struct BuildArgs {
+pub struct MakeArgs {
     /// Replace an image that is there
     #[arg(short = 'F', long)]
     force: bool,
-    /// Make an image directory
+    /// Make a directory instead of a SIF file
     #[arg(short, long)]
     sandbox: bool,
+    /// How the file system is compressed
+    #[arg(long, value_name = "zstd|gzip", default_value = "zstd", value_parser = ["zstd", "gzip"])]
+    compression: String,
+    /// The level of zstd, 1 (fast) to 22 (tight)
+    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..=22))]
+    compression_level: u32,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+/// `build`.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    #[command(flatten)]
+    make: MakeArgs,
     /// As root inside; this is always so
     #[arg(short, long, hide = true)]
     fakeroot: bool,
@@ -36,41 +52,87 @@ pub struct BuildArgs {
     /// Values, one NAME=VALUE in a line
     #[arg(long, value_name = "FILE")]
     build_arg_file: Option<PathBuf>,
-    #[command(flatten)]
-    registry: RegistryArgs,
     /// The new image
     image: PathBuf,
-    /// A definition file, the name of an image, or an image directory
+    #[arg(help = concat!("What it is made of: a definition file, ", sources!()))]
     spec: String,
+}
+
+/// `pull`.
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    #[command(flatten)]
+    make: MakeArgs,
+    /// The new image, and where it comes from; of one word only, it is where it comes from
+    #[arg(required = true, num_args = 1..=2, value_names = ["OUT", "URI"])]
+    words: Vec<String>,
 }
 
 /// Runs `build`.
 ///
 /// # Errors
-/// Why there is no image.
-pub fn run(session: &Session, args: &BuildArgs) -> Result<i32> {
-    if !args.sandbox {
-        return Err(Error::usage("build makes image directories only").help("add --sandbox"));
+/// What failed. Nothing half made is left, and an older image is as it was.
+pub fn run(session: &Session, args: &BuildArgs) -> Result<()> {
+    if args.image.as_os_str().is_empty() {
+        return Err(Error::usage("no name was given for the image that is to be made"));
     }
-    let fetch = images::options(session, &args.registry);
-    let cache = images::cache(session)?;
-    if let Some(uri) = Uri::parse(&args.spec)? {
-        oci::pull_to_directory(&uri, &args.image, args.force, &cache, &fetch, &Shown)?;
-    } else if Path::new(&args.spec).is_dir() {
-        build::copy_directory(Path::new(&args.spec), &args.image, args.force, fetch.guarded)?;
-    } else {
-        let options = build::Options {
-            force: args.force,
-            no_test: args.notest,
-            arguments: arguments(args)?,
-            binds: user_binds(&args.bind)?,
-            fetch,
-            runtime_dir: session.context.runtime_dir()?,
-        };
-        build::to_directory(Path::new(&args.spec), &args.image, &options, &cache, &Shown)?;
-    }
+    let options = Options {
+        no_test: args.notest,
+        arguments: arguments(args)?,
+        binds: user_binds(&args.bind)?,
+        ..options(session, &args.make)?
+    };
+    make(session, &Source::recognise(&args.spec)?, &args.image, &args.make, &options)?;
     report::info(format!("Build complete: {}", args.image.display()));
-    Ok(0)
+    Ok(())
+}
+
+/// Runs `pull`.
+///
+/// # Errors
+/// Why the image was not had.
+pub fn pull(session: &Session, args: &PullArgs) -> Result<()> {
+    let (out, from) = match args.words.as_slice() {
+        [from] => (None, from),
+        [out, from, ..] => (Some(PathBuf::from(out)), from),
+        [] => return Err(Error::usage("pull needs the name of an image")),
+    };
+    let uri = Uri::parse(from)?.ok_or_else(|| {
+        Error::usage(format!("\"{from}\" is not the name of an image that can be pulled"))
+            .help(format!("there are {FORMS}"))
+    })?;
+    let ending = if args.make.sandbox { "" } else { ".sif" };
+    let out = out.unwrap_or_else(|| PathBuf::from(format!("{}{ending}", images::default_name(&uri))));
+    make(session, &Source::Named(uri), &out, &args.make, &options(session, &args.make)?)?;
+    report::info(format!("Pulled: {}", out.display()));
+    Ok(())
+}
+
+fn options(session: &Session, args: &MakeArgs) -> Result<Options> {
+    Ok(Options {
+        force: args.force,
+        fetch: images::options(session, &args.registry),
+        runtime_dir: session.context.runtime_dir()?,
+        ..Options::default()
+    })
+}
+
+fn make(session: &Session, source: &Source, out: &Path, args: &MakeArgs, options: &Options) -> Result<()> {
+    let cache = images::cache(session)?;
+    if args.sandbox {
+        return build::to_directory(source, out, options, &cache, &Shown);
+    }
+    let names = ["STASIS_TMPDIR", "APPTAINER_TMPDIR", "SINGULARITY_TMPDIR"];
+    let packing = Packing {
+        compression: match args.compression.as_str() {
+            "gzip" => Compression::Gzip,
+            _ => Compression::Zstd(args.compression_level),
+        },
+        // As reproducible builds everywhere: this variable stands for every time in the file.
+        time: session.context.var("SOURCE_DATE_EPOCH").and_then(|text| text.parse().ok()),
+        scratch: names.iter().find_map(|name| session.context.var(name)).map(PathBuf::from),
+    };
+    build::to_file(source, out, &packing, options, &cache, &Shown)
 }
 
 fn user_binds(typed: &[String]) -> Result<Vec<(PathBuf, PathBuf, bool)>> {

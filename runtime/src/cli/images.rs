@@ -1,18 +1,27 @@
-//! Images by name: `pull`, `cache`, and what opens the image of every other command.
+//! Opens the image of every command, wherever it is; and `cache`.
 
 use crate::cli::report::{self, Progress};
 use crate::cli::{Session, output};
-use crate::error::{Error, Result};
-use crate::image::Image;
+use crate::error::Result;
+use crate::image::attach::Way;
 use crate::image::oci::auth::Places;
 use crate::image::oci::digest::Digest;
-use crate::image::oci::reference::{FORMS, Uri};
+use crate::image::oci::reference::Uri;
 use crate::image::oci::{self, Cache, Options, Rooted};
-use crate::image::watch::{Step, Watch};
+use crate::image::watch::{self, Step, Watch};
+use crate::image::{Image, Opening};
 use crate::spec::identity::HostFacts;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// What an image can be, for the help of every command that takes one.
+macro_rules! sources {
+    () => {
+        "a SIF or squashfs file, a directory, or docker://NAME[:TAG], oci:DIR, oci-archive:FILE, docker-archive:FILE"
+    };
+}
+pub(crate) use sources;
 
 /// Flags of whatever asks a registry.
 #[derive(Debug, Clone, Default, Args)]
@@ -26,22 +35,6 @@ pub struct RegistryArgs {
     /// The image for this machine, as amd64 or arm64
     #[arg(long, value_name = "ARCH", help_heading = "Registries")]
     pub arch: Option<String>,
-}
-
-/// `pull`.
-#[derive(Debug, Args)]
-pub struct PullArgs {
-    /// Replace an image that is there
-    #[arg(short = 'F', long)]
-    force: bool,
-    /// Make an image directory
-    #[arg(long)]
-    sandbox: bool,
-    #[command(flatten)]
-    registry: RegistryArgs,
-    /// The new image, and where it comes from; of one word only, it is where it comes from
-    #[arg(required = true, num_args = 1..=2, value_names = ["OUT", "URI"])]
-    words: Vec<String>,
 }
 
 /// What is kept of fetched images.
@@ -122,71 +115,53 @@ pub fn cache(session: &Session) -> Result<Cache> {
     Cache::open(&session.context.data_root()?)
 }
 
-/// An opened image; what is fetched by name stays in the cache while this lives.
-pub struct Opened {
-    /// The image.
-    pub image: Image,
-    /// Its place in the cache.
-    pub rooted: Option<Rooted>,
-}
-
-/// Opens the image that a user named, fetching it where it is the name of one.
+/// Opens the image that a user named: a directory, a file, or by an address, from where it is fetched. Tells what that
+/// takes.
 ///
 /// # Errors
 /// Why it cannot be had.
-pub fn open(session: &Session, given: &str) -> Result<Opened> {
-    let Some(uri) = Uri::parse(given)? else {
-        return Ok(Opened { image: Image::open(given)?, rooted: None });
+pub fn open(session: &Session, given: &str, unsquash: bool) -> Result<Image> {
+    if let Some(uri) = Uri::parse(given)? {
+        let options = options(session, &RegistryArgs::default());
+        let fetched = oci::ensure(&uri, &cache(session)?, &options, &Shown)?;
+        return in_cache(fetched, given, Some(&uri));
+    }
+    let way = match unsquash {
+        true => Some(Way::Unpacked),
+        false => Way::from_word(session.context.var("STASIS_IMAGE_MOUNT").unwrap_or_default())?,
     };
-    let rooted = oci::ensure(&uri, &cache(session)?, &options(session, &RegistryArgs::default()), &Shown)?;
-    let mut image = Image::open(&rooted.root.to_string_lossy())?;
-    given.clone_into(&mut image.given);
-    image.name = default_name(&uri).to_string_lossy().into_owned();
-    Ok(Opened { image, rooted: Some(rooted) })
+    let watched = watch::standing(&Shown, "unpacking the image");
+    let opening = Opening { data_root: session.context.data_root()?, way, watched: &watched };
+    let image = Image::open_with(given, &opening)?;
+    image.file.iter().flat_map(|file| &file.notes).for_each(report::verbose);
+    Ok(image)
 }
 
 /// Opens the image that a saved state was recorded with: from the cache, or from where it was fetched.
 ///
 /// # Errors
 /// Why it cannot be had.
-pub fn open_recorded(session: &Session, name: &str, digest: Option<&str>) -> Result<Opened> {
+pub fn open_recorded(session: &Session, name: &str, digest: Option<&str>) -> Result<Image> {
     if let Some(Ok(digest)) = digest.map(|digest| Digest::try_from(digest.to_owned()))
-        && let Some(rooted) = oci::cached(&digest, name, &cache(session)?)?
+        && let Some(fetched) = oci::cached(&digest, name, &cache(session)?)?
     {
-        let mut image = Image::open(&rooted.root.to_string_lossy())?;
-        name.clone_into(&mut image.given);
-        return Ok(Opened { image, rooted: Some(rooted) });
+        return in_cache(fetched, name, None);
     }
-    open(session, name)
+    open(session, name, false)
 }
 
-/// Runs `pull`.
-///
-/// # Errors
-/// Why the image was not had.
-pub fn pull(session: &Session, args: &PullArgs) -> Result<i32> {
-    let (out, from) = match args.words.as_slice() {
-        [from] => (None, from),
-        [out, from, ..] => (Some(PathBuf::from(out)), from),
-        [] => return Err(Error::usage("pull needs the name of an image")),
-    };
-    let uri = Uri::parse(from)?.ok_or_else(|| {
-        Error::usage(format!("\"{from}\" is not the name of an image that can be pulled"))
-            .help(format!("there are {FORMS}"))
-    })?;
-    let out = out.unwrap_or_else(|| default_name(&uri));
-    if !args.sandbox {
-        return Err(Error::usage("pull makes image directories only").help("add --sandbox"));
+fn in_cache(fetched: Rooted, given: &str, uri: Option<&Uri>) -> Result<Image> {
+    let mut image = Image::open(&fetched.root.to_string_lossy())?;
+    given.clone_into(&mut image.given);
+    if let Some(uri) = uri {
+        image.name = default_name(uri);
     }
-    let options = options(session, &args.registry);
-    let digest = oci::pull_to_directory(&uri, &out, args.force, &cache(session)?, &options, &Shown)?;
-    report::verbose(format!("its digest is {digest}"));
-    report::info(format!("Pulled: {}", out.display()));
-    Ok(0)
+    image.fetched = Some(fetched);
+    Ok(image)
 }
 
 /// As Apptainer names it, without the ending of a file.
-fn default_name(uri: &Uri) -> PathBuf {
+pub fn default_name(uri: &Uri) -> String {
     let (name, tag) = match uri {
         Uri::Registry(reference) => (
             reference.repository.rsplit('/').next().unwrap_or_default().to_owned(),
@@ -199,14 +174,14 @@ fn default_name(uri: &Uri) -> PathBuf {
             (stem, tag.as_ref().map(|tag| tag.replace(['/', ':'], "_")))
         }
     };
-    PathBuf::from(tag.map_or_else(|| name.clone(), |tag| format!("{name}_{tag}")))
+    tag.map_or_else(|| name.clone(), |tag| format!("{name}_{tag}"))
 }
 
 /// Runs `cache ...`.
 ///
 /// # Errors
 /// What the file system says.
-pub fn run_cache(session: &Session, command: &CacheCommand) -> Result<i32> {
+pub fn run_cache(session: &Session, command: &CacheCommand) -> Result<()> {
     let cache = cache(session)?;
     match command {
         CacheCommand::List => {
@@ -239,5 +214,5 @@ pub fn run_cache(session: &Session, command: &CacheCommand) -> Result<i32> {
             report::info(format!("{would}, {}", output::size(sum)));
         }
     }
-    Ok(0)
+    Ok(())
 }

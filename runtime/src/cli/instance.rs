@@ -3,9 +3,11 @@
 use crate::cli::action_args::{ActionArgs, parse_duration, signal_number};
 use crate::cli::actions::{self, Planned, Wanted, restarted_line};
 use crate::cli::compat::CompatArgs;
+use crate::cli::images::sources;
 use crate::cli::teller::Terminal;
 use crate::cli::{Session, output, report};
 use crate::error::{Error, Result};
+use crate::image::attach::Held;
 use crate::instance::{Liveness, Record, Seen};
 use crate::monitor::client;
 use crate::monitor::control::{Reply, Request, Started};
@@ -44,8 +46,7 @@ pub struct StartArgs {
     /// Write the pid of the container's first process into this file
     #[arg(long, value_name = "FILE")]
     pid_file: Option<std::path::PathBuf>,
-    /// An image directory, docker://NAME or another name of an image, or - for the recorded image of a
-    /// restart
+    #[arg(help = concat!("The image: ", sources!(), "; or - for the recorded image of a restart"))]
     image: String,
     /// The instance's name
     name: String,
@@ -183,6 +184,9 @@ fn start(session: &Session, args: StartArgs, runscript: bool) -> Result<()> {
         Wanted { action, args: args.action, compat: args.compat, image: args.image, name: Some(name) };
     let Some(planned) = actions::plan(session, wanted)? else { return Ok(()) };
     let started = spawn(&planned)?;
+    if let Some(image) = planned.image {
+        image.leave();
+    }
     if let Some(file) = args.pid_file {
         std::fs::write(&file, format!("{}\n", started.pid))
             .map_err(|e| Error::new(format!("cannot write the pid file {}", file.display())).because(&e))?;
@@ -202,7 +206,8 @@ fn spawn(planned: &Planned) -> Result<Started> {
     fds.extend(planned.library.as_ref().map(|l| (l.as_fd(), LIBRARY)));
     let mut child = process::spawn_self(&[ROLE.as_ref()], &fds, true).map_err(|e| cannot(&e))?;
     drop(theirs);
-    ours.send(&planned.order).map_err(|e| cannot(&e))?;
+    let handed = planned.image.as_ref().map(Held::descriptors).unwrap_or_default();
+    ours.send_with(&planned.order, &handed).map_err(|e| cannot(&e))?;
     let answer = client::answer(&ours, &Terminal::default());
     match answer {
         Ok((Reply::Started(started), _)) => Ok(started),

@@ -8,7 +8,9 @@ pub mod checkpoint;
 pub mod compat;
 pub mod engine;
 pub mod generated;
+pub mod gpu;
 pub mod images;
+pub mod inspect;
 pub mod instance;
 pub mod join;
 pub mod output;
@@ -41,8 +43,12 @@ pub struct Globals {
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global")]
     config: Option<PathBuf>,
     /// Print what happens inside
-    #[arg(short, long, global = true, help_heading = "Global")]
+    #[arg(long, global = true, help_heading = "Global")]
     debug: bool,
+    /// The same
+    // Not after the command: `-d` is the definition file of `inspect` there, as in Apptainer.
+    #[arg(short = 'd', help_heading = "Global")]
+    debug_too: bool,
     /// Only warnings and errors
     #[arg(short, long, global = true, help_heading = "Global")]
     quiet: bool,
@@ -66,13 +72,15 @@ enum Command {
     Run(actions::RunArgs),
     /// Run a shell in a container
     Shell(actions::ShellArgs),
-    /// Make an image out of a definition file or another image
+    /// Make an image of a definition file or another image
     Build(build::BuildArgs),
     /// Fetch an image
-    Pull(images::PullArgs),
+    Pull(build::PullArgs),
     /// What is kept of fetched images
     #[command(subcommand)]
     Cache(images::CacheCommand),
+    /// Show what an image says about itself
+    Inspect(inspect::InspectArgs),
     /// Containers in the background
     #[command(subcommand)]
     Instance(instance::InstanceCommand),
@@ -84,6 +92,38 @@ enum Command {
     Backend(backend::BackendCommand),
     /// Print a shell's completions, for the shell to read
     Completion(generated::CompletionArgs),
+}
+
+/// The commands of which the start is felt. Only the flags of the one that was typed are put together; help and
+/// messages come from [`Cli`], for which nobody is in a hurry.
+#[derive(Debug, Parser)]
+struct Quick {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Start,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(defer = true)]
+enum Start {
+    Exec(actions::ExecArgs),
+    Run(actions::RunArgs),
+    Shell(actions::ShellArgs),
+}
+
+fn parse(arguments: &[OsString]) -> std::result::Result<Cli, clap::Error> {
+    if arguments.iter().any(|word| word == "exec" || word == "run" || word == "shell")
+        && let Ok(Quick { globals, command }) = Quick::try_parse_from(arguments)
+    {
+        let command = match command {
+            Start::Exec(args) => Command::Exec(args),
+            Start::Run(args) => Command::Run(args),
+            Start::Shell(args) => Command::Shell(args),
+        };
+        return Ok(Cli { globals, command });
+    }
+    Cli::try_parse_from(arguments)
 }
 
 /// What every command may need; each part is made when it is first asked for.
@@ -127,13 +167,14 @@ impl Session {
 
 /// The command. Returns its exit code.
 pub fn main(arguments: Vec<OsString>) -> i32 {
-    let cli = match Cli::try_parse_from(&arguments) {
+    let cli = match parse(&arguments) {
         Ok(cli) => cli,
         Err(error) => return misunderstood(&error),
     };
     let g = &cli.globals;
-    report::configure(report::Verbosity::from_flags(g.quiet, g.silent, g.verbose, g.debug), g.nocolor);
-    if g.debug {
+    let debug = g.debug || g.debug_too;
+    report::configure(report::Verbosity::from_flags(g.quiet, g.silent, g.verbose, debug), g.nocolor);
+    if debug {
         let shown =
             tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG);
         // A second subscriber cannot be there; if it were, it would do.
@@ -159,9 +200,10 @@ fn run(cli: Cli) -> Result<i32> {
         Command::Exec(args) => actions::exec(&session, args),
         Command::Run(args) => actions::run(&session, args),
         Command::Shell(args) => actions::shell(&session, args),
-        Command::Build(args) => build::run(&session, &args),
-        Command::Pull(args) => images::pull(&session, &args),
-        Command::Cache(command) => images::run_cache(&session, &command),
+        Command::Build(args) => build::run(&session, &args).map(|()| 0),
+        Command::Pull(args) => build::pull(&session, &args).map(|()| 0),
+        Command::Cache(command) => images::run_cache(&session, &command).map(|()| 0),
+        Command::Inspect(args) => inspect::run(&session, &args).map(|()| 0),
         Command::Instance(command) => instance::run(&session, command),
         Command::Checkpoint(command) => checkpoint::run(&session, command).map(|()| 0),
         Command::Backend(command) => backend::run(&session, command),
@@ -196,6 +238,32 @@ mod tests {
 
     #[test]
     fn flags_do_not_contradict_each_other() {
-        Cli::command().debug_assert();
+        <Cli as clap::CommandFactory>::command().debug_assert();
+        <Quick as clap::CommandFactory>::command().debug_assert();
+    }
+
+    /// The quick way may only take what the whole one takes too, and has to understand it alike.
+    #[test]
+    fn both_ways_of_reading_understand_the_same() {
+        for line in [
+            "stasis exec image true",
+            "stasis -q --config file exec -B /a:/b -C --env A=1 -s image sh -c exec",
+            "stasis exec -d image --nocolor",
+            "stasis run --checkpoint kept --backend auto image --verbose",
+            "stasis shell --restart kept@3 -",
+            "stasis instance run image name exec",
+            "stasis exec",
+            "stasis exec --help",
+            "stasis exec --no-such image true",
+            "stasis shell image more",
+            "stasis --version exec",
+        ] {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let said = |read: std::result::Result<Cli, clap::Error>| match read {
+                Ok(cli) => format!("{cli:?}"),
+                Err(error) => error.to_string(),
+            };
+            assert_eq!(said(parse(&words)), said(Cli::try_parse_from(&words)), "{line}");
+        }
     }
 }

@@ -49,7 +49,8 @@ fn the_shipped_file_parses_and_names_only_what_it_defines() {
     assert_eq!(file.default.as_ref().unwrap().value, DefaultBackend::Auto);
     assert!(!file.locked.as_ref().unwrap().value);
     assert!(!file.allow_user_plugins.as_ref().unwrap().value);
-    let order: Vec<_> = file.order.as_ref().unwrap().iter().map(|n| n.value.clone()).collect();
+    let mut order: Vec<_> = file.order.as_ref().unwrap().iter().map(|n| n.value.clone()).collect();
+    order.sort();
     assert_eq!(order, file.backends.keys().cloned().collect::<Vec<_>>());
     assert!(file.search.as_ref().unwrap().iter().all(|dir| dir.value.is_absolute()));
     assert!(file.backends.values().all(|entry| entry.enabled && entry.version.is_some()));

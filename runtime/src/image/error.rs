@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+use super::sif::SifError;
+use super::squashfs::SquashfsError;
+
 /// Why an image could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -14,14 +17,23 @@ pub enum ImageError {
     /// Nothing is there.
     #[error("image \"{}\" does not exist", path.display())]
     Missing { path: PathBuf },
-    /// It is a file.
-    #[error("image \"{}\" is {what}, and only image directories can be opened by this version", path.display())]
+    /// It is another kind of file.
+    #[error("image \"{}\" is {what}, and images are SIF files, squashfs file systems and directories", path.display())]
     NotADirectory { path: PathBuf, what: &'static str },
+    /// Its header contradicts itself or the file.
+    #[error("image \"{}\" is a damaged SIF file", path.display())]
+    Sif { path: PathBuf, source: SifError },
+    /// What should be a file system is none.
+    #[error("image \"{}\" is damaged", path.display())]
+    Squashfs { path: PathBuf, source: SquashfsError },
+    /// A sound SIF file of which nothing can be run here.
+    #[error("image \"{}\" cannot be run: {why}", path.display())]
+    NotForUs { path: PathBuf, why: String, help: &'static str },
     /// It is a directory of something else.
     #[error("directory \"{}\" is not an image: it has none of bin, usr, etc and .singularity.d", path.display())]
     NotAnImage { path: PathBuf },
     /// A place in the network or in a cache.
-    #[error("image \"{given}\" is an address ({scheme}), and an image directory is needed here")]
+    #[error("image \"{given}\" is an address ({scheme}), and a file or a directory is needed here")]
     Uri { given: String, scheme: String },
     /// A running instance where an image is needed.
     #[error("\"{given}\" names a running instance, and an image is needed here")]
@@ -40,23 +52,27 @@ impl ImageError {
     pub fn help(&self) -> Option<String> {
         Some(match self {
             Self::Empty | Self::NotAnImage { .. } => {
-                "give the directory into which a container image was unpacked".to_owned()
+                "give an image: a SIF file, or the directory into which one was unpacked".to_owned()
             }
             Self::Missing { path } if path.is_relative() => {
                 "check the spelling; a relative path starts at the working directory".to_owned()
             }
             Self::Missing { .. } => "check the spelling".to_owned(),
-            Self::NotADirectory { path, .. } => format!(
-                "unpack it first, for example with `apptainer build --sandbox DIRECTORY {}`",
-                path.display()
-            ),
+            Self::NotADirectory { .. } => {
+                "give an image, or unpack what it holds into a directory and give that".to_owned()
+            }
+            Self::Sif { .. } | Self::Squashfs { .. } => {
+                "it was not copied to its end, or is none: fetch or build it again".to_owned()
+            }
+            Self::NotForUs { help, .. } => (*help).to_owned(),
             Self::Uri { given, .. } => {
-                format!(
-                    "make a directory of it first with `stasis build --sandbox DIRECTORY {given}`, and give that"
-                )
+                format!("make a file of it first with `stasis build IMAGE.sif {given}`, and give that")
             }
             Self::Instance { .. } => {
-                "give an image directory, or use exec, run or shell to enter the instance".to_owned()
+                "give an image, or use exec, run or shell to enter the instance".to_owned()
+            }
+            Self::Access { .. } if nix::unistd::geteuid().is_root() => {
+                "its file system lets nobody in but the owner, not even root (a network file system with root squash, or FUSE): copy the image to a local disk, or do this as its owner".to_owned()
             }
             Self::Access { .. } => {
                 "the image's directory and everything above it need read and search permission for you"

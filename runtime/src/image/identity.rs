@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 
+use super::attach::FileSpec;
 use super::inside::{file_type, open_beneath, open_in_root};
 use super::{Image, io_words};
 
@@ -99,6 +100,9 @@ pub struct ContentDigest {
 /// # Errors
 /// The top directory cannot be looked at.
 pub fn fingerprint(image: &Image) -> Result<String, IdentityError> {
+    if let Some(file) = &image.file {
+        return file_fingerprint(&file.spec, &file.file);
+    }
     let failed = |errno: Errno| IdentityError::Root { image: image.root.clone(), source: errno.into() };
     let root = fstat(image.dir()).map_err(failed)?;
     let mut hasher = blake3::Hasher::new();
@@ -130,6 +134,50 @@ pub fn fingerprint(image: &Image) -> Result<String, IdentityError> {
     Ok(format!("stat1:{}", hasher.finalize().to_hex()))
 }
 
+/// The same for a file system inside a file.
+///
+/// # Errors
+/// The file cannot be looked at.
+pub fn file_fingerprint(spec: &FileSpec, file: &File) -> Result<String, IdentityError> {
+    let stat = fstat(file)
+        .map_err(|errno| IdentityError::Root { image: spec.path.clone(), source: errno.into() })?;
+    let mut hasher = blake3::Hasher::new();
+    for value in [stat.st_dev, stat.st_ino, stat.st_size.unsigned_abs(), spec.offset, spec.size] {
+        number(&mut hasher, value);
+    }
+    times(&mut hasher, &stat);
+    Ok(format!("file1:{}", hasher.finalize().to_hex()))
+}
+
+/// The digest of a file system inside a file: of its bytes, whatever file they are in.
+///
+/// # Errors
+/// `cancel` became true, or it cannot be read to its end.
+pub fn file_digest(file: &File, spec: &FileSpec, cancel: &AtomicBool) -> Result<String, IdentityError> {
+    use std::os::unix::fs::FileExt as _;
+    let failed = |source| IdentityError::Root { image: spec.path.clone(), source };
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; BUFFER];
+    let (mut at, end) = (spec.offset, spec.offset.saturating_add(spec.size));
+    while at < end {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(IdentityError::Cancelled { image: spec.path.clone() });
+        }
+        let most = usize::try_from(end - at).unwrap_or(BUFFER).min(BUFFER);
+        let part = buffer.get_mut(..most).unwrap_or_default();
+        match file.read_at(part, at) {
+            Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+            Ok(count) => {
+                hasher.update(part.get(..count).unwrap_or_default());
+                at += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(format!("blake3:{}", hasher.finalize().to_hex()))
+}
+
 fn times(hasher: &mut blake3::Hasher, stat: &FileStat) {
     for value in [stat.st_mtime, stat.st_mtime_nsec, stat.st_ctime, stat.st_ctime_nsec] {
         hasher.update(&value.to_le_bytes());
@@ -152,6 +200,11 @@ fn text(hasher: &mut blake3::Hasher, bytes: &[u8]) {
 /// # Errors
 /// `cancel` became true, or the top directory cannot be read. Anything below that cannot be read is noted.
 pub fn content_digest(image: &Image, cancel: &AtomicBool) -> Result<ContentDigest, IdentityError> {
+    if let Some(file) = &image.file {
+        let digest = file_digest(&file.file, &file.spec, cancel)?;
+        let (entries, bytes, unreadable, unreadable_count) = (1, file.spec.size, Vec::new(), 0);
+        return Ok(ContentDigest { digest, entries, bytes, unreadable, unreadable_count });
+    }
     let root = open_beneath(image.dir(), Path::new(""), OFlag::O_RDONLY | OFlag::O_DIRECTORY)
         .map_err(|source| IdentityError::Root { image: image.root.clone(), source })?;
     let walk = Walk {

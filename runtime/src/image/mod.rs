@@ -1,9 +1,9 @@
 //! A container image on disk: opened once, held by descriptor, looked into without ever leaving it.
-//! An image is hostile: its links, modes and files are nobody's but the author's. Mounting it is not done here.
+//! An image is hostile: its links, modes and files are nobody's but the author's. One in a file is brought into
+//! view by [`attach`]; where it is seen in a container is not decided here.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -13,17 +13,25 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{AccessFlags, faccessat};
 
+pub mod attach;
 mod error;
+mod file;
 pub mod identity;
 pub(crate) mod inside;
+pub mod metadata;
 pub mod oci;
 pub mod output;
+pub mod sif;
 pub mod singularity;
+pub mod squashfs;
+pub mod tools;
 pub mod tree;
 pub mod watch;
 
 pub use error::ImageError;
 pub(crate) use error::io_words;
+pub use file::{ImageFile, Opening, is_image_file, sif_of};
+use oci::Rooted;
 use oci::types::ContainerConfig;
 
 /// Where an image keeps what is said about it.
@@ -61,16 +69,20 @@ impl FileInfo {
     }
 }
 
-/// An opened image directory.
+/// An opened image.
 #[derive(Debug)]
 pub struct Image {
     /// What the user typed.
     pub given: String,
     /// What the application is told as its image's name.
     pub name: String,
-    /// Absolute, links resolved.
+    /// The directory or the file, absolute, links resolved.
     pub root: PathBuf,
     dir: OwnedFd,
+    /// Of an image in a file. Let go after `dir`, which holds the same mount.
+    pub file: Option<ImageFile>,
+    /// Of an image that was fetched by name: its place in the cache, kept while this lives.
+    pub fetched: Option<Rooted>,
     /// `/bin/sh` is there and may be executed.
     pub has_sh: bool,
     /// `/bin/bash` is there and may be executed.
@@ -89,8 +101,11 @@ pub struct Image {
     pub oci: Option<ContainerConfig>,
 }
 
+const DIRECTORY: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_CLOEXEC).union(OFlag::O_NONBLOCK).union(OFlag::O_DIRECTORY);
+
 impl Image {
-    /// Opens the image that a user named.
+    /// Opens the image directory that a user named.
     ///
     /// # Errors
     /// It is missing, not readable, not a directory, no image, or an address of another kind.
@@ -98,18 +113,24 @@ impl Image {
         refuse_addresses(arg)?;
         let path = PathBuf::from(arg);
         let root = path.canonicalize().map_err(|source| at(&path, source))?;
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         if !root.is_dir() {
-            return Err(ImageError::NotADirectory { what: kind_of_file(&root), path });
+            return Err(ImageError::NotADirectory { what: file::kind_of(&root), path });
         }
-        let dir = nix::fcntl::open(&root, flags | OFlag::O_DIRECTORY, Mode::empty())
-            .map_err(|errno| at(&path, errno.into()))?;
+        let dir = nix::fcntl::open(&root, DIRECTORY, Mode::empty()).map_err(|e| at(&path, e.into()))?;
+        Self::of(arg, root, dir, None)
+    }
+
+    /// Looks at what was opened: `dir` is its content.
+    fn of(arg: &str, root: PathBuf, dir: OwnedFd, file: Option<ImageFile>) -> Result<Self, ImageError> {
+        let path = PathBuf::from(arg);
         faccessat(&dir, ".", AccessFlags::R_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)
             .map_err(|errno| at(&path, errno.into()))?;
         let mut image = Self {
             given: arg.to_owned(),
             name: root.file_name().map_or_else(|| "/".to_owned(), |name| name.to_string_lossy().into_owned()),
             root,
+            file,
+            fetched: None,
             dir,
             has_sh: false,
             has_bash: false,
@@ -223,31 +244,6 @@ fn at(path: &Path, source: io::Error) -> ImageError {
         Some(Errno::ENOENT) => ImageError::Missing { path },
         Some(Errno::EACCES | Errno::EPERM) => ImageError::Access { path, source },
         _ => ImageError::Open { path, source },
-    }
-}
-
-/// In words, what a thing is that is not a directory. Only regular files are opened.
-fn kind_of_file(path: &Path) -> &'static str {
-    if !path.is_file() {
-        return "not a regular file";
-    }
-    let mut head = Vec::new();
-    let Ok(file) = File::open(path) else { return "a file" };
-    if file.take(2048).read_to_end(&mut head).is_err() {
-        return "a file";
-    }
-    let has = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
-    // A SIF begins with the line that starts its interpreter; its magic comes after that.
-    if has(32, b"SIF_MAGIC") {
-        "a SIF file"
-    } else if has(0, b"hsqs") {
-        "a squashfs file system"
-    } else if has(1080, b"\x53\xef") {
-        "an ext file system"
-    } else if has(0, b"\x1f\x8b") || has(257, b"ustar") {
-        "an archive"
-    } else {
-        "a file"
     }
 }
 

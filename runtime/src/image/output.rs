@@ -15,7 +15,7 @@ use rustix::fs::RenameFlags;
 use super::tree::{Tree, failed};
 use crate::error::{Error, Result};
 use crate::launch::userns;
-use crate::store::{DirHandle, remove_tree};
+use crate::store::{self, DirHandle};
 use crate::sys::{fd, process};
 
 /// The first argument with which our own program is started to watch over one.
@@ -54,8 +54,18 @@ impl Output {
             );
         };
         check_place(&out, force)?;
+        let mut output = Self::scratch(parent, name, guarded)?;
+        output.force = force;
+        Ok(output)
+    }
+
+    /// A directory for what is only needed on the way to an image, named after it; it is removed in the end.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn scratch(parent: &Path, name: &OsStr, guarded: bool) -> Result<Self> {
         if !parent.is_dir() {
-            return Err(Error::new(format!("cannot make the image {}", out.display()))
+            return Err(Error::new(format!("cannot make the image {}", parent.join(name).display()))
                 .because(format!("there is no directory {}", parent.display()))
                 .help("make it first, or choose another name"));
         }
@@ -66,10 +76,10 @@ impl Output {
         let mut output = Self {
             parent: parent.to_owned(),
             name: name.to_owned(),
-            out: out.clone(),
+            out: parent.join(name),
             staging,
             guard: None,
-            force,
+            force: false,
             committed: false,
         };
         DirBuilder::new().mode(0o755).create(&path).map_err(|e| failed("make the directory", &path, &e))?;
@@ -77,6 +87,16 @@ impl Output {
             output.guard = Some(Guard::start(&path)?);
         }
         Ok(output)
+    }
+
+    /// Another directory on the same disk that is removed in the end.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn beside(&self, ending: &str, guarded: bool) -> Result<Self> {
+        let mut name = self.name.clone();
+        name.push(ending);
+        Self::scratch(&self.parent, &name, guarded)
     }
 
     /// Where it grows.
@@ -172,7 +192,7 @@ fn check_place(out: &Path, force: bool) -> Result<()> {
 
 /// Removes a directory, also where a build has left files of other users in it.
 fn remove(parent: &Path, name: &OsStr) -> Result<()> {
-    let by_us = || DirHandle::open_any(parent).and_then(|parent| remove_tree(&parent, name));
+    let by_us = || DirHandle::open_foreign(parent).and_then(|parent| store::remove(&parent, name));
     match by_us() {
         Err(first) if userns::grants_more(nix::unistd::geteuid().as_raw()) => {
             let code = userns::as_granted_root(|| i32::from(by_us().is_err()))?;

@@ -52,53 +52,45 @@ fn what_is_not_an_image_directory_is_told_by_kind() {
         fs::write(dir.path().join(name), bytes).unwrap();
         refused(dir.path().join(name).to_str().unwrap()).replace(dir.path().to_str().unwrap(), "DIR")
     };
-    insta::assert_snapshot!(file("a.sif", 32, b"SIF_MAGIC\0"), @r#"
-    image "DIR/a.sif" is a SIF file, and only image directories can be opened by this version
-    unpack it first, for example with `apptainer build --sandbox DIRECTORY DIR/a.sif`
-    "#);
-    insta::assert_snapshot!(file("b", 0, b"hsqs"), @r#"
-    image "DIR/b" is a squashfs file system, and only image directories can be opened by this version
-    unpack it first, for example with `apptainer build --sandbox DIRECTORY DIR/b`
-    "#);
     insta::assert_snapshot!(file("c", 1080, b"\x53\xef"), @r#"
-    image "DIR/c" is an ext file system, and only image directories can be opened by this version
-    unpack it first, for example with `apptainer build --sandbox DIRECTORY DIR/c`
+    image "DIR/c" is an ext file system, and images are SIF files, squashfs file systems and directories
+    give an image, or unpack what it holds into a directory and give that
     "#);
     insta::assert_snapshot!(file("d", 257, b"ustar"), @r#"
-    image "DIR/d" is an archive, and only image directories can be opened by this version
-    unpack it first, for example with `apptainer build --sandbox DIRECTORY DIR/d`
+    image "DIR/d" is an archive, and images are SIF files, squashfs file systems and directories
+    give an image, or unpack what it holds into a directory and give that
     "#);
     insta::assert_snapshot!(file("e", 0, b""), @r#"
-    image "DIR/e" is a file, and only image directories can be opened by this version
-    unpack it first, for example with `apptainer build --sandbox DIRECTORY DIR/e`
+    image "DIR/e" is a file of another kind, and images are SIF files, squashfs file systems and directories
+    give an image, or unpack what it holds into a directory and give that
     "#);
     let own = refused(dir.path().to_str().unwrap()).replace(dir.path().to_str().unwrap(), "DIR");
     insta::assert_snapshot!(own, @r#"
     directory "DIR" is not an image: it has none of bin, usr, etc and .singularity.d
-    give the directory into which a container image was unpacked
+    give an image: a SIF file, or the directory into which one was unpacked
     "#);
     nix::unistd::mkfifo(&dir.path().join("f"), Mode::S_IRUSR).unwrap();
     let fifo = Image::open(dir.path().join("f").to_str().unwrap()).unwrap_err().to_string();
     assert!(fifo.contains("is not a regular file"), "{fifo}");
     insta::assert_snapshot!(refused(""), @"
     no image was given: the argument is empty
-    give the directory into which a container image was unpacked
+    give an image: a SIF file, or the directory into which one was unpacked
     ");
     insta::assert_snapshot!(refused("no/such/image"), @r#"
     image "no/such/image" does not exist
     check the spelling; a relative path starts at the working directory
     "#);
     insta::assert_snapshot!(refused("docker://alpine"), @r#"
-    image "docker://alpine" is an address (docker), and an image directory is needed here
-    make a directory of it first with `stasis build --sandbox DIRECTORY docker://alpine`, and give that
+    image "docker://alpine" is an address (docker), and a file or a directory is needed here
+    make a file of it first with `stasis build IMAGE.sif docker://alpine`, and give that
     "#);
     insta::assert_snapshot!(refused("oci:layout:tag"), @r#"
-    image "oci:layout:tag" is an address (oci), and an image directory is needed here
-    make a directory of it first with `stasis build --sandbox DIRECTORY oci:layout:tag`, and give that
+    image "oci:layout:tag" is an address (oci), and a file or a directory is needed here
+    make a file of it first with `stasis build IMAGE.sif oci:layout:tag`, and give that
     "#);
     insta::assert_snapshot!(refused("instance://web"), @r#"
     "instance://web" names a running instance, and an image is needed here
-    give an image directory, or use exec, run or shell to enter the instance
+    give an image, or use exec, run or shell to enter the instance
     "#);
     assert!(refused(&"x".repeat(300)).contains("too long"));
 }

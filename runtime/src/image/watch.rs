@@ -1,5 +1,7 @@
 //! What a long work on an image tells while it goes on. The command line shows it; a test keeps it.
 
+use std::cell::RefCell;
+
 /// Who is told.
 pub trait Watch {
     /// Something was done.
@@ -33,4 +35,16 @@ impl Watch for Nobody {
 
 impl Step for Nobody {
     fn advance(&mut self, _: u64) {}
+}
+
+/// For works that tell how far they are: one step, which begins with the first word of it.
+pub fn standing<'a>(watch: &'a dyn Watch, what: &'a str) -> impl Fn(u64, u64) + 'a {
+    let step = RefCell::new(None);
+    move |done, total| {
+        let mut step = step.borrow_mut();
+        let begun = || (watch.step(what, (total > 0).then_some(total)), 0);
+        let (bar, before) = step.get_or_insert_with(begun);
+        bar.advance(done.saturating_sub(*before));
+        *before = done.max(*before);
+    }
 }

@@ -2,10 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::init::children::{self, Becoming, Telling};
-use crate::launch::protocol::FromInit;
-use crate::launch::root::Made;
 use crate::spec::{ContainerSpec, RestartStep, prelude};
-use crate::sys::channel::Channel;
 use crate::sys::{fd, process, signal};
 use nix::sys::wait::waitpid;
 use stasis_plugin_api::plan::{StdioKind, Supervisor};
@@ -49,6 +46,7 @@ fn becoming<'a>(
         controls_terminal: spec.stdio == StdioKind::Pty,
         ignored: engine.map_or(&[], |e| &e.needs.ignore_signals),
         seccomp: engine.map_or(&spec.process.seccomp, |e| &e.needs.seccomp),
+        subreaper: engine.is_some_and(|e| e.needs.subreaper),
         keep_capabilities: keeps_capabilities(spec),
         umask: spec.process.umask,
         ..Becoming::default()
@@ -72,15 +70,11 @@ fn command(spec: &ContainerSpec) -> Vec<String> {
 }
 
 /// Where no init is wanted: this process becomes the application. Returns only the reason why not.
-pub fn become_application(spec: &ContainerSpec, made: &Made, channel: &Channel) -> Error {
+pub fn become_application(spec: &ContainerSpec) -> Error {
     if spec.process.ends_with_parent
         && let Err(e) = process::end_with_parent()
     {
         return Error::new("cannot tie the application to the command that starts it").because(e.desc());
-    }
-    let told = channel.send(&FromInit::Mounted { mode: made.mode, notes: made.notes.clone() });
-    if let Err(e) = told {
-        return Error::new("the command that started the container is gone").because(&e);
     }
     let (argv, env) = (command(spec), pairs(spec));
     children::become_it(&becoming(spec, &argv, &env, &Streams(None)))

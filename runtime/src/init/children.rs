@@ -37,6 +37,8 @@ pub struct Becoming<'a> {
     pub keep_capabilities: bool,
     /// As whom it runs.
     pub identity: Identity,
+    /// Adopts what its descendants leave behind.
+    pub subreaper: bool,
     /// The file mode mask.
     pub umask: u32,
 }
@@ -78,6 +80,9 @@ fn prepare(it: &Becoming<'_>) -> std::result::Result<(), (&'static str, Errno)> 
         nix::unistd::chdir("/").map_err(step("working directory"))?;
     }
     identity(it)?;
+    if it.subreaper {
+        nix::sys::prctl::set_child_subreaper(true).map_err(step("adopting orphans"))?;
+    }
     process::no_new_privileges().map_err(step("no_new_privs"))?;
     signal::reset(it.ignored);
     seccomp::install(it.seccomp).map_err(step("seccomp filter"))

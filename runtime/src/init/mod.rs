@@ -18,6 +18,7 @@ use crate::sys::channel::Channel;
 use crate::sys::{fd, process, signal};
 use nix::sys::signal::Signal;
 use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// The role word with which our binary becomes an init.
 pub const ROLE: &str = "__init";
@@ -29,9 +30,10 @@ pub fn main() -> i32 {
         // Started by hand: there is nobody to tell.
         return 255;
     };
-    fd::close_from(INIT_CHANNEL + 2);
+    let image = fd::inherited(INIT_CHANNEL + 2).ok();
+    fd::close_from(INIT_CHANNEL + 3);
     let channel = Channel::from(channel);
-    match run(&channel, order) {
+    match run(&channel, order, image) {
         Ok(()) => 0,
         Err(error) => {
             // A monitor that is gone needs no answer.
@@ -41,7 +43,7 @@ pub fn main() -> i32 {
     }
 }
 
-fn run(channel: &Channel, order: std::os::fd::OwnedFd) -> crate::error::Result<()> {
+fn run(channel: &Channel, order: OwnedFd, image: Option<OwnedFd>) -> crate::error::Result<()> {
     let mut text = Vec::new();
     let unclear = |e: &dyn std::error::Error| Error::new("init cannot read its order").because(e);
     std::fs::File::from(order).read_to_end(&mut text).map_err(|e| unclear(&e))?;
@@ -53,7 +55,10 @@ fn run(channel: &Channel, order: std::os::fd::OwnedFd) -> crate::error::Result<(
     for ignored in [Signal::SIGPIPE, Signal::SIGTTOU, Signal::SIGTTIN] {
         signal::ignore(ignored);
     }
-    let made = root::make(&order)?;
+    // Whatever else was open at this number is nobody's business here.
+    let image = image.filter(|_| order.spec.root.is_mounted());
+    let made = root::make(&order, image.as_ref().map(AsFd::as_fd))?;
+    drop(image);
     // From here on nothing that the application could do reaches into this process.
     process::set_dumpable(false).map_err(|e| Error::new("init cannot protect itself").because(e.desc()))?;
     match serve::Init::new(channel, order, made)? {

@@ -263,7 +263,11 @@ impl<'a> Init<'a> {
                 Err(error) => self.tell(&FromInit::TmpfsSaved { id, saved: Err(error) }),
             },
             ToInit::Survey { id } => {
-                let mut survey = survey::survey(Path::new("/proc"), &self.own());
+                let mut survey = survey::survey(
+                    Path::new("/proc"),
+                    &self.own(),
+                    &self.besides.keys().copied().collect::<Vec<_>>(),
+                );
                 survey.tmpfs = tmpfs::occupied(&tmpfs::mounts(&self.spec));
                 self.tell(&FromInit::Surveyed { id, survey })
             }

@@ -1,11 +1,13 @@
 //! A look at everything that runs in the container, by pid 1 in its own `/proc`. Nothing is stopped for it, so
 //! whatever vanishes meanwhile is left out. Reads; changes and judges nothing.
 
+mod diag;
 mod net;
 mod parse;
 #[cfg(test)]
 mod tests;
 
+use nix::sys::socket::AddressFamily;
 use parse::Stat;
 use stasis_plugin_api::survey::{DescriptorInfo, ProcessInfo, SocketInfo, Survey};
 use std::collections::HashMap;
@@ -21,18 +23,34 @@ const MAX_MAPPINGS: usize = 256;
 /// The longest of the small files that is read.
 const MAX_SMALL: u64 = 64 << 10;
 
-/// Everything that `proc` shows but pid 1 and the processes in `skip`.
+/// Everything that `proc` shows but pid 1, the processes in `skip`, and those in `beside` with all that they started.
 #[must_use]
-pub fn survey(proc: &Path, skip: &[i32]) -> Survey {
+pub fn survey(proc: &Path, skip: &[i32], beside: &[i32]) -> Survey {
     let mut pids: Vec<i32> = match fs::read_dir(proc) {
         Ok(entries) => entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect(),
         Err(_) => Vec::new(),
     };
     pids.retain(|pid| *pid > 1 && !skip.contains(pid));
     pids.sort_unstable();
-    let processes: Vec<ProcessInfo> = pids.into_iter().filter_map(|pid| process(proc, pid)).collect();
+    let mut processes: Vec<ProcessInfo> = pids.into_iter().filter_map(|pid| process(proc, pid)).collect();
+    leave_out(&mut processes, beside);
     let sockets = sockets(proc, &processes);
-    Survey { processes, sockets, tmpfs: Vec::new() }
+    Survey { processes, sockets, tmpfs: Vec::new(), beside: skip.to_vec() }
+}
+
+/// Commands of the user's beside the application are no part of it, and neither is what they start.
+fn leave_out(processes: &mut Vec<ProcessInfo>, beside: &[i32]) {
+    let mut out: Vec<i32> = beside.to_vec();
+    let mut known = 0;
+    while known < out.len() {
+        known = out.len();
+        for process in processes.iter().filter(|p| !out.contains(&p.pid)).collect::<Vec<_>>() {
+            if out.contains(&process.parent) {
+                out.push(process.pid);
+            }
+        }
+    }
+    processes.retain(|p| !out.contains(&p.pid));
 }
 
 /// The ports on which others can reach the container: protocol, address, port, each once. Of UDP, where nothing
@@ -161,15 +179,24 @@ fn sockets(proc: &Path, processes: &[ProcessInfo]) -> Vec<SocketInfo> {
     }
     let mut found = Vec::new();
     for protocol in ["tcp", "tcp6", "udp", "udp6"] {
-        let Ok(file) = File::open(proc.join("net").join(protocol)) else { continue };
-        let lines = BufReader::new(file).lines().map_while(Result::ok);
-        let held = lines.filter_map(|line| {
-            let socket = net::socket(&line)?;
-            Some((socket, *holders.get(&socket.inode)?))
-        });
+        let all = table(proc, protocol).into_iter();
+        let held = all.filter_map(|socket| Some((socket, *holders.get(&socket.inode)?)));
         found.extend(held.map(|(socket, pid)| (protocol, socket, pid)));
     }
     net::join(&found)
+}
+
+fn table(proc: &Path, protocol: &str) -> Vec<net::Socket> {
+    let family = match protocol {
+        "tcp" => Some(AddressFamily::Inet),
+        "tcp6" => Some(AddressFamily::Inet6),
+        _ => None,
+    };
+    let own = family.filter(|_| proc == Path::new("/proc"));
+    own.and_then(diag::tcp).unwrap_or_else(|| {
+        let Ok(file) = File::open(proc.join("net").join(protocol)) else { return Vec::new() };
+        BufReader::new(file).lines().map_while(Result::ok).filter_map(|line| net::socket(&line)).collect()
+    })
 }
 
 fn link(path: &Path) -> String {

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use tar::{Archive, Builder, EntryType, Header};
@@ -54,14 +55,20 @@ pub fn save(mounts: &[PathBuf], to: &Path) -> Result<TmpfsSaved> {
     }
     let failed = |e: io::Error| cannot("write", to, &e);
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(failed)?;
-    let mut saving =
-        Saving { tar: Builder::new(file), links: HashMap::new(), device: 0, saved: TmpfsSaved::default() };
+    let mut saving = Saving {
+        tar: Builder::new(file),
+        links: HashMap::new(),
+        device: 0,
+        saved: TmpfsSaved::default(),
+        seen: blake3::Hasher::new(),
+    };
     saving.tar.follow_symlinks(false);
     for mount in mounts {
         saving.device = fs::symlink_metadata(mount).map_err(|e| cannot("read", mount, &e))?.dev();
         saving.directory(mount, 0)?;
     }
-    let saved = saving.saved;
+    let mut saved = saving.saved;
+    saved.fingerprint = saving.seen.finalize().to_hex().to_string();
     saving.tar.into_inner().and_then(|file| file.sync_data()).map_err(failed)?;
     Ok(saved)
 }
@@ -76,6 +83,8 @@ struct Saving {
     links: HashMap<u64, PathBuf>,
     device: u64,
     saved: TmpfsSaved,
+    /// For the fingerprint.
+    seen: blake3::Hasher,
 }
 
 impl Saving {
@@ -104,6 +113,13 @@ impl Saving {
         header.set_metadata(meta);
         header.set_size(0);
         self.saved.entries += 1;
+        self.seen.update(name.as_os_str().as_bytes());
+        for number in [u64::from(meta.mode()), meta.size(), meta.ino()] {
+            self.seen.update(&number.to_le_bytes());
+        }
+        for number in [meta.mtime(), meta.mtime_nsec()] {
+            self.seen.update(&number.to_le_bytes());
+        }
         let kind = meta.file_type();
         if kind.is_dir() {
             self.tar.append_data(&mut header, name, io::empty()).map_err(failed)?;
@@ -217,7 +233,13 @@ mod tests {
         let _socket = std::os::unix::net::UnixListener::bind(mount.join("socket")).unwrap();
         assert_eq!(occupied(&mounts), [mount.to_string_lossy()]);
         let saved = save(&mounts, &archive).unwrap();
-        assert_eq!(saved, TmpfsSaved { entries: 7, bytes: 7 + (3 << 20) });
+        assert_eq!((saved.entries, saved.bytes), (7, 7 + (3 << 20)));
+        let again = save(&mounts, &dir.path().join("again.tar")).unwrap();
+        assert_eq!(saved, again);
+        fs::write(mount.join("second-name"), "contend").unwrap();
+        let changed = save(&mounts, &dir.path().join("changed.tar")).unwrap();
+        assert_ne!(saved.fingerprint, changed.fingerprint);
+        fs::write(mount.join("second-name"), "content").unwrap();
         assert!(archive.metadata().unwrap().len() < 100 << 10, "holes cost nothing");
         fs::rename(&mount, dir.path().join("old")).unwrap();
         fs::create_dir(&mount).unwrap();

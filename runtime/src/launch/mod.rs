@@ -3,6 +3,7 @@
 
 pub mod inject;
 pub mod protocol;
+mod room;
 pub mod root;
 pub mod skeleton;
 pub mod start;

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::launch::protocol::Order;
-use crate::launch::{inject, skeleton};
+use crate::launch::{inject, room, skeleton};
 use crate::spec::{Mount, RootMode, RootWrite};
 use crate::sys::mount as sys;
 use nix::errno::Errno;
@@ -38,25 +38,24 @@ pub(crate) fn cannot(doing: &str, object: &Path, e: Errno) -> Error {
 ///
 /// # Errors
 /// The mount that failed and why.
-pub fn make(order: &Order) -> Result<Made> {
+pub fn make(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Made> {
     let slash = Path::new("/");
+    // Everybody inside may use what is made here; the application gets its own mask later.
+    nix::sys::stat::umask(Mode::S_IWGRP | Mode::S_IWOTH);
     sys::propagation(slash, MsFlags::MS_REC | MsFlags::MS_SLAVE)
         .map_err(|e| cannot("separate the mounts of", slash, e))?;
     let workshop = workshop(&order.mount_point)?;
-    let (root, mode) = base(order, &workshop)?;
+    let image = content(order, image, &workshop)?;
+    let Base { root, mode, done, rooms } = base(order, image.as_fd(), &workshop)?;
     // A bind of everything below `/dev` or `/tmp` must not bring it along. Not before the overlay stands,
     // which has to clone it.
     sys::propagation(&sys::path_of(workshop.as_fd()), MsFlags::MS_UNBINDABLE)
         .map_err(|e| cannot("separate", &order.mount_point, e))?;
-    let mut making = Making {
-        root,
-        workshop,
-        notes: Vec::new(),
-        files: 0,
-        writable: order.spec.root.write != RootWrite::ReadOnly,
-    };
-    for mount in &order.spec.mounts {
-        making.mount(mount)?;
+    let mut making = Making { root, workshop, rooms, notes: Vec::new(), files: 0, made: Vec::new() };
+    for (index, mount) in order.spec.mounts.iter().enumerate() {
+        if !done.contains(&index) {
+            making.mount(mount)?;
+        }
     }
     if let Some(engine) = &order.spec.engine {
         inject::fill(&mut making, engine, order.logs.as_deref())?;
@@ -69,7 +68,9 @@ pub fn make(order: &Order) -> Result<Made> {
 fn finish(making: Making, order: &Order, mode: RootMode) -> Result<Made> {
     let slash = Path::new("/");
     if order.spec.root.write == RootWrite::ReadOnly {
-        sys::make_top_read_only(making.root.as_fd()).map_err(|e| cannot("make read-only", slash, e))?;
+        for part in std::iter::once(&making.root).chain(&making.rooms) {
+            sys::make_top_read_only(part.as_fd()).map_err(|e| cannot("make read-only", slash, e))?;
+        }
     }
     sys::pivot_into(making.root.as_fd())
         .map_err(|e| cannot("change the root to", &order.spec.root.directory, e))?;
@@ -98,42 +99,106 @@ fn workshop(mount_point: &Path) -> Result<OwnedFd> {
     sys::open_place(mount_point).map_err(|e| cannot("open", mount_point, e))
 }
 
-fn base(order: &Order, workshop: &OwnedFd) -> Result<(OwnedFd, RootMode)> {
+/// The image's content: its directory, or the mount that was handed over, attached out of the way.
+fn content(order: &Order, mount: Option<BorrowedFd<'_>>, workshop: &OwnedFd) -> Result<OwnedFd> {
+    let root = &order.spec.root;
+    if !root.is_mounted() {
+        return sys::open_place(&root.directory).map_err(|e| cannot("open the image", &root.directory, e));
+    }
+    let failed = |e| cannot("mount the image", root.image(), e);
+    let mount = mount.ok_or_else(|| failed(Errno::EBADF))?;
+    let name = "image";
+    mkdirat(workshop, name, Mode::from_bits_truncate(0o700)).map_err(failed)?;
+    let open = || sys::open_below(workshop.as_fd(), Path::new(name), OFlag::O_PATH | OFlag::O_DIRECTORY);
+    sys::attach(mount, open().map_err(failed)?.as_fd()).map_err(failed)?;
+    open().map_err(failed)
+}
+
+/// A root without its mounts.
+struct Base {
+    root: OwnedFd,
+    mode: RootMode,
+    /// Mounts of the spec that need not be made any more.
+    done: Vec<usize>,
+    /// Directories over which a tmpfs makes room, closed when everything is in place.
+    rooms: Vec<OwnedFd>,
+}
+
+fn base(order: &Order, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<Base> {
     let spec = &order.spec;
     let at = &order.mount_point;
-    let image = sys::open_place(&spec.root.directory)
-        .map_err(|e| cannot("open the image", &spec.root.directory, e))?;
-    let mode = match (spec.root.mode, &spec.root.write) {
-        (_, RootWrite::Image) => RootMode::Plain,
-        (_, RootWrite::Tmpfs | RootWrite::Overlay(_)) => RootMode::Overlay,
-        (RootMode::Auto, RootWrite::ReadOnly) if missing(order, image.as_fd()).is_empty() => RootMode::Plain,
-        (mode, RootWrite::ReadOnly) => mode,
-    };
-    let mode = match mode {
-        RootMode::Plain => {
-            plain(image.as_fd(), at, spec.root.write == RootWrite::ReadOnly).map(|()| RootMode::Plain)?
+    let wanted = room::wanted(order, image);
+    let whole = || Ok::<_, Error>((RootMode::Overlay, room::whole(order, image, workshop.as_fd(), &wanted)?));
+    let skeleton =
+        || skeleton::make(image, at, &room::missing(&wanted)).map(|()| (RootMode::Skeleton, Vec::new()));
+    let mut rooms = Vec::new();
+    let (mode, done) = match (&spec.root.write, spec.root.mode) {
+        (RootWrite::Image, _) => plain(image, at, false).map(|()| (RootMode::Plain, Vec::new()))?,
+        (RootWrite::Tmpfs, _) | (RootWrite::ReadOnly, RootMode::Overlay) => whole()?,
+        (RootWrite::Overlay(directory), _) => {
+            room::kept(order, image, directory)?;
+            rooms = closed_ones(order, &wanted)?;
+            (RootMode::Overlay, Vec::new())
         }
-        RootMode::Overlay => overlay(order, image.as_fd(), workshop).map(|()| RootMode::Overlay)?,
-        RootMode::Skeleton => {
-            skeleton::make(image.as_fd(), at, &missing(order, image.as_fd())).map(|()| RootMode::Skeleton)?
+        (RootWrite::ReadOnly, RootMode::Plain) => {
+            plain(image, at, true).map(|()| (RootMode::Plain, Vec::new()))?
         }
-        RootMode::Auto => match overlay(order, image.as_fd(), workshop) {
-            Ok(()) => RootMode::Overlay,
-            // Kernels before 5.11 have no overlay for users, and not every file system may be a lower.
-            Err(_) => skeleton::make(image.as_fd(), at, &missing(order, image.as_fd()))
-                .map(|()| RootMode::Skeleton)?,
-        },
+        (RootWrite::ReadOnly, RootMode::Skeleton) => skeleton()?,
+        // Kernels before 5.11 have no overlay for users, and not every file system may be under one.
+        (RootWrite::ReadOnly, RootMode::Auto) => {
+            let overlays = few(order, image, workshop, &wanted).or_else(|error| {
+                tracing::debug!(%error, "one overlay over everything");
+                whole()
+            });
+            overlays.or_else(|error| {
+                tracing::debug!(%error, "no overlay");
+                skeleton()
+            })?
+        }
     };
     let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
-    if spec.namespaces.user && mode == RootMode::Overlay {
-        let missing = missing(order, image.as_fd());
-        for directory in closed(order, root.as_fd(), &missing) {
-            skeleton::over(root.as_fd(), &directory, &missing)?;
-        }
+    if spec.root.file.is_some() && !spec.namespaces.user {
+        // A file is anybody's work, also where it was unpacked. In a user namespace this is so already.
+        sys::make_harmless(root.as_fd()).map_err(|e| cannot("take devices away from", at, e))?;
     }
     // Binds of `/dev` or `/tmp` with all below must not bring a copy of the root itself along.
     sys::propagation(at, MsFlags::MS_UNBINDABLE).map_err(|e| cannot("separate", at, e))?;
-    Ok((root, mode))
+    Ok(Base { root, mode, done, rooms })
+}
+
+/// The image itself, where nothing is missing, or only in few directories.
+fn few(
+    order: &Order,
+    image: BorrowedFd<'_>,
+    workshop: &OwnedFd,
+    wanted: &[room::Wanted<'_>],
+) -> Result<(RootMode, Vec<usize>)> {
+    let at = &order.mount_point;
+    let Some(directories) = room::directories(wanted) else {
+        return Err(Error::new("the image lacks too much"));
+    };
+    if !directories.is_empty() && order.spec.engine.is_some() {
+        return Err(Error::new("a restart would see it under one overlay"));
+    }
+    plain(image, at, true)?;
+    if directories.is_empty() {
+        return Ok((RootMode::Plain, Vec::new()));
+    }
+    let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
+    let done = room::over(order, image, root.as_fd(), workshop.as_fd(), wanted, &directories)?;
+    Ok((RootMode::Overlay, done))
+}
+
+/// Room in directories where not even an overlay that is kept lets the user make anything.
+fn closed_ones(order: &Order, wanted: &[room::Wanted<'_>]) -> Result<Vec<OwnedFd>> {
+    let at = &order.mount_point;
+    if !order.spec.namespaces.user {
+        return Ok(Vec::new());
+    }
+    let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
+    let missing = room::missing(wanted);
+    let closed = closed(order, root.as_fd(), &missing);
+    closed.iter().map(|directory| skeleton::over(root.as_fd(), directory, &missing)).collect()
 }
 
 fn plain(image: BorrowedFd<'_>, at: &Path, read_only: bool) -> Result<()> {
@@ -162,63 +227,15 @@ fn closed(order: &Order, root: BorrowedFd<'_>, missing: &[PathBuf]) -> Vec<PathB
     all
 }
 
-fn overlay(order: &Order, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<()> {
-    let kept;
-    let layers = match &order.spec.root.write {
-        RootWrite::Overlay(directory) => {
-            kept = sys::open_place(directory).map_err(|e| cannot("open the overlay", directory, e))?;
-            kept.as_fd()
-        }
-        _ => workshop.as_fd(),
-    };
-    for name in ["upper", "work"] {
-        match mkdirat(layers, name, Mode::from_bits_truncate(0o755)) {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(e) => return Err(cannot("make the overlay directory", Path::new(name), e)),
-        }
-    }
-    let (lower, layers) = (sys::path_of(image), sys::path_of(layers));
-    let user = if order.spec.namespaces.user { ",userxattr" } else { "" };
-    let data = format!(
-        "lowerdir={},upperdir={}/upper,workdir={}/work,xino=on{user}",
-        lower.display(),
-        layers.display(),
-        layers.display()
-    );
-    let at = &order.mount_point;
-    sys::mount(Some(Path::new("stasis")), at, Some("overlay"), MsFlags::empty(), Some(&data))
-        .map_err(|e| cannot("mount an overlay over", &order.spec.root.directory, e))
-}
-
-/// Mount points that the image does not have.
-fn missing(order: &Order, image: BorrowedFd<'_>) -> Vec<PathBuf> {
-    let mut wanted: Vec<&Path> = order.spec.mounts.iter().filter_map(target).collect();
-    if order.spec.engine.is_some() || order.logs.is_some() {
-        wanted.push(Path::new(stasis_plugin_api::plan::INJECT));
-    }
-    let absent = |path: &&Path| matches!(sys::open_below(image, path, OFlag::O_PATH), Err(Errno::ENOENT));
-    wanted.into_iter().filter(absent).map(Path::to_path_buf).collect()
-}
-
-fn target(mount: &Mount) -> Option<&Path> {
-    match mount {
-        Mount::Bind { target, optional, source, .. } => {
-            (!optional || source.exists()).then_some(target.as_path())
-        }
-        Mount::Tmpfs { target, .. } | Mount::File { target, .. } => Some(target),
-        Mount::Proc => Some(Path::new("/proc")),
-        Mount::MinimalDev => Some(Path::new("/dev")),
-        Mount::Devpts => None,
-    }
-}
-
 /// A root in the making.
 pub(crate) struct Making {
     pub(crate) root: OwnedFd,
     pub(crate) workshop: OwnedFd,
     pub(crate) notes: Vec<String>,
+    rooms: Vec<OwnedFd>,
     files: u32,
-    writable: bool,
+    /// Where something was mounted, and which directory of the host it is.
+    made: Vec<(PathBuf, Option<PathBuf>)>,
 }
 
 impl Making {
@@ -255,7 +272,9 @@ impl Making {
     /// Shows a path of the host at `target`.
     pub(crate) fn bind(&mut self, source: &Path, target: &Path, writable: bool) -> Result<()> {
         let from = sys::open_place(source).map_err(|e| cannot("open the bind source", source, e))?;
-        self.bind_open(from.as_fd(), target, writable)
+        self.bind_open(from.as_fd(), target, writable)?;
+        self.made.push((target.to_owned(), Some(source.to_owned())));
+        Ok(())
     }
 
     fn bind_open(&mut self, from: BorrowedFd<'_>, target: &Path, writable: bool) -> Result<()> {
@@ -279,7 +298,9 @@ impl Making {
         let to = self.place(target, true)?;
         let flags = flags | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         sys::mount(Some(Path::new("stasis")), &sys::path_of(to.as_fd()), Some(kind), flags, data)
-            .map_err(|e| cannot(&format!("mount {kind} at"), target, e))
+            .map_err(|e| cannot(&format!("mount {kind} at"), target, e))?;
+        self.made.push((target.to_owned(), None));
+        Ok(())
     }
 
     fn file(&mut self, target: &Path, content: &str) -> Result<()> {
@@ -334,7 +355,9 @@ impl Making {
             MsFlags::MS_NOSUID,
             Some(data),
         )
-        .map_err(|e| cannot("mount a tmpfs at", target, e))
+        .map_err(|e| cannot("mount a tmpfs at", target, e))?;
+        self.made.push((target.to_owned(), None));
+        Ok(())
     }
 
     fn devpts(&mut self) -> Result<()> {
@@ -375,28 +398,80 @@ impl Making {
     }
 
     fn create(&self, path: &Path, directory: bool) -> Result<OwnedFd> {
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(cannot("make", path, Errno::EINVAL));
-        };
-        let within = self.place(parent, true)?;
-        let within = sys::open_below(within.as_fd(), Path::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY)
-            .map_err(|e| cannot("open inside the container", parent, e))?;
-        let made = match directory {
-            true => mkdirat(within.as_fd(), name, Mode::from_bits_truncate(0o755)),
-            false => {
+        let (parent, mut within) = self.deepest(path)?;
+        if !is_directory(within.as_fd()) {
+            let parent = parent.display();
+            return Err(Error::new(format!("cannot mount at {}: {parent} is a file", path.display())));
+        }
+        self.refuse_the_hosts(path, parent, within.as_fd())?;
+        let mut names = path.strip_prefix(parent).unwrap_or(path).iter().peekable();
+        while let Some(name) = names.next() {
+            let made = if directory || names.peek().is_some() {
+                mkdirat(&within, name, Mode::from_bits_truncate(0o755))
+            } else {
                 let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-                nix::fcntl::openat(within.as_fd(), name, flags, Mode::from_bits_truncate(0o644)).map(drop)
+                nix::fcntl::openat(&within, name, flags, Mode::from_bits_truncate(0o644)).map(drop)
+            };
+            match made {
+                Ok(()) => {}
+                // It is not there, and it is: the kernel was asked to follow links.
+                Err(Errno::EEXIST) => {
+                    let why = format!("on the way is a link, \"{}\", that leads nowhere", name.display());
+                    return Err(Error::new(format!("cannot mount at {}", path.display()))
+                        .because(why)
+                        .help("mount at a place of which the image has the directory"));
+                }
+                Err(e) => {
+                    let help = "make it in the image, or start with --writable-tmpfs";
+                    return Err(cannot("make the mount point", path, e).help(help));
+                }
             }
-        };
-        match made {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(e) => {
-                let error = cannot("make the mount point", path, e);
-                let help = "make it in the image, or start with --writable-tmpfs";
-                return Err(if self.writable { error.help(help) } else { error });
+            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            within = nix::fcntl::openat(&within, name, flags, Mode::empty())
+                .map_err(|e| cannot("open inside the container", path, e))?;
+        }
+        Ok(within)
+    }
+
+    /// The deepest thing on the way to `path` that is there.
+    fn deepest<'a>(&self, path: &'a Path) -> Result<(&'a Path, OwnedFd)> {
+        for parent in path.ancestors().skip(1) {
+            match sys::open_below(self.root.as_fd(), parent, OFlag::O_PATH) {
+                Err(Errno::ENOENT) => {}
+                Ok(there) => return Ok((parent, there)),
+                Err(e) => return Err(cannot("open inside the container", parent, e)),
             }
         }
-        self.open(path)
+        Err(cannot("make", path, Errno::EINVAL))
+    }
+
+    /// A directory that was bound from the host is shown, and nothing more: no mount point is made in it.
+    fn refuse_the_hosts(&self, path: &Path, parent: &Path, within: BorrowedFd<'_>) -> Result<()> {
+        let root = self.root.as_fd();
+        let Some(path_of_root) = sys::real_path(root) else { return Ok(()) };
+        let place = |target: &Path| {
+            let there = sys::open_below(root, target, OFlag::O_PATH).ok()?;
+            sys::real_path_below(&path_of_root, there.as_fd())
+        };
+        let Some(here) = sys::real_path_below(&path_of_root, within) else { return Ok(()) };
+        let above = self.made.iter().filter_map(|(target, source)| {
+            let place = place(target)?;
+            here.starts_with(&place).then_some((place, target, source))
+        });
+        // Of two at one place the later one is what is seen.
+        let Some((place, target, Some(source))) = above.max_by_key(|(place, ..)| place.iter().count()) else {
+            return Ok(());
+        };
+        let below = here.strip_prefix(&place).unwrap_or(&here);
+        let missing = path.strip_prefix(parent).unwrap_or(path);
+        let there: PathBuf = source.join(below).join(missing).components().collect();
+        Err(Error::new(format!("cannot mount at {}: there is nothing to mount on", path.display()))
+            .because(format!(
+                "{} is the host's {}, in which stasis makes nothing",
+                target.display(),
+                source.display()
+            ))
+            .help(format!("make {} on the host, or mount at another place", there.display())))
     }
 }
 

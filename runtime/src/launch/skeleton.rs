@@ -25,11 +25,11 @@ pub fn make(image: BorrowedFd<'_>, at: &Path, missing: &[PathBuf]) -> Result<()>
 }
 
 /// Puts such a tmpfs over one directory of a root, which stands in the way because the user may make
-/// nothing in it.
+/// nothing in it. Returns the tmpfs, which the caller closes when everything is in place.
 ///
 /// # Errors
 /// The entry that failed and why.
-pub fn over(root: BorrowedFd<'_>, directory: &Path, missing: &[PathBuf]) -> Result<()> {
+pub fn over(root: BorrowedFd<'_>, directory: &Path, missing: &[PathBuf]) -> Result<OwnedFd> {
     let failed = |e| cannot("make room for mount points in", directory, e);
     let source = sys::open_below(root, directory, OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(failed)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
@@ -44,7 +44,8 @@ pub fn over(root: BorrowedFd<'_>, directory: &Path, missing: &[PathBuf]) -> Resu
     let place = sys::open_below(root, directory, OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(failed)?;
     let below: Vec<PathBuf> =
         missing.iter().filter_map(|m| m.strip_prefix(directory).ok().map(Path::to_path_buf)).collect();
-    fill(source.as_fd(), place.as_fd(), directory, &below)
+    fill(source.as_fd(), place.as_fd(), directory, &below)?;
+    Ok(place)
 }
 
 /// Fills one directory. `missing` is relative to it; a directory on the way to a missing mount point is

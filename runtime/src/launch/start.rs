@@ -1,4 +1,5 @@
-//! The monitor's side of a start: clone, id maps, and the first words with init.
+//! A start: namespaces and id maps, for this process itself or for a first process of which the monitor is the
+//! parent, and the first words with that one.
 
 use crate::error::{Error, Result};
 use crate::launch::protocol::{FromInit, Order};
@@ -8,11 +9,11 @@ use crate::sys::channel::Channel;
 use crate::sys::process::{self, Forked};
 use nix::sched::CloneFlags;
 use stasis_plugin_api::request::FailedHelper;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The descriptor at which init finds its channel.
+/// The descriptor at which init finds its channel. Its order and, where the image is one, the mount follow.
 pub const INIT_CHANNEL: i32 = 3;
 
 /// A container whose first process was made.
@@ -22,7 +23,7 @@ pub struct Container {
     pub pid: i32,
     /// A descriptor of it: signals and its end, whatever becomes of the number.
     pub pidfd: OwnedFd,
-    /// To init; without an init nothing is said after the start.
+    /// To init.
     pub channel: Channel,
 }
 
@@ -53,7 +54,7 @@ pub struct Stood {
     pub mode: RootMode,
     /// Remarks for the user.
     pub notes: Vec<String>,
-    /// The application's pid inside; 0 without an init.
+    /// The application's pid inside.
     pub application: i32,
     /// The working directory that it got.
     pub cwd: PathBuf,
@@ -76,15 +77,16 @@ fn flags(spec: &ContainerSpec) -> CloneFlags {
     flags
 }
 
-/// Makes the container's first process. The caller has one thread.
+/// Makes the container's first process, which is an init or, where none is wanted, the application itself. The caller
+/// has one thread, and holds the image's mount where it is one.
 ///
 /// # Errors
 /// What the host refuses, with the remedy.
-pub fn start(order: &Order) -> Result<Container> {
+pub fn start(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Container> {
     let spec = &order.spec;
-    if spec.init && !spec.namespaces.pid {
+    if !spec.namespaces.pid {
         return Err(Error::new(format!(
-            "the container {} asks for an init and for no pid namespace",
+            "the container {} asks for a first process and for no pid namespace",
             spec.name
         )));
     }
@@ -95,22 +97,43 @@ pub fn start(order: &Order) -> Result<Container> {
     let (pid, pidfd) = match forked {
         Forked::Child => {
             drop(ours);
-            process::end(first_process(&theirs))
+            process::end(first_process(order, &theirs, image))
         }
         Forked::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
     };
     drop(theirs);
     let container = Container { pid, pidfd, channel: ours };
     let ready = match spec.namespaces.user {
-        true => userns::map(pid, &spec.ids),
+        true => userns::map(pid.unsigned_abs(), &spec.ids),
         false => Ok(()),
     };
     if let Err(error) = ready {
         container.kill();
         return Err(error);
     }
-    container.channel.send(order).map_err(broken)?;
+    // It has the order from this process's memory, and waits only for the maps.
+    container.channel.send(&()).map_err(broken)?;
     Ok(container)
+}
+
+/// Turns this process into the application of a container without an init. The caller has one thread. Returns only
+/// the reason why not.
+pub fn become_application(order: &Order, image: Option<BorrowedFd<'_>>) -> Error {
+    let spec = &order.spec;
+    if spec.namespaces.pid {
+        return Error::new(format!("the container {} asks for a pid namespace and for no init", spec.name));
+    }
+    if let Err(e) = nix::sched::unshare(flags(spec)) {
+        return userns::clone_error(e, spec.namespaces.user);
+    }
+    let mapped = match spec.namespaces.user {
+        true => userns::map(std::process::id(), &spec.ids),
+        false => Ok(()),
+    };
+    match mapped.and_then(|()| root::make(order, image)) {
+        Ok(_) => crate::init::app::become_application(spec),
+        Err(error) => error,
+    }
 }
 
 impl Container {
@@ -118,7 +141,7 @@ impl Container {
     ///
     /// # Errors
     /// What init says, or that it died. The container is gone then.
-    pub fn stand(&self, init: bool, within: Duration) -> std::result::Result<Stood, NotStood> {
+    pub fn stand(&self, within: Duration) -> std::result::Result<Stood, NotStood> {
         let lost = |e: Option<&std::io::Error>| NotStood::Failed(self.lost(e));
         self.channel.set_timeout(Some(within)).map_err(|e| lost(Some(&e)))?;
         let mut stood = Stood {
@@ -145,8 +168,6 @@ impl Container {
                     break Err(NotStood::NotRebuilt(Box::new(failed)));
                 }
                 Ok(Some(_)) => {}
-                // Without an init the exec itself closes the channel.
-                Ok(None) if !init && stood.mode != RootMode::Auto => break Ok(stood),
                 Ok(None) => break Err(lost(None)),
                 Err(e) => break Err(lost(Some(&e))),
             }
@@ -155,6 +176,24 @@ impl Container {
             self.kill();
         }
         self.channel.set_timeout(None).map_err(|e| lost(Some(&e)))?;
+        outcome
+    }
+
+    /// Without an init: waits until the application's program runs, which closes the channel.
+    ///
+    /// # Errors
+    /// What the first process says. The container is gone then.
+    pub fn replaced(&self, within: Duration) -> Result<()> {
+        let set = self.channel.set_timeout(Some(within)).map_err(|e| self.lost(Some(&e)));
+        let outcome = set.and_then(|()| match self.channel.recv::<FromInit>() {
+            Ok(None) => Ok(()),
+            Ok(Some((FromInit::Failed(error), _))) => Err(error),
+            Ok(Some(_)) => Err(self.lost(None)),
+            Err(e) => Err(self.lost(Some(&e))),
+        });
+        if outcome.is_err() {
+            self.kill();
+        }
         outcome
     }
 
@@ -177,21 +216,19 @@ impl Container {
     }
 }
 
-/// In the new process: waits for the id maps, then becomes init, or the application where no init is
-/// wanted. Returns an exit code; what went wrong was told over the channel.
-fn first_process(channel: &Channel) -> i32 {
-    let order = match channel.recv::<Order>() {
-        Ok(Some((order, _))) => order,
+/// In the new process: waits for the id maps, then becomes init or the application. Returns an exit code; what went
+/// wrong was told over the channel.
+fn first_process(order: &Order, channel: &Channel, image: Option<BorrowedFd<'_>>) -> i32 {
+    let Ok(Some(((), _))) = channel.recv() else {
         // The monitor died or gave up.
-        _ => return 255,
+        return 255;
     };
-    let failed = if order.spec.init {
-        become_init(channel, &order)
-    } else {
-        match root::make(&order) {
-            Ok(made) => crate::init::app::become_application(&order.spec, &made, channel),
+    let failed = match order.spec.init {
+        true => become_init(channel, order, image),
+        false => match root::make(order, image) {
+            Ok(_) => crate::init::app::become_application(&order.spec),
             Err(error) => error,
-        }
+        },
     };
     // If nobody listens any more there is nobody to tell.
     let _ = channel.send(&FromInit::Failed(failed));
@@ -200,7 +237,7 @@ fn first_process(channel: &Channel) -> i32 {
 
 /// Starts our own binary again, before the root is left: a process that never did an exec in its user
 /// namespace could not be looked into by its owner.
-fn become_init(channel: &Channel, order: &Order) -> Error {
+fn become_init(channel: &Channel, order: &Order, image: Option<BorrowedFd<'_>>) -> Error {
     let cannot = |what: &str, e: nix::errno::Errno| {
         Error::new(format!("cannot start the container's init ({what})")).because(e.desc())
     };
@@ -214,15 +251,16 @@ fn become_init(channel: &Channel, order: &Order) -> Error {
         Ok(fd) => fd,
         Err(e) => return Error::new("cannot start the container's init (memory)").because(&e),
     };
-    let (Ok(channel_high), Ok(order_high)) =
-        (crate::sys::fd::lift(channel.as_fd()), crate::sys::fd::lift(again.as_fd()))
-    else {
+    let handed = [Some(channel.as_fd()), Some(again.as_fd()), image];
+    // Out of the way of the numbers that they get.
+    let lifted: std::io::Result<Vec<_>> = handed.into_iter().flatten().map(crate::sys::fd::lift).collect();
+    let Ok(lifted) = lifted else {
         return Error::new("cannot start the container's init (descriptors)");
     };
-    let placed = crate::sys::fd::place(channel_high.as_fd(), INIT_CHANNEL)
-        .and_then(|()| crate::sys::fd::place(order_high.as_fd(), INIT_CHANNEL + 1));
-    if let Err(e) = placed {
-        return cannot("descriptors", e);
+    for (fd, number) in lifted.iter().zip(INIT_CHANNEL..) {
+        if let Err(e) = crate::sys::fd::place(fd.as_fd(), number) {
+            return cannot("descriptors", e);
+        }
     }
     let argv = ["stasis", crate::init::ROLE].map(str::to_owned);
     let e = process::exec("/proc/self/exe".as_ref(), &argv, &[]);

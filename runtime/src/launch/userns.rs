@@ -11,11 +11,11 @@ use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::Command;
 
-/// Maps the ids of the process `pid` (as seen here), which waits in a new user namespace.
+/// Maps the ids of the process `pid` (as seen here), which waits in a new user namespace or is this one.
 ///
 /// # Errors
 /// What is not allowed, with the remedy.
-pub fn map(pid: i32, ids: &IdSpec) -> Result<()> {
+pub fn map(pid: u32, ids: &IdSpec) -> Result<()> {
     let base = format!("/proc/{pid}");
     let write = |file: &str, text: String| {
         fs::write(Path::new(&base).join(file), text).map_err(|e| {
@@ -44,7 +44,7 @@ pub fn map(pid: i32, ids: &IdSpec) -> Result<()> {
 }
 
 /// Root and behind it all the ids that are granted.
-fn map_granted(pid: i32, host_uid: u32, host_gid: u32) -> Result<()> {
+fn map_granted(pid: u32, host_uid: u32, host_gid: u32) -> Result<()> {
     let range = |file| subordinate(file, host_uid);
     let (Some(uids), Some(gids)) = (range("/etc/subuid"), range("/etc/subgid")) else {
         return Err(Error::new("no subordinate ids are granted"));
@@ -79,7 +79,7 @@ pub fn as_granted_root(work: impl FnOnce() -> i32) -> Result<i32> {
         Forked::Parent(pid, _) => {
             drop(wait);
             let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-            let mapped = map_granted(pid.as_raw(), uid, gid);
+            let mapped = map_granted(pid.as_raw().unsigned_abs(), uid, gid);
             if mapped.is_ok() {
                 // A child that is gone is seen below.
                 let _ = fs::File::from(go).write_all(b"x");
@@ -96,7 +96,7 @@ pub fn as_granted_root(work: impl FnOnce() -> i32) -> Result<i32> {
     }
 }
 
-fn run_mapper(tool: &str, pid: i32, numbers: [u32; 6]) -> Result<()> {
+fn run_mapper(tool: &str, pid: u32, numbers: [u32; 6]) -> Result<()> {
     let numbers = numbers.map(|n| n.to_string());
     let output = Command::new(tool).arg(pid.to_string()).args(&numbers).output().map_err(|e| {
         Error::new(format!("cannot start {tool}")).because(&e).help("install the package `uidmap`")

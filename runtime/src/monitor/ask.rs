@@ -46,7 +46,7 @@ pub fn ask(
             format!("`stasis backend check {}` shows everything that was looked for", asked.backend)
         })));
     }
-    let image = ImageView { name: spec.image.clone(), root: spec.root.directory.clone() };
+    let image = ImageView { name: spec.image.clone(), root: image_root(spec) };
     let process = process_view(spec);
     let hostname = spec.hostname.clone().unwrap_or_default();
     let (rootless, stdio) = (spec.namespaces.user, Some(spec.stdio));
@@ -69,6 +69,11 @@ pub fn ask(
     let plan = engine::plan_restart(worker, &request, memory, &NoServices)?;
     let planned = apply::restart(spec.clone(), &plan, asked.backend, staging, generation.path(), cover)?;
     Ok((planned, Vec::new()))
+}
+
+/// Where a worker sees the image: a mount is attached nowhere and handed to it as a descriptor.
+fn image_root(spec: &ContainerSpec) -> PathBuf {
+    if spec.root.is_mounted() { Worker::mounted_image() } else { spec.root.directory.clone() }
 }
 
 /// The id maps that this container can have.

@@ -2,7 +2,8 @@
 //! leaves nothing behind.
 
 use crate::error::{Error, Result};
-use crate::image::Image;
+use crate::image::attach::{self, Held, Way};
+use crate::image::{Image, identity};
 use crate::instance::{Claim, Host, Instances, Record, State};
 use crate::launch::protocol::{Ending, Order};
 use crate::launch::start::{self, Container, NotStood};
@@ -16,15 +17,17 @@ use crate::monitor::ready::{handshake, settled};
 use crate::monitor::restart;
 use crate::name::{BackendName, CheckpointName, InstanceName};
 use crate::spec::{ContainerSpec, RestartStep};
-use crate::store::{BackendStamp, Generation, Holder, Store};
+use crate::store::{BackendStamp, Generation, Holder, ImageIdentity, Store};
 use crate::worker::{NoServices, Plugin, Worker, engine};
 use stasis_plugin_api::host::EngineState;
-use stasis_plugin_api::plan::StdioKind;
+use stasis_plugin_api::plan::{IdMap, StdioKind};
 use stasis_plugin_api::request::FailedHelper;
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -76,13 +79,18 @@ struct Prepared {
 ///
 /// # Errors
 /// Why it does not stand. Nothing is left behind.
-pub fn begin(order: &MonitorOrder, library: Option<OwnedFd>, teller: &dyn Teller) -> Result<Begun> {
+pub fn begin(
+    order: &MonitorOrder,
+    library: Option<OwnedFd>,
+    image: Option<Held>,
+    teller: &dyn Teller,
+) -> Result<Begun> {
     let name = InstanceName::new(&order.spec.name)?;
     let instances = Instances::open(&order.data_root, Host::from_kernel()?);
     let mut claim = instances.claim(&name)?;
     let outcome = runtime_directory(&order.runtime_dir, &name).and_then(|runtime| {
         let new = new_checkpoint(order);
-        let made = make(order, library, teller, &mut claim, &runtime);
+        let made = make(order, library, image.as_ref(), teller, &mut claim, &runtime);
         if made.is_err() {
             clear(&runtime);
             if let Some((store, name)) = new {
@@ -95,6 +103,7 @@ pub fn begin(order: &MonitorOrder, library: Option<OwnedFd>, teller: &dyn Teller
     match outcome {
         Ok(begun) => {
             *lock(&begun.live.claim) = Some(claim);
+            *lock(&begun.live.held) = image;
             Ok(begun)
         }
         Err(error) => {
@@ -115,6 +124,7 @@ fn new_checkpoint(order: &MonitorOrder) -> Option<(Store, CheckpointName)> {
 fn make(
     order: &MonitorOrder,
     library: Option<OwnedFd>,
+    image: Option<&Held>,
     teller: &dyn Teller,
     claim: &mut Claim,
     runtime: &Path,
@@ -123,7 +133,7 @@ fn make(
     claim.open_logs()?;
     let mut prepared = match (&order.engine, library) {
         (Some(wanted), Some(library)) => {
-            let prepared = prepare(order, wanted, library, runtime, teller)?;
+            let prepared = prepare(order, wanted, library, image, runtime, teller)?;
             Some(prepared)
         }
         (Some(wanted), None) => {
@@ -135,6 +145,7 @@ fn make(
         let (planned, notes) = plan(&spec, prepared, &order.data_root)?;
         notes.iter().for_each(|note| teller.note(note));
         spec = planned;
+        unpack_for_zero(&mut spec, &order.data_root, teller)?;
     }
     let logs = (spec.stdio == StdioKind::File || spec.engine.is_some()).then(|| claim.logs().to_path_buf());
     let listener = listen(runtime)?;
@@ -145,7 +156,7 @@ fn make(
         fed: order.fed,
         size: order.size,
     };
-    let container = start::start(&init_order)?;
+    let container = start::start(&init_order, image.and_then(Held::mount))?;
     let stood = stand(order, spec, prepared, teller, runtime, logs, &container).and_then(|stood| {
         claim.write(&record(order, &stood.live, claim, runtime, stood.restarted.as_ref())?)?;
         Ok(stood)
@@ -190,7 +201,7 @@ fn stand(
     logs: Option<PathBuf>,
     container: &Container,
 ) -> Result<Stood> {
-    let stood = match container.stand(true, MAKING + rebuilding(&spec)) {
+    let stood = match container.stand(MAKING + rebuilding(&spec)) {
         Ok(stood) => stood,
         Err(NotStood::Failed(error)) => return Err(with_log(error, logs.as_deref())),
         Err(NotStood::NotRebuilt(failed)) => return Err(explain(prepared.as_mut(), *failed)),
@@ -287,6 +298,7 @@ fn prepare(
     order: &MonitorOrder,
     wanted: &EngineOrder,
     library: OwnedFd,
+    image: Option<&Held>,
     runtime: &Path,
     teller: &dyn Teller,
 ) -> Result<Prepared> {
@@ -322,7 +334,7 @@ fn prepare(
         options: wanted.plugin.options.clone(),
         option_flags: wanted.plugin.flags.clone(),
     };
-    let mut worker = Worker::spawn(&plugin, runtime)?;
+    let mut worker = Worker::spawn_with(&plugin, image.and_then(Held::mount), runtime)?;
     let descriptor = worker.describe()?;
     let memory = generation.as_ref().map(|g| g.manifest().engine_state.clone()).unwrap_or_default();
     let staging = checkpoint.staging(&lock)?;
@@ -391,7 +403,29 @@ fn record(
     Ok(record)
 }
 
-/// Opens the image of a spec for its digest.
-pub fn image_of(spec: &ContainerSpec) -> Result<Image> {
-    Ok(Image::open(&spec.root.directory.to_string_lossy())?)
+/// A mount through FUSE lets nobody in but the one user who made it. Where uid 0 is a second user inside, the
+/// content has to be a directory.
+fn unpack_for_zero(spec: &mut ContainerSpec, data_root: &Path, teller: &dyn Teller) -> Result<()> {
+    let closed = spec.namespaces.user && spec.ids.map == IdMap::KeepAndZero;
+    let Some(file) = spec.root.file.as_mut().filter(|file| closed && file.way == Way::Fuse) else {
+        return Ok(());
+    };
+    let opened = File::open(&file.path)
+        .map_err(|e| Error::new(format!("cannot open image \"{}\"", file.path.display())).because(&e))?;
+    file.way = Way::Unpacked;
+    let wanted = attach::Wanted { file: &opened, spec: file.clone(), way: None, data_root };
+    spec.root.directory =
+        attach::unpack(&wanted, &|done, total| teller.progress(done, total, "unpacking the image"))?;
+    Ok(())
+}
+
+/// The digest of a spec's image, as long as that is the one that was started.
+pub fn digest_of(spec: &ContainerSpec, started: &ImageIdentity, cancel: &AtomicBool) -> Option<String> {
+    let Some(file) = &spec.root.file else {
+        let image = Image::open(&spec.root.directory.to_string_lossy()).ok()?;
+        return Some(identity::content_digest(&image, cancel).ok()?.digest);
+    };
+    let opened = File::open(&file.path).ok()?;
+    let same = identity::file_fingerprint(file, &opened).is_ok_and(|print| print == started.fingerprint);
+    same.then(|| identity::file_digest(&opened, file, cancel).ok())?
 }

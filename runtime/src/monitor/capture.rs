@@ -54,10 +54,11 @@ pub fn capture(live: &Live, stop: bool, accept_loss: &[String], teller: &dyn Tel
         // What is left of a failed capture is of no use to anybody.
         let _ = engine.staging.clear();
     }
-    let (report, notes) = saved?;
+    let Saved { report, notes, took } = saved?;
     let mut captured = commit(live, engine, &survey, report, teller)?;
     captured.notes.splice(0..0, notes);
-    captured.total_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    captured.engine_ms = millis(took);
+    captured.total_ms = millis(begun.elapsed());
     captured.stopped = stop;
     note_in_record(live, &captured, &survey);
     if stop {
@@ -69,6 +70,19 @@ pub fn capture(live: &Live, stop: bool, accept_loss: &[String], teller: &dyn Tel
         });
     }
     Ok(captured)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What the engine has saved.
+struct Saved {
+    report: CaptureReport,
+    /// What was found before.
+    notes: Vec<String>,
+    /// How long the engine took.
+    took: Duration,
 }
 
 /// What `instance list` tells. The generation is safe whether or not this can be written.
@@ -114,7 +128,7 @@ fn save(
     stop: bool,
     accept_loss: &[String],
     teller: &dyn Teller,
-) -> Result<(CaptureReport, Vec<String>)> {
+) -> Result<Saved> {
     let around = Around { live, teller, doing: "saving" };
     let mut worker = Worker::spawn(&engine.plugin, &live.scratch)?;
     let view: InstanceView = live.view(survey.clone());
@@ -135,23 +149,24 @@ fn save(
     let deadline = Duration::from_secs(60 + resident / SLOWEST);
     let previous = engine.checkpoint.generations()?.last().copied();
     let request = CaptureRequest { instance: view, stop_after: stop, previous };
+    let begun = Instant::now();
     let outcome = engine::capture(&mut worker, &request, &mut memory, &around, deadline);
+    let took = begun.elapsed();
     *lock(&engine.memory) = memory;
     if let Err(WorkerError::Died { .. } | WorkerError::TimedOut { .. } | WorkerError::Unclear { .. }) =
         &outcome
     {
         run_on(live, survey);
     }
-    Ok((outcome?, notes))
+    Ok(Saved { report: outcome?, notes, took })
 }
 
 /// A backend that was killed in the middle may have left the application stopped. Children go first, so that
 /// no parent takes notice.
 fn run_on(live: &Live, before: &Survey) {
     let Ok(now) = live.survey() else { return };
-    let was_stopped = |pid: i32| before.processes.iter().any(|p| p.pid == pid && p.state == "T");
-    let left = now.processes.iter().filter(|p| p.state == "T" && !was_stopped(p.pid));
-    let pids = left.rev().map(|p| p.pid).collect();
+    let stopped = |pid: &i32| now.processes.iter().any(|p| p.pid == *pid && p.state == "T");
+    let pids = now.stopped_since(before).into_iter().filter(stopped).collect();
     // An init that is gone has nobody to signal.
     let _ = live.tell_init(&ToInit::SignalPids { pids, signal: libc::SIGCONT }, &[]);
 }
@@ -200,6 +215,7 @@ fn commit(
         processes: report.processes.len(),
         pause_us: report.pause_us,
         total_ms: 0,
+        engine_ms: 0,
         hash_ms: committed.times.hash_ms,
         sync_ms: committed.times.sync_ms,
         notes,

@@ -120,7 +120,9 @@ pub struct Captured {
     pub pause_us: Option<u64>,
     /// From the request to the commit.
     pub total_ms: u64,
-    /// Of which hashing.
+    /// Of which the engine.
+    pub engine_ms: u64,
+    /// Of which hashing, beside making durable.
     pub hash_ms: u64,
     /// Of which making durable.
     pub sync_ms: u64,

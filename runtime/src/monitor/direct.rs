@@ -1,41 +1,63 @@
-//! A foreground command without an engine and without an init: the container's first process becomes the
-//! application, this process waits for it and passes signals on.
+//! A foreground command without an engine and without an init: this process itself becomes the application. There
+//! is nobody in between, so signals, the terminal and the exit status are the application's own. Only where a process
+//! of ours serves the image, or the image is to stay in the cache, is this one its parent, and stays: the application
+//! must not have a child that it did not start, nor a descriptor that it did not open.
 
 use crate::error::{Error, Result};
+use crate::image::attach::Held;
+use crate::init::children::Telling;
 use crate::launch::protocol::{Ending, Order};
 use crate::launch::start;
 use crate::monitor::order::MonitorOrder;
 use crate::monitor::place::mount_point;
 use crate::monitor::serve;
-use crate::sys::process;
+use crate::sys::process::{self, Forked};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::CloneFlags;
 use nix::sys::wait::{WaitStatus, waitpid};
-use std::os::fd::AsFd;
-use std::time::Duration;
+use nix::unistd::Pid;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Sent by the kernel, to the whole process group of a terminal: the application got it as well.
 const SI_KERNEL: i32 = 0x80;
 
-/// Runs it to its end. Returns the exit code.
+/// Becomes the application, or runs it to its end and returns the exit code. The caller has one thread; `holds` where
+/// it holds something as long as the application runs.
 ///
 /// # Errors
 /// Why it was not started.
-pub fn run(order: &MonitorOrder) -> Result<i32> {
+pub fn run(order: MonitorOrder, image: Option<Held>, holds: bool) -> Result<i32> {
+    let mount_point = mount_point(&order.runtime_dir)?;
+    let order = Order { spec: order.spec, mount_point, logs: None, fed: false, size: None };
+    if holds || image.as_ref().is_some_and(Held::is_served) {
+        return beside(&order, image);
+    }
+    Err(start::become_application(&order, image.as_ref().and_then(Held::mount)))
+}
+
+fn beside(order: &Order, image: Option<Held>) -> Result<i32> {
     let signals = serve::signals(true)?;
-    let order = Order {
-        spec: order.spec.clone(),
-        mount_point: mount_point(&order.runtime_dir)?,
-        logs: None,
-        fed: false,
-        size: None,
+    let telling = Telling::new()?;
+    let forked = process::clone_into(CloneFlags::empty())
+        .map_err(|e| Error::new("cannot start the application").because(e.desc()))?;
+    let (pid, pidfd) = match forked {
+        Forked::Child => {
+            telling.fail(&start::become_application(order, image.as_ref().and_then(Held::mount)))
+        }
+        Forked::Parent(pid, pidfd) => (pid, pidfd),
     };
-    let container = start::start(&order)?;
-    container.stand(false, Duration::from_secs(60))?;
+    telling.wait()?;
+    let ended = follow(pid, &pidfd, &signals);
+    // Processes that the application left behind hold it on.
+    drop(image);
+    ended
+}
+
+/// Waits for its end and passes signals on.
+fn follow(pid: Pid, pidfd: &OwnedFd, signals: &nix::sys::signalfd::SignalFd) -> Result<i32> {
     loop {
-        let mut watched = [
-            PollFd::new(container.pidfd.as_fd(), PollFlags::POLLIN),
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-        ];
+        let mut watched =
+            [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         match poll(&mut watched, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(e) => return Err(Error::new("cannot wait for the application").because(e.desc())),
@@ -45,14 +67,14 @@ pub fn run(order: &MonitorOrder) -> Result<i32> {
             let number = i32::try_from(info.ssi_signo).unwrap_or(0);
             if info.ssi_code != SI_KERNEL && number != libc::SIGWINCH {
                 // It may have ended this very moment.
-                let _ = process::signal(container.pidfd.as_fd(), number);
+                let _ = process::signal(pidfd.as_fd(), number);
             }
         }
         if ended {
             break;
         }
     }
-    let ending = match waitpid(nix::unistd::Pid::from_raw(container.pid), None) {
+    let ending = match waitpid(pid, None) {
         Ok(WaitStatus::Exited(_, code)) => Ending::Exit(code),
         Ok(WaitStatus::Signaled(_, signal, _)) => Ending::Signal(signal as i32),
         _ => return Err(Error::new("the application's end was missed")),

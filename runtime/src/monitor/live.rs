@@ -1,6 +1,7 @@
 //! A running container, shared by the monitor's threads.
 
 use crate::error::{Error, Result};
+use crate::image::attach::Held;
 use crate::instance::Claim;
 use crate::launch::protocol::{Ending, FromInit, Target, ToInit};
 use crate::monitor::order::EngineOrder;
@@ -101,6 +102,8 @@ pub struct Live {
     pub engine: Option<EngineLive>,
     /// Its record and lock; taken at the end.
     pub claim: Mutex<Option<Claim>>,
+    /// The image's mount, for as long as the container is there.
+    pub held: Mutex<Option<Held>>,
     state: Mutex<State>,
     changed: Condvar,
     wake: Mutex<UnixStream>,
@@ -150,6 +153,7 @@ impl Live {
             scratch: parts.scratch,
             engine: parts.engine,
             claim: Mutex::new(None),
+            held: Mutex::new(None),
             state: Mutex::new(State {
                 phase: Phase::Starting,
                 ending: None,

@@ -20,6 +20,7 @@ pub mod services;
 pub mod triggers;
 
 use crate::error::{Error, Result};
+use crate::image::attach::Held;
 use crate::monitor::control::Reply;
 use crate::monitor::order::MonitorOrder;
 use crate::sys::channel::Channel;
@@ -88,15 +89,15 @@ fn leave_streams() {
 }
 
 fn run(channel: &Channel, library: Option<std::os::fd::OwnedFd>) -> Result<i32> {
-    let order: MonitorOrder = match channel.recv() {
-        Ok(Some((order, _))) => order,
+    let (order, fds): (MonitorOrder, _) = match channel.recv() {
+        Ok(Some(received)) => received,
         Ok(None) => return Err(Error::new("the command that started the monitor is gone")),
         Err(e) => return Err(Error::new("the monitor cannot read its order").because(&e)),
     };
     // Until this process ends nobody removes an image of the cache that runs here.
     let _image = crate::image::oci::cache::hold(&order.spec.root.directory);
     let signals = serve::signals(false)?;
-    let begun = begin::begin(&order, library, &ChannelTeller(channel))?;
+    let begun = begin::begin(&order, library, Held::from_descriptors(fds), &ChannelTeller(channel))?;
     let started = begun.started();
     if channel.send(&Reply::Started(started)).is_err() {
         begun.live.end(Some("the command that started it was interrupted"));

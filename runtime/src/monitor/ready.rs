@@ -53,6 +53,15 @@ pub(super) fn settled(live: &Live) -> Option<Survey> {
     }
 }
 
+/// The engine saw that it is gone; how it ended is known here, or will be at once.
+fn ended(live: &Live, error: Error) -> Error {
+    live.wait(Some(Instant::now() + Duration::from_millis(300)), |s| s.ending.is_some());
+    match live.state().ending {
+        Some(ending) => error.because(ending),
+        None => error,
+    }
+}
+
 /// Waits until the engine says that the application can be saved.
 pub(super) fn handshake(
     live: &Live,
@@ -86,6 +95,11 @@ pub(super) fn handshake(
         // A command in the foreground that is done so soon is no failure: its output and its code tell.
         Err(WorkerError::Backend { error, .. }) if foreground && error.kind == kind::APPLICATION_ENDED => {
             return Ok(());
+        }
+        Err(WorkerError::Backend { error, .. })
+            if error.kind == kind::APPLICATION_ENDED && error.why.is_empty() =>
+        {
+            return Err(ended(live, Error::from(*error)));
         }
         other => other?,
     };

@@ -128,6 +128,7 @@ fn settle(begun: Begun) -> Outcome {
         let _ = engine.staging.clear();
         drop(lock(&engine.lock).take());
     }
+    drop(lock(&live.held).take());
     place::clear(&begun.runtime);
     let settled = match (lock(&live.claim).take(), &outcome.reason) {
         (None, _) => Ok(()),

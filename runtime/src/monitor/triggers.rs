@@ -1,6 +1,5 @@
 //! What runs beside the monitor's loop: the image's digest, captures at intervals.
 
-use crate::image::identity;
 use crate::monitor::live::{Live, Phase};
 use crate::monitor::{Teller, begin, capture};
 use std::sync::Arc;
@@ -23,10 +22,10 @@ pub fn digest(live: &Arc<Live>) -> JoinHandle<()> {
                 });
                 cancel.store(true, Ordering::Relaxed);
             });
-            let image = begin::image_of(&live.spec);
-            let digest = image.ok().and_then(|image| identity::content_digest(&image, &cancel).ok());
+            let started = live.state().image.clone();
+            let digest = started.and_then(|image| begin::digest_of(&live.spec, &image, &cancel));
             live.change(|s| match (&mut s.image, digest) {
-                (Some(image), Some(content)) => image.digest = Some(content.digest),
+                (Some(image), Some(digest)) => image.digest = Some(digest),
                 // A capture then says that the content could not be read.
                 (image, _) => *image = None,
             });

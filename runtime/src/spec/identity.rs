@@ -112,11 +112,15 @@ fn groups(egid: Gid) -> Vec<(u32, String)> {
     all
 }
 
-/// Asking the kernel by umask(2) would change it for a moment.
+/// Asking the kernel by umask(2) would change it for a moment. The line is among the first ones.
 fn umask() -> u32 {
-    fs::read_to_string("/proc/self/status")
+    use std::io::Read as _;
+    let mut head = [0; 256];
+    fs::File::open("/proc/self/status")
+        .and_then(|mut file| file.read(&mut head))
         .ok()
-        .and_then(|status| {
+        .and_then(|length| {
+            let status = String::from_utf8_lossy(head.get(..length)?);
             let line = status.lines().find_map(|line| line.strip_prefix("Umask:"))?.trim().to_owned();
             u32::from_str_radix(&line, 8).ok()
         })

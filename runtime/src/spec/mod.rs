@@ -1,14 +1,16 @@
 //! What a container will be, as plain data: printed by `--dry-run`, stored with an instance and with
 //! every generation, carried out by [`launch`](crate::launch). Nothing here touches the machine.
 
+use crate::image::attach::{FileSpec, Way};
 use serde::{Deserialize, Serialize};
 use stasis_plugin_api::plan::{IdMap, Needs, RestoredRoot, SeccompRule, StdioKind};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub mod apply;
 pub mod binds;
 pub mod env;
+pub mod gpu;
 pub mod identity;
 pub mod prelude;
 pub mod resolve;
@@ -50,12 +52,27 @@ pub struct ContainerSpec {
 /// The root file system.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RootSpec {
-    /// A directory on the host, absolute and resolved.
+    /// A directory on the host, absolute and resolved. Of an image in a file that is mounted: the file.
     pub directory: PathBuf,
+    /// The file system in a file that is shown instead of a directory, or that the directory was unpacked of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileSpec>,
     /// How it is shown.
     pub mode: RootMode,
     /// Who may write to it.
     pub write: RootWrite,
+}
+
+impl RootSpec {
+    /// Whether the content comes as a mount, handed over by descriptor.
+    pub fn is_mounted(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| file.way != Way::Unpacked)
+    }
+
+    /// What the image is: the file or the directory.
+    pub fn image(&self) -> &Path {
+        self.file.as_ref().map_or(&self.directory, |file| &file.path)
+    }
 }
 
 /// How the image's directory becomes the root.
@@ -66,7 +83,8 @@ pub enum RootMode {
     Auto,
     /// The directory itself: every mount point is there already.
     Plain,
-    /// An overlay with a small tmpfs on top for the mount points that are missing.
+    /// An overlay of a small tmpfs with the mount points that are missing and the image; without an engine perhaps
+    /// only over the directories in which they are missing.
     Overlay,
     /// A tmpfs with the image's entries bound in, where the kernel has no such overlay.
     Skeleton,

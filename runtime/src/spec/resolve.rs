@@ -16,6 +16,8 @@ mod describe;
 mod mounts;
 
 pub use describe::describe;
+#[cfg(test)]
+pub(crate) use mounts::target as mount_target;
 
 /// What is done with the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +75,9 @@ pub enum SpecError {
     /// Two ways to write.
     #[error("{first} and {second} exclude each other")]
     Conflict { first: &'static str, second: &'static str },
+    /// `--writable` of a file.
+    #[error("--writable cannot be used: image \"{image}\" is a file, which is never written to")]
+    WritableFile { image: String },
     /// More than one, or of another kind.
     #[error("--overlay {typed:?} cannot be used: {problem}")]
     Overlay { typed: String, problem: &'static str },
@@ -100,6 +105,9 @@ impl SpecError {
             }
             Self::NoShell { .. } => "run a program of the image with exec".to_owned(),
             Self::Conflict { .. } => "choose one of them".to_owned(),
+            Self::WritableFile { image } => format!(
+                "write into a directory with --overlay DIR, or unpack it: stasis build --sandbox DIR {image}"
+            ),
             Self::Overlay { .. } => "give one directory that you can write to".to_owned(),
             Self::Hostname { .. } => {
                 "1 to 63 letters, digits, dots and hyphens, beginning with a letter or a digit".to_owned()
@@ -147,6 +155,9 @@ pub fn resolve(
     name: &str,
     engine: bool,
 ) -> Result<ContainerSpec, SpecError> {
+    if args.writable && image.file.is_some() {
+        return Err(SpecError::WritableFile { image: image.given.clone() });
+    }
     let argv = argv(action, image, engine)?;
     let wishes = Wishes::new(action, args, image, facts, engine)?;
     let source_env = image.has_env_scripts && image.has_sh && !argv.is_empty();
@@ -169,7 +180,8 @@ pub fn resolve(
         action: action.word().to_owned(),
         image: image.given.clone(),
         root: RootSpec {
-            directory: image.root.clone(),
+            directory: image.directory().to_path_buf(),
+            file: image.file.as_ref().map(|file| file.spec.clone()),
             mode: RootMode::Auto,
             write: root_write(args, facts)?,
         },

@@ -77,8 +77,8 @@ impl DirHandle {
         }
     }
 
-    /// Opens a directory that may belong to anybody: an image is made in it, or removed from it.
-    pub(crate) fn open_any(path: &Path) -> Result<Self> {
+    /// Opens a directory that is not the store's: any that the user may write to.
+    pub(crate) fn open_foreign(path: &Path) -> Result<Self> {
         match open(path, DIR_FLAGS.difference(OFlag::O_NOFOLLOW), Mode::empty()) {
             Ok(fd) => Ok(Self { fd, path: path.to_owned() }),
             Err(error) => Err(open_error(path, false, error)),

@@ -26,16 +26,19 @@ pub struct ImageIdentity {
     /// Of the content, where it is known.
     #[serde(default)]
     pub digest: Option<String>,
+    /// The number that a SIF file carries; not part of the identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
 }
 
 impl ImageIdentity {
     /// Whether both are the same image: by digest if both have one, else by fingerprint.
     pub fn same_as(&self, other: &Self) -> bool {
-        let by = match (&self.digest, &other.digest) {
+        match (&self.digest, &other.digest) {
+            // The same file system may be in a SIF file and in one of its own.
             (Some(a), Some(b)) => a == b,
-            _ => self.fingerprint == other.fingerprint,
-        };
-        by && self.kind == other.kind
+            _ => self.fingerprint == other.fingerprint && self.kind == other.kind,
+        }
     }
 }
 

@@ -32,11 +32,11 @@ pub use manifest::{
     BackendEntry, FileEntry, HostEntry, ImageIdentity, Listening, Manifest, ManifestDraft, ProcessEntry,
 };
 pub use record::{BackendStamp, CheckpointRecord};
-pub(crate) use remove::remove as remove_tree;
 pub use staging::Staging;
 pub use verify::Level;
 
 use lock::ShortLock;
+pub(crate) use remove::remove;
 
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
@@ -126,7 +126,7 @@ impl Store {
         }
         // Built under a hidden name, so that nobody ever sees half a checkpoint.
         let hidden = format!("{}{name}", layout::NEW);
-        remove::remove(&self.checkpoints, &hidden)?;
+        remove(&self.checkpoints, &hidden)?;
         let built = self.build(&hidden, name, backend);
         if built.is_err() {
             // The error being returned says more than one from here would.

@@ -86,6 +86,7 @@ pub(crate) fn image(path: &str, fingerprint: &str, digest: Option<&str>) -> Imag
         path: path.into(),
         fingerprint: fingerprint.into(),
         digest: digest.map(str::to_owned),
+        uuid: None,
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod channel;
 pub mod fd;
+pub mod loop_device;
 pub mod mount;
 pub mod process;
 pub mod seccomp;

@@ -5,12 +5,23 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// A descriptor as a path that the kernel follows exactly.
 pub fn path_of(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Where a descriptor's object lies, without any link, as this process sees it.
+pub fn real_path(fd: BorrowedFd<'_>) -> Option<PathBuf> {
+    nix::fcntl::readlink(&path_of(fd)).ok().map(PathBuf::from)
+}
+
+/// The same below a `root` of that path, from there on; `None` where it does not lie there.
+pub fn real_path_below(root: &Path, fd: BorrowedFd<'_>) -> Option<PathBuf> {
+    Some(Path::new("/").join(real_path(fd)?.strip_prefix(root).ok()?))
 }
 
 /// Opens a path of the host as a place (`O_PATH`).
@@ -76,6 +87,14 @@ pub fn make_read_only(place: BorrowedFd<'_>) -> Result<(), Errno> {
     }
 }
 
+/// Takes set-user-id programs and devices away from the mount at `place` and from those below it.
+///
+/// # Errors
+/// What the kernel says; `ENOSYS` before 5.12.
+pub fn make_harmless(place: BorrowedFd<'_>) -> Result<(), Errno> {
+    set_attribute(place, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV)
+}
+
 fn set_attribute(place: BorrowedFd<'_>, set: u64) -> Result<(), Errno> {
     let attribute = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
@@ -122,15 +141,97 @@ pub fn propagation(target: &Path, flags: MsFlags) -> Result<(), Errno> {
     mount(None, target, None, flags, None)
 }
 
-/// Makes `root`, a mount, the root of this namespace and leaves the old one behind.
+/// Makes `root`, a mount, the root of this namespace and leaves the old one behind. No mount of the old one may be a
+/// peer of one elsewhere.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn pivot_into(root: BorrowedFd<'_>) -> Result<(), Errno> {
     nix::unistd::fchdir(root.as_fd())?;
     nix::unistd::pivot_root(".", ".")?;
-    // The old root lies on top of the new one now; it is the current directory's mount.
-    propagation(Path::new("."), MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
+    // The old root lies on top of the new one now; it is the current directory's mount. Its mounts send nothing
+    // back to the host.
     nix::mount::umount2(".", MntFlags::MNT_DETACH)?;
     nix::unistd::chdir("/")
+}
+
+const FSCONFIG_SET_FLAG: libc::c_uint = 0;
+const FSCONFIG_SET_STRING: libc::c_uint = 1;
+const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+const CLOEXEC: libc::c_uint = 1;
+
+/// Mounts a file system that is attached nowhere yet: read-only, without devices and set-user-id programs.
+/// A value of `None` is a plain flag. The mount goes away with the last descriptor of it, unless it was
+/// attached by [`attach`] meanwhile.
+///
+/// # Errors
+/// What the kernel says, with the words of the file system where it has some; `ENOSYS` before 5.2.
+pub fn detached(kind: &CStr, options: &[(&CStr, Option<&CStr>)]) -> Result<OwnedFd, (Errno, String)> {
+    let plain = |errno: Errno| (errno, String::new());
+    // SAFETY: a C string and plain numbers.
+    let context = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), CLOEXEC) };
+    let context = made(context).map_err(plain)?;
+    for (key, value) in options {
+        let (command, value) = match value {
+            Some(value) => (FSCONFIG_SET_STRING, value.as_ptr()),
+            None => (FSCONFIG_SET_FLAG, std::ptr::null()),
+        };
+        configure(&context, command, key.as_ptr(), value).map_err(|e| (e, said(&context)))?;
+    }
+    configure(&context, FSCONFIG_SET_FLAG, c"ro".as_ptr(), std::ptr::null())
+        .and_then(|()| configure(&context, FSCONFIG_CMD_CREATE, std::ptr::null(), std::ptr::null()))
+        .map_err(|e| (e, said(&context)))?;
+    let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    // SAFETY: a live descriptor and plain numbers.
+    let mount = unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), CLOEXEC, attributes) };
+    made(mount).map_err(plain)
+}
+
+fn configure(
+    context: &OwnedFd,
+    command: libc::c_uint,
+    key: *const libc::c_char,
+    value: *const libc::c_char,
+) -> Result<(), Errno> {
+    // SAFETY: a live descriptor; the pointers are null or to C strings that the caller holds.
+    let rc = unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key, value, 0usize) };
+    Errno::result(rc).map(drop)
+}
+
+/// What a file system has to say about a failed mount: lines of `e `, `w ` or `i ` and a text.
+fn said(context: &OwnedFd) -> String {
+    let mut buffer = [0; 512];
+    let mut lines = Vec::new();
+    while let Ok(count @ 1..) = nix::unistd::read(context, &mut buffer) {
+        let line = String::from_utf8_lossy(buffer.get(..count).unwrap_or_default()).into_owned();
+        lines.push(line.trim_start_matches(['e', 'w', 'i']).trim().to_owned());
+    }
+    lines.join("; ")
+}
+
+fn made(number: libc::c_long) -> Result<OwnedFd, Errno> {
+    let number = Errno::result(number)?;
+    // SAFETY: the kernel just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(number as std::os::fd::RawFd) })
+}
+
+/// Attaches a mount made by [`detached`] at `target`, in the mount namespace of this process.
+///
+/// # Errors
+/// What the kernel says.
+pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+    const FROM_EMPTY_PATH: libc::c_uint = 4;
+    const TO_EMPTY_PATH: libc::c_uint = 0x40;
+    // SAFETY: live descriptors, empty C strings and plain numbers.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            FROM_EMPTY_PATH | TO_EMPTY_PATH,
+        )
+    };
+    Errno::result(rc).map(drop)
 }

@@ -114,6 +114,34 @@ pub fn spawn_self(role: &[&OsStr], fds: &[(BorrowedFd<'_>, RawFd)], new_session:
     command.spawn()
 }
 
+/// Starts a program of the host in a session of its own, with no signal blocked or ignored. With `bound` it
+/// is killed when the calling thread ends.
+///
+/// # Errors
+/// What the kernel says.
+pub fn spawn_tool(command: &mut Command, fds: &[(BorrowedFd<'_>, RawFd)], bound: bool) -> io::Result<Child> {
+    let pairs: Vec<(OwnedFd, RawFd)> =
+        fds.iter().map(|(fd, at)| Ok((super::fd::lift(*fd)?, *at))).collect::<io::Result<_>>()?;
+    // SAFETY: between fork and exec only dup2, fcntl, setsid, prctl, signal and sigprocmask run, all
+    // async-signal-safe; the descriptors were lifted above every target number.
+    unsafe {
+        command.pre_exec(move || {
+            use std::os::fd::AsFd;
+            for (fd, at) in &pairs {
+                super::fd::place(fd.as_fd(), *at)?;
+            }
+            nix::unistd::setsid()?;
+            super::signal::reset(&[]);
+            if bound {
+                end_with_parent()?;
+            }
+            super::fd::close_on_exec_from(3 + pairs.len() as RawFd);
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
 /// Replaces this process. Returns only with an error.
 pub fn exec(program: &OsStr, argv: &[String], env: &[(String, String)]) -> Errno {
     let texts = |items: Vec<String>| -> Result<Vec<CString>, Errno> {

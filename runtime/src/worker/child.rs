@@ -3,7 +3,7 @@
 //!
 //! The plugin may use the host from any of its threads.
 
-use super::wire::{CANCEL, CHANNEL, LIBRARY, Order, PARENT, Report};
+use super::wire::{CANCEL, CHANNEL, IMAGE, LIBRARY, Order, PARENT, Report, WITH_IMAGE};
 use crate::registry::load;
 use crate::sys::channel::Channel;
 use crate::sys::{fd, process, signal};
@@ -72,7 +72,10 @@ fn serve() -> io::Result<()> {
         return Err(io::Error::other("whoever started this worker is gone"));
     }
     // What the user's shell left open is no business of a plugin.
-    fd::close_from(CANCEL + 1);
+    let image = std::env::args().nth(3).is_some_and(|word| word == WITH_IMAGE);
+    fd::close_from(if image { IMAGE + 1 } else { CANCEL + 1 });
+    // Nor is the image any of a program that it starts.
+    fd::close_on_exec_from(IMAGE);
     let library = fd::inherited(LIBRARY)?;
     let link = HOST.get_or_init({
         let (channel, cancel) = (Channel::from(fd::inherited(CHANNEL)?), fd::inherited(CANCEL)?);

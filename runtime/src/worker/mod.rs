@@ -28,7 +28,7 @@ use stasis_plugin_api::descriptor::Descriptor;
 use stasis_plugin_api::error::{BackendError, kind};
 use stasis_plugin_api::host::{CallContext, EngineState};
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use wire::{Order, Report};
@@ -86,7 +86,19 @@ impl Worker {
     /// # Errors
     /// [`WorkerError::Start`]. What is wrong with the library is told by [`describe`](Self::describe).
     pub fn spawn(plugin: &Plugin, scratch: &Path) -> Result<Self, WorkerError> {
-        let mut process = Process::start(&plugin.name, plugin.library.as_fd())?;
+        Self::spawn_with(plugin, None, scratch)
+    }
+
+    /// The same, with a mounted image, which the plugin sees at [`Self::mounted_image`].
+    ///
+    /// # Errors
+    /// As [`Self::spawn`].
+    pub fn spawn_with(
+        plugin: &Plugin,
+        image: Option<BorrowedFd<'_>>,
+        scratch: &Path,
+    ) -> Result<Self, WorkerError> {
+        let mut process = Process::start(&plugin.name, plugin.library.as_fd(), image)?;
         let load = Clock::new("load", engine::LOAD);
         process.send(&load, &Order::Load { shown: plugin.path.to_string_lossy().into_owned() }, None)?;
         Ok(Self {
@@ -102,6 +114,12 @@ impl Worker {
             descriptor: None,
             options: None,
         })
+    }
+
+    /// The directory at which a worker sees a mounted image.
+    #[must_use]
+    pub fn mounted_image() -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", wire::IMAGE))
     }
 
     /// What the plugin says about itself, its name and version checked. Does not look at the options.
@@ -192,6 +210,7 @@ impl Worker {
             search_path: std::env::var_os("PATH").unwrap_or_default().to_string_lossy().into_owned(),
             scratch: scratch.path().to_owned(),
             cache: self.cache.clone(),
+            library: self.path.clone(),
         };
         let call = serde_json::to_value(request)
             .and_then(|request| serde_json::to_string(&Call { context, request }))

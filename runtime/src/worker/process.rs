@@ -1,7 +1,7 @@
 //! The process behind a worker: started, watched against a clock, ended, its end put into words.
 
 use super::output::Output;
-use super::wire::{CANCEL, CHANNEL, LIBRARY, Order, PARENT, ROLE, Report};
+use super::wire::{CANCEL, CHANNEL, IMAGE, LIBRARY, Order, PARENT, ROLE, Report, WITH_IMAGE};
 use super::{Services, WorkerError};
 use crate::sys::channel::Channel;
 use crate::sys::{fd, process};
@@ -75,7 +75,11 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn start(plugin: &str, library: BorrowedFd<'_>) -> Result<Self, WorkerError> {
+    pub(super) fn start(
+        plugin: &str,
+        library: BorrowedFd<'_>,
+        image: Option<BorrowedFd<'_>>,
+    ) -> Result<Self, WorkerError> {
         let failed = |doing: &'static str| {
             move |source: io::Error| WorkerError::Start {
                 plugin: plugin.to_owned(),
@@ -90,19 +94,19 @@ impl Process {
         let null = std::fs::File::open("/dev/null").map_err(failed("opening /dev/null"))?;
         let me = format!("{PARENT}{}", std::process::id());
         // A session of its own: Ctrl-C is for us to pass on, and one signal reaches what it started.
-        let child = process::spawn_self(
-            &[OsStr::new(ROLE), OsStr::new(&me)],
-            &[
-                (null.as_fd(), 0),
-                (write.as_fd(), 1),
-                (write.as_fd(), 2),
-                (theirs.as_fd(), CHANNEL),
-                (library, LIBRARY),
-                (cancelled.as_fd(), CANCEL),
-            ],
-            true,
-        )
-        .map_err(failed("starting our own program again"))?;
+        let mut fds = vec![
+            (null.as_fd(), 0),
+            (write.as_fd(), 1),
+            (write.as_fd(), 2),
+            (theirs.as_fd(), CHANNEL),
+            (library, LIBRARY),
+            (cancelled.as_fd(), CANCEL),
+        ];
+        fds.extend(image.map(|image| (image, IMAGE)));
+        let mut role = vec![OsStr::new(ROLE), OsStr::new(&me)];
+        role.extend(image.map(|_| OsStr::new(WITH_IMAGE)));
+        let child =
+            process::spawn_self(&role, &fds, true).map_err(failed("starting our own program again"))?;
         let plugin = plugin.to_owned();
         Ok(Self { plugin, child, channel, cancel: Some(cancel), output, end: None })
     }

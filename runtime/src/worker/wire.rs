@@ -17,6 +17,12 @@ pub(crate) const LIBRARY: RawFd = 4;
 /// Where a worker finds the pipe that becomes readable when its caller has given up.
 pub(crate) const CANCEL: RawFd = 5;
 
+/// Where a worker finds the image that it is asked about, where that is a mount.
+pub(crate) const IMAGE: RawFd = 6;
+
+/// The third argument of a worker that was given one.
+pub(crate) const WITH_IMAGE: &str = "image";
+
 /// To the worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {

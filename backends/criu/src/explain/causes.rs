@@ -1,10 +1,9 @@
 //! The failures of CRIU that are known, by the text of its messages: line numbers move from version to version.
 //! The first entry of the table that fits any line counts, so the special ones stand before the general ones.
 
-use super::log::{Log, between, number_after};
-use super::objects::{Seen, absolute};
+use super::log::Log;
+use super::objects::Seen;
 use super::{During, Outcome, Told, told};
-use stasis_plugin_api::error::kind;
 
 /// One known failure.
 struct Cause {
@@ -50,6 +49,7 @@ const CAUSES: &[Cause] = &[
     always("Unable to set TCP_REPAIR", told::no_repair),
     always("Iptables configuration failed", told::no_repair),
     always("Locking network failed", told::no_repair),
+    saving("opt: Operation not supported", told::older_than_kernel),
     saving("In-flight connection", told::being_set_up),
     saving("TCP_REPAIR can't be enabled for half-closed", told::half_closed),
     bringing_back("Can't bind inet socket", told::port),
@@ -116,20 +116,4 @@ pub(super) fn find(outcome: &Outcome<'_>, log: &Log<'_>) -> Option<Told> {
         }
     }
     None
-}
-
-/// A descriptor and its path: `Can't lookup mount=24 for fd=10 path=/x`.
-pub(super) fn descriptor_and_path(text: &str) -> (Option<i32>, &str) {
-    (number_after(text, "fd="), between(text, "path=", "").unwrap_or_default())
-}
-
-/// `File usr/bin/x has bad size 1 (expect 2)`: the path and what is said of it.
-pub(super) fn file_and_words(text: &str) -> Option<(String, &str)> {
-    let (path, words) = between(text, "File ", "")?.split_once(" has bad ")?;
-    Some((absolute(path), words))
-}
-
-/// What is told of a kind that only needs words.
-pub(super) fn unsupported(why: impl Into<String>, help: impl Into<String>) -> Told {
-    Told::new(kind::UNSUPPORTED, why, help)
 }

@@ -1,6 +1,6 @@
 //! The application's objects by the names under which the user knows them.
 
-use super::log::{Line, Log};
+use super::log::{Line, Log, between, number_after};
 use super::{During, Outcome};
 use stasis_plugin_api::survey::SocketInfo;
 
@@ -119,4 +119,15 @@ fn some_of(names: &[String]) -> String {
 /// CRIU tells paths below the root directory without the first slash.
 pub(super) fn absolute(path: &str) -> String {
     if path.starts_with('/') { path.to_owned() } else { format!("/{}", path.trim_start_matches("./")) }
+}
+
+/// A descriptor and its path: `Can't lookup mount=24 for fd=10 path=/x`.
+pub(super) fn descriptor_and_path(text: &str) -> (Option<i32>, &str) {
+    (number_after(text, "fd="), between(text, "path=", "").unwrap_or_default())
+}
+
+/// `File usr/bin/x has bad size 1 (expect 2)`: the path and what is said of it.
+pub(super) fn file_and_words(text: &str) -> Option<(String, &str)> {
+    let (path, words) = between(text, "File ", "")?.split_once(" has bad ")?;
+    Some((absolute(path), words))
 }

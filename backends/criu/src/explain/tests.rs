@@ -120,6 +120,7 @@ no-space: the saved state could not be brought back: a file system that the rest
 #[test]
 fn the_network_while_saving() {
     let lines = "Error (criu/sk-inet.c:200): inet: Connected TCP socket, consider using --tcp-established option.
+        Error (criu/sockets.c:628): sockets: Can't get 1:16 opt: Operation not supported
         Error (soccr/soccr.c:94): Can't turn TCP repair mode ON: Operation not permitted
         Error (criu/netfilter.c:105): Iptables configuration failed
         Error (criu/sk-inet.c:1): inet: In-flight connection (l) for 1f
@@ -128,23 +129,25 @@ fn the_network_while_saving() {
         Error (criu/sk-unix.c:1): unix: External socket is used. Consider using --ext-unix-sk option.
         Error (criu/sk-netlink.c:1): netlink: The socket has data to read";
     insta::assert_snapshot!(all(During::Capture, lines), @"
-unsupported: the application could not be saved: TCP connections are open: worker (pid 101): 10.0.0.1:41000 to 10.0.0.2:443
-  help: save while none is open, or with `--tcp close` (the application finds them closed after a restart), or in a network of its own (`--net`) with `--tcp keep`
-unsupported: the application could not be saved: keeping TCP connections needs CAP_NET_ADMIN over the network, which a container on the host's network does not have
-  help: start the instance with `--net` (a network of its own), or use `--tcp close`
-unsupported: the application could not be saved: keeping TCP connections needs CAP_NET_ADMIN over the network, which a container on the host's network does not have
-  help: start the instance with `--net` (a network of its own), or use `--tcp close`
-failed: the application could not be saved: python3 (pid 100) was just accepting a TCP connection
-  help: save again in a moment, or with `--tcp close`
-failed: the application could not be saved: python3 (pid 100) has a TCP connection that is half closed
-  help: save again when it has ended, or with `--tcp close`
-unsupported: the application could not be saved: python3 (pid 100) is connected to the program behind /run/db outside of the container, by a unix socket that CRIU cannot save
-  help: save while it is not connected (to a message bus, a database, a display), or do not bind that socket into the container
-unsupported: the application could not be saved: python3 (pid 100) is connected to a program outside of the container, by a unix socket that CRIU cannot save
-  help: save while it is not connected (to a message bus, a database, a display), or do not bind that socket into the container
-failed: the application could not be saved: python3 (pid 100) has not yet read what the kernel told it on a netlink socket
-  help: save again in a moment
-");
+    unsupported: the application could not be saved: TCP connections are open: worker (pid 101): 10.0.0.1:41000 to 10.0.0.2:443
+      help: save while none is open, or with `--tcp close` (the application finds them closed after a restart), or in a network of its own (`--net`) with `--tcp keep`
+    unsupported: the application could not be saved: this CRIU is older than the kernel: it asks for something of a socket that the kernel does not answer any more
+      help: take CRIU 4.2 or later (docs/criu.md), or another backend
+    unsupported: the application could not be saved: keeping TCP connections needs CAP_NET_ADMIN over the network, which a container on the host's network does not have
+      help: start the instance with `--net` (a network of its own), or use `--tcp close`
+    unsupported: the application could not be saved: keeping TCP connections needs CAP_NET_ADMIN over the network, which a container on the host's network does not have
+      help: start the instance with `--net` (a network of its own), or use `--tcp close`
+    failed: the application could not be saved: python3 (pid 100) was just accepting a TCP connection
+      help: save again in a moment, or with `--tcp close`
+    failed: the application could not be saved: python3 (pid 100) has a TCP connection that is half closed
+      help: save again when it has ended, or with `--tcp close`
+    unsupported: the application could not be saved: python3 (pid 100) is connected to the program behind /run/db outside of the container, by a unix socket that CRIU cannot save
+      help: save while it is not connected (to a message bus, a database, a display), or do not bind that socket into the container
+    unsupported: the application could not be saved: python3 (pid 100) is connected to a program outside of the container, by a unix socket that CRIU cannot save
+      help: save while it is not connected (to a message bus, a database, a display), or do not bind that socket into the container
+    failed: the application could not be saved: python3 (pid 100) has not yet read what the kernel told it on a netlink socket
+      help: save again in a moment
+    ");
 }
 
 #[test]

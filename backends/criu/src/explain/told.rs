@@ -1,14 +1,18 @@
 //! What is said about each known failure: why, on which object, and what can be done.
 
 use super::Told;
-use super::causes::{descriptor_and_path, file_and_words, unsupported};
 use super::log::{between, number_after};
-use super::objects::{Seen, absolute};
+use super::objects::{Seen, absolute, descriptor_and_path, file_and_words};
 use stasis_plugin_api::error::kind;
 
 const ANOTHER: &str = "let the application do without it, or take another backend";
 const EARLIER: &str = "bring an earlier generation back";
 const MEBIBYTE: u64 = 1 << 20;
+
+/// What is told of a kind that only needs words.
+fn unsupported(why: impl Into<String>, help: impl Into<String>) -> Told {
+    Told::new(kind::UNSUPPORTED, why, help)
+}
 
 fn failed(why: impl Into<String>, help: impl Into<String>) -> Told {
     Told::new(kind::FAILED, why, help)
@@ -388,4 +392,11 @@ pub(super) fn damaged(seen: &Seen<'_>) -> Told {
     let file = between(seen.text, "EOF on ", "").or_else(|| between(seen.text, "match for ", ""));
     let which = file.map_or_else(String::new, |file| format!(" ({file})"));
     Told::new(kind::DAMAGED, format!("a file of the saved state is damaged or cut short{which}"), EARLIER)
+}
+
+pub(super) fn older_than_kernel(_: &Seen<'_>) -> Told {
+    unsupported(
+        "this CRIU is older than the kernel: it asks for something of a socket that the kernel does not answer any more",
+        "take CRIU 4.2 or later (docs/criu.md), or another backend",
+    )
 }

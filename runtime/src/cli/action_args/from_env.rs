@@ -113,6 +113,9 @@ pub(super) fn fill(args: &mut ActionArgs, env: &BTreeMap<String, String>) -> Res
     if !args.writable {
         vars.flag(&mut args.writable_tmpfs, &["WRITABLE_TMPFS"])?;
     }
+    vars.flag(&mut args.nv, &["NV"])?;
+    vars.flag(&mut args.rocm, &["ROCM"])?;
+    vars.flag(&mut args.unsquash, &["UNSQUASH"])?;
     vars.flag(&mut args.fakeroot, &["FAKEROOT"])?;
     vars.flag(&mut args.net, &["NET", "UNSHARE_NET"])?;
     vars.flag(&mut args.pid, &["PID", "UNSHARE_PID"])?;

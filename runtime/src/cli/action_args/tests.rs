@@ -129,7 +129,7 @@ fn variables_fill_what_no_flag_says() {
 
 #[test]
 fn flags_that_do_not_exist_are_refused_by_name() {
-    insta::assert_snapshot!(refused("--nv").unwrap(), @"--nv is a flag of Apptainer's that stasis does not have. Libraries of graphics processors are not put into the container; --bind can show them.");
+    insta::assert_snapshot!(refused("--nvccli").unwrap(), @"--nvccli is a flag of Apptainer's that stasis does not have. Use --nv, which needs no other program.");
     insta::assert_snapshot!(refused("--memory=1G").unwrap(), @"--memory is a flag of Apptainer's that stasis does not have. Limits are those of the batch system or of the surrounding cgroup.");
     assert_eq!(refused("--bind"), None);
     assert_eq!(refused("nv"), None);

@@ -14,7 +14,7 @@ use super::digest::Digest;
 use crate::error::{Error, Result};
 use crate::image::tree::failed;
 use crate::instance::Host;
-use crate::store::{DirHandle, remove_tree};
+use crate::store::{self, DirHandle};
 
 const FORMAT: u32 = 1;
 const NOTE: &str = "image.json";
@@ -149,8 +149,8 @@ impl Cache {
     pub(super) fn fresh(&self, digest: &Digest) -> Result<PathBuf> {
         let work = DirHandle::open_or_make(&self.path.join("work"))?;
         // What somebody left who was killed.
-        remove_tree(&work, digest.hex())?;
-        remove_tree(&DirHandle::open_or_make(&self.path.join("roots"))?, digest.hex())?;
+        store::remove(&work, digest.hex())?;
+        store::remove(&DirHandle::open_or_make(&self.path.join("roots"))?, digest.hex())?;
         let path = work.make_dir(digest.hex())?.path().to_owned();
         DirBuilder::new()
             .mode(0o755)
@@ -176,7 +176,7 @@ impl Cache {
 
     /// Removes what was not finished.
     pub(super) fn drop_fresh(&self, digest: &Digest) -> Result<()> {
-        Ok(remove_tree(&DirHandle::open_or_make(&self.path.join("work"))?, digest.hex())?)
+        Ok(store::remove(&DirHandle::open_or_make(&self.path.join("work"))?, digest.hex())?)
     }
 
     /// The image that was last had under this name.
@@ -266,9 +266,9 @@ impl Cache {
         let suffix = if item.name == "not complete" { ".partial" } else { "" };
         // The note first: a half removed image is none.
         if item.kind == "image" {
-            remove_tree(&dir.child(hex)?, NOTE)?;
+            store::remove(&dir.child(hex)?, NOTE)?;
         }
-        Ok(remove_tree(&dir, format!("{hex}{suffix}"))?)
+        Ok(store::remove(&dir, format!("{hex}{suffix}"))?)
     }
 
     /// What killed processes have left: half made, or half removed.
@@ -281,7 +281,7 @@ impl Cache {
                     continue;
                 };
                 if lock_file(&self.path, hex)?.try_lock().is_ok() {
-                    remove_tree(&dir, hex)?;
+                    store::remove(&dir, hex)?;
                 }
             }
         }

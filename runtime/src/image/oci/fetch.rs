@@ -17,7 +17,6 @@ use super::reference::Uri;
 use super::source::{Found, Layer, Source, damaged};
 use super::types::ContainerConfig;
 use crate::error::{Error, Result};
-use crate::image::output::Output;
 use crate::image::singularity;
 use crate::image::tree::{Tree, failed};
 use crate::image::watch::{Step, Watch};
@@ -139,24 +138,6 @@ fn exact(uri: &Uri, digest: &Digest, options: &Options) -> String {
         Uri::DockerArchive { file, tag } => Uri::DockerArchive { file: at(&file), tag },
     }
     .to_string()
-}
-
-/// Fetches an image and unpacks it into a new directory.
-///
-/// # Errors
-/// Why the image cannot be had, or the directory not be made.
-pub fn pull_to_directory(
-    uri: &Uri,
-    out: &Path,
-    force: bool,
-    cache: &Cache,
-    options: &Options,
-    watch: &dyn Watch,
-) -> Result<Digest> {
-    let output = Output::new(out, force, options.guarded)?;
-    let digest = fill_from(&output.tree()?, uri, cache, options, watch)?;
-    output.commit()?;
-    Ok(digest)
 }
 
 /// Unpacks an image into a directory that is there and empty.

@@ -15,5 +15,5 @@ mod source;
 pub mod types;
 
 pub use cache::{Cache, Kept, Rooted};
-pub use fetch::{Options, cached, ensure, fill_from, pull_to_directory};
+pub use fetch::{Options, cached, ensure, fill_from};
 pub(crate) use layer::{Limits, Unpacked, unpack};

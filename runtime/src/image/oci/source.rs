@@ -16,10 +16,10 @@ use super::reference::Uri;
 use super::registry::{Client, Document, Download};
 use super::types::{
     Config, Descriptor, Index, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST, Manifest, Platform, REF_NAME, Saved,
-    this_architecture,
 };
 use crate::error::{Error, Result};
 use crate::image::inside::file_type;
+use crate::image::sif::own_arch;
 use crate::image::tree::{Tree, failed};
 use crate::image::watch::Watch;
 
@@ -89,7 +89,7 @@ impl<'a> Source<'a> {
         }
         let mut document = self.top(name)?;
         let top = document.digest.clone();
-        let wanted = options.arch.as_deref().unwrap_or(this_architecture());
+        let wanted = options.arch.as_deref().unwrap_or(own_arch());
         // An index may name another one, and nobody has ever seen a third.
         for _ in 0..3 {
             let Ok(index) = serde_json::from_slice::<Index>(&document.bytes) else { break };
@@ -319,7 +319,7 @@ fn saved(archive: &Archive, tag: Option<&str>, path: &Path) -> Result<Found> {
     let bytes = archive.small(&found.config, MAX_CONFIG)?;
     let config: Config = serde_json::from_slice(&bytes)
         .map_err(|e| Error::new(format!("{:?} in {shown} cannot be understood", found.config)).because(e))?;
-    check_machine(&config, this_architecture(), &shown.to_string())?;
+    check_machine(&config, own_arch(), &shown.to_string())?;
     let plain = &config.rootfs.diff_ids;
     if plain.len() != found.layers.len() || plain.len() > MAX_LAYERS {
         return Err(Error::new(format!("{shown} is damaged")).because(format!(

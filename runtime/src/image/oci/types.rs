@@ -125,15 +125,3 @@ pub struct Saved {
     /// The layers' paths in the archive.
     pub layers: Vec<String>,
 }
-
-/// This machine's name in images.
-#[must_use]
-pub fn this_architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "powerpc64" => "ppc64le",
-        "x86" => "386",
-        other => other,
-    }
-}

@@ -1,5 +1,6 @@
 use super::*;
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::symlink;
 
@@ -103,6 +104,34 @@ fn socket_lines() {
     }
 }
 
+#[test]
+fn the_kernel_s_list_says_what_the_tables_say() {
+    let four = TcpListener::bind("127.0.0.1:0").unwrap();
+    let six = TcpListener::bind("[::]:0").unwrap();
+    let client = TcpStream::connect(("127.0.0.1", six.local_addr().unwrap().port())).unwrap();
+    let (server, _) = six.accept().unwrap();
+    // Other tests run beside this one, and their sockets come and go.
+    let inode = |fd: BorrowedFd<'_>| nix::sys::stat::fstat(fd).unwrap().st_ino;
+    let own = [four.as_fd(), six.as_fd(), client.as_fd(), server.as_fd()].map(inode);
+    for (family, name) in [(AddressFamily::Inet, "tcp"), (AddressFamily::Inet6, "tcp6")] {
+        let text = fs::read_to_string(Path::new("/proc/net").join(name)).unwrap();
+        let sorted = |all: Vec<net::Socket>| {
+            let mut own: Vec<_> = all.into_iter().filter(|s| own.contains(&s.inode)).collect();
+            own.sort_by_key(|s| s.inode);
+            own
+        };
+        let told = sorted(text.lines().filter_map(net::socket).collect());
+        assert_eq!(told.len(), 2, "{name}");
+        if let Some(listed) = diag::tcp(family) {
+            assert_eq!(sorted(listed), told, "{name}");
+        } else {
+            println!("skipped: this kernel lists no sockets over netlink");
+        }
+    }
+    assert_eq!(diag::parse(&[2; 71]), None);
+    assert_eq!(diag::parse(&[99; 72]), None);
+}
+
 /// A `/proc` with pid 1, a server, its helper, a client and somebody to skip.
 fn container() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -148,7 +177,7 @@ fn container() -> tempfile::TempDir {
 #[test]
 fn a_whole_container() {
     let proc = container();
-    let seen = survey(proc.path(), &[12]);
+    let seen = survey(proc.path(), &[12], &[]);
     let processes: Vec<(i32, i32, &str, &str)> =
         seen.processes.iter().map(|p| (p.pid, p.parent, p.name.as_str(), p.exe.as_str())).collect();
     assert_eq!(
@@ -188,7 +217,7 @@ fn a_whole_container() {
     ");
     let port = |protocol: &str, address: &str, port| (protocol.to_owned(), address.to_owned(), port);
     assert_eq!(listening(&seen), [port("tcp6", "::", 80), port("udp", "0.0.0.0", 53)]);
-    assert_eq!(survey(&proc.path().join("nothing"), &[]), Survey::default());
+    assert_eq!(survey(&proc.path().join("nothing"), &[], &[]), Survey::default());
 }
 
 #[test]
@@ -203,7 +232,7 @@ fn bounded() {
     let maps: String =
         (0..MAX_MAPPINGS + 10).map(|n| format!("7f00-7f01 rw-s 0 00:05 1 /memfd:{n} (deleted)\n")).collect();
     fs::write(proc.path().join("5/maps"), maps).unwrap();
-    let seen = survey(proc.path(), &[]);
+    let seen = survey(proc.path(), &[], &[]);
     assert_eq!(seen.processes[0].descriptors.len(), 10);
     assert_eq!(descriptors(&fd, 7).len(), 7);
     assert_eq!(seen.processes[0].special_mappings.len(), MAX_MAPPINGS);
@@ -220,7 +249,7 @@ fn this_very_process() {
     let file = tempfile::NamedTempFile::new().unwrap();
 
     let me = std::process::id() as i32;
-    let seen = survey(Path::new("/proc"), &[]);
+    let seen = survey(Path::new("/proc"), &[], &[]);
     let process = seen.processes.iter().find(|p| p.pid == me).unwrap();
     assert_eq!(process.parent, nix::unistd::getppid().as_raw());
     assert_eq!(Path::new(&process.exe), std::env::current_exe().unwrap());
@@ -245,5 +274,16 @@ fn this_very_process() {
     assert!(!open.iter().any(|(protocol, _, p)| protocol == "tcp" && *p == client_port));
 
     drop(server);
-    assert!(!survey(Path::new("/proc"), &[me]).processes.iter().any(|p| p.pid == me));
+    assert!(!survey(Path::new("/proc"), &[me], &[]).processes.iter().any(|p| p.pid == me));
+}
+
+#[test]
+fn commands_beside_the_application_are_left_out_with_all_that_they_started() {
+    let process = |pid, parent| ProcessInfo { pid, parent, ..ProcessInfo::default() };
+    // 20 came from outside and has a grandchild with a lower number; 100 is the application.
+    let mut all = vec![process(19, 21), process(20, 1), process(21, 20), process(100, 1), process(101, 100)];
+    leave_out(&mut all, &[20]);
+    assert_eq!(all.iter().map(|p| p.pid).collect::<Vec<_>>(), [100, 101]);
+    leave_out(&mut all, &[]);
+    assert_eq!(all.len(), 2);
 }

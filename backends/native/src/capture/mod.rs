@@ -1,0 +1,361 @@
+//! Saving a tree of processes: look, stop, look again, ask, copy, let go, write.
+//!
+//! Until the first question nothing is changed in the application; from then on it can be left alone at any step
+//! (inject.rs). Every way out lets it run on.
+
+pub(crate) mod areas;
+pub(crate) mod contents;
+pub(crate) mod descriptors;
+pub(crate) mod inject;
+pub(crate) mod memories;
+pub(crate) mod mode;
+pub(crate) mod pages;
+pub(crate) mod pipes;
+pub(crate) mod process;
+pub(crate) mod ptys;
+pub(crate) mod queries;
+pub(crate) mod seize;
+pub(crate) mod snapshot;
+pub(crate) mod sockets;
+pub(crate) mod unix;
+
+use crate::model::{FORMAT, Image, Kind, Machine, Process};
+use crate::proc::{self, maps};
+use crate::refuse;
+use areas::{Class, Part};
+use contents::Contents;
+use descriptors::Objects;
+use inject::Site;
+use seize::Tree;
+use snapshot::Snapshot;
+use stasis_plugin_api::error::{BackendError, Result};
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What is to be saved, and how.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Request {
+    /// The root of the tree.
+    pub(crate) pid: i32,
+    /// An existing directory for the image.
+    pub(crate) directory: PathBuf,
+    /// Leave the tree stopped (SIGSTOP) once it is saved.
+    pub(crate) stop: bool,
+    /// Save the processes themselves while they stand still.
+    pub(crate) plain: bool,
+    /// Bytes of memory that the job has left, where the caller knows.
+    pub(crate) room: Option<u64>,
+    /// Processes of the namespace that are no part of the application.
+    pub(crate) beside: Vec<i32>,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Report {
+    pub(crate) pause: Duration,
+    pub(crate) total: Duration,
+    pub(crate) pages: u64,
+    pub(crate) bytes: u64,
+    pub(crate) processes: Vec<i32>,
+    pub(crate) copied: bool,
+    pub(crate) why_plain: Option<String>,
+}
+
+/// The tree as it stands still.
+struct Frozen {
+    tree: Tree,
+    sites: Vec<Site>,
+    /// The mappings, in the order of the processes, from before anything was written into them.
+    parts: Vec<Vec<Part>>,
+}
+
+/// Saves the tree.
+pub(crate) fn dump(request: &Request) -> Result<Report> {
+    let started = Instant::now();
+    let findings = refuse::examine(request.pid, &request.beside)?;
+    if let Some(error) = refuse::error(&findings) {
+        return Err(error);
+    }
+    let mut why_plain = match (request.plain, request.stop) {
+        (true, _) => Some("it was asked for".to_owned()),
+        (_, true) => Some("the application is not to run on".to_owned()),
+        _ => mode::against_copies(&refuse::members(request.pid)?, request.room),
+    };
+    let mut report = None;
+    if why_plain.is_none() {
+        match attempt(request, true) {
+            Ok(done) => report = Some(done),
+            Err(Failure::NoCopy(why)) => why_plain = Some(why),
+            Err(Failure::Error(error)) => return Err(error),
+        }
+    }
+    let mut report = match report {
+        Some(report) => report,
+        None => attempt(request, false).map_err(|failure| match failure {
+            Failure::Error(error) => error,
+            Failure::NoCopy(why) => BackendError::failed("the application cannot be saved").because(why),
+        })?,
+    };
+    report.why_plain = why_plain;
+    report.total = started.elapsed();
+    Ok(report)
+}
+
+/// Why an attempt came to nothing.
+enum Failure {
+    Error(BackendError),
+    /// Another attempt without copies may succeed.
+    NoCopy(String),
+}
+
+impl From<BackendError> for Failure {
+    fn from(error: BackendError) -> Self {
+        Self::Error(error)
+    }
+}
+
+fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure> {
+    let mut contents = Contents::new(&request.directory)?;
+    let machine = crate::arch::machine::machine()?;
+    let started = Instant::now();
+    let frozen = freeze(request)?;
+    let (mut image, whole) = look(request, &frozen, &mut contents, machine)?;
+    ask(&frozen, &mut image.processes)?;
+    let snapshots = if copy { Some(copies(&frozen, &image.processes)?) } else { None };
+    for (held, site) in frozen.tree.processes.iter().zip(&frozen.sites) {
+        site.wipe(&held.memory)?;
+    }
+    let mut pause = started.elapsed();
+    match snapshots {
+        Some(snapshots) => {
+            frozen.tree.release();
+            pause = started.elapsed();
+            for (copy, site) in snapshots.iter().zip(&frozen.sites) {
+                copy.close_descriptors(site)?;
+            }
+            write_copies(&mut contents, &mut image, snapshots, &frozen.parts, &whole)?;
+        }
+        None => {
+            write_held(&mut contents, &mut image, &frozen.tree, &whole)?;
+            if request.stop {
+                // Nothing can fail any more once everybody is left stopped.
+                contents.describe(&image)?;
+                frozen.tree.leave_stopped()?;
+            } else {
+                frozen.tree.release();
+                pause = started.elapsed();
+            }
+        }
+    }
+    if !request.stop {
+        contents.describe(&image)?;
+    }
+    let runs = image.processes.iter().flat_map(|process| &process.areas).flat_map(|area| &area.runs);
+    Ok(Report {
+        pause,
+        pages: runs.map(|run| run[1] / 4096).sum(),
+        bytes: contents.written,
+        processes: image.processes.iter().map(|process| process.pid).collect(),
+        copied: copy,
+        ..Report::default()
+    })
+}
+
+/// Stops the tree at a moment when no thread is on its way home from an earlier capture whose engine died, and none of
+/// that capture's copies is left.
+fn freeze(request: &Request) -> Result<Frozen> {
+    for attempt in 0..200 {
+        let mut frozen = Frozen { tree: Tree::stop(request.pid)?, sites: Vec::new(), parts: Vec::new() };
+        let mut unfinished = false;
+        for held in &mut frozen.tree.processes {
+            held.save_registers()?;
+            let maps = maps::parse(&proc::read(held.pid, "maps")?)?;
+            let site = Site::choose(held, &maps)?;
+            unfinished |= site.unfinished(held);
+            frozen.sites.push(site);
+            frozen.parts.push(areas::understand(maps));
+        }
+        let strays = refuse::strays(&frozen.tree.members(), &request.beside)?;
+        if !unfinished && (strays.is_empty() || attempt > 10) {
+            return Ok(frozen);
+        }
+        drop(frozen);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Err(BackendError::failed("an earlier capture that was killed is still under way").help("try again"))
+}
+
+/// Everything that can be seen from outside, and the refusals once more. The second part of the answer are the areas,
+/// by process and start, of which everything is saved.
+fn look(
+    request: &Request,
+    frozen: &Frozen,
+    contents: &mut Contents,
+    machine: Machine,
+) -> Result<(Image, HashSet<(i32, u64)>)> {
+    let tree = &frozen.tree;
+    let members = tree.members();
+    let mut findings = refuse::strays(&members, &request.beside)?;
+    for (held, parts) in tree.processes.iter().zip(&frozen.parts) {
+        findings.extend(refuse::process(held.pid)?);
+        findings.extend(refuse::mappings(held.pid, parts));
+    }
+    for (pid, _) in &tree.zombies {
+        findings.extend(refuse::process(*pid)?);
+    }
+    let living: Vec<i32> = tree.processes.iter().map(|held| held.pid).collect();
+    findings.extend(refuse::shared(&living));
+    if let Some(error) = refuse::error(&findings) {
+        return Err(error);
+    }
+    let shared = frozen.parts.iter().flatten().filter(|part| part.class == Class::Memory);
+    let mapped = shared.map(|part| (part.map.device.clone(), part.map.inode));
+    let mut objects = Objects::new(mapped.collect());
+    let mut image = Image {
+        format: FORMAT,
+        engine: env!("CARGO_PKG_VERSION").to_owned(),
+        machine,
+        root: request.pid,
+        ..Image::default()
+    };
+    for held in &tree.processes {
+        let mut process = process::gather(held)?;
+        process.descriptors = objects.gather(contents, held.pid, &members)?;
+        image.processes.push(process);
+    }
+    if let Some(error) = refuse::error(&refuse::outside(&objects)) {
+        return Err(error);
+    }
+    let all = frozen.parts.iter().map(Vec::as_slice);
+    objects.memories.save_mapped(contents, &tree.processes.iter().zip(all).collect::<Vec<_>>())?;
+    let mut whole = HashSet::new();
+    for (process, parts) in image.processes.iter_mut().zip(&frozen.parts) {
+        process.areas = areas::describe(process.pid, parts, &objects.memories)?;
+        let all = parts.iter().filter(|part| part.class == Class::Whole);
+        whole.extend(all.map(|part| (process.pid, part.map.start)));
+        process.terminal = terminal(process.pid, &objects)?;
+    }
+    for (pid, _) in &tree.zombies {
+        image.processes.push(process::zombie(*pid)?);
+    }
+    objects.sockets.connect(&mut objects.all)?;
+    image.objects = objects.all;
+    image.pipes = objects.pipes.all;
+    image.memories = objects.memories.saved;
+    Ok((image, whole))
+}
+
+/// The pty that is a process's controlling terminal.
+fn terminal(pid: i32, objects: &Objects) -> Result<Option<u32>> {
+    let number = proc::stat::parse(&proc::read(pid, "stat")?)?.tty_nr;
+    if number == 0 {
+        return Ok(None);
+    }
+    let number = u64::from(number.cast_unsigned());
+    let (major, minor) = ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xf_ff00));
+    let index = ptys::slave_index(major, minor);
+    let known = objects.all.iter().any(|object| match &object.kind {
+        Kind::Pty(pty) => pty.master && Some(pty.index) == index,
+        _ => false,
+    });
+    if known {
+        return Ok(index);
+    }
+    Err(BackendError::new(
+        stasis_plugin_api::error::kind::UNSUPPORTED,
+        format!("process {pid} cannot be saved"),
+    )
+    .because("its controlling terminal is held outside of the application")
+    .help("start it in a session of its own (setsid), without a terminal"))
+}
+
+/// What only the processes themselves can tell.
+fn ask(frozen: &Frozen, processes: &mut [Process]) -> Result<()> {
+    for ((held, site), process) in frozen.tree.processes.iter().zip(&frozen.sites).zip(processes) {
+        let timers = proc::timers::parse(&proc::read(held.pid, "timers")?)?;
+        process::complete(process, queries::ask(site, held, timers)?);
+    }
+    Ok(())
+}
+
+/// A copy of every process.
+fn copies(frozen: &Frozen, processes: &[Process]) -> std::result::Result<Vec<Snapshot>, Failure> {
+    if let Some(process) = processes.iter().find(|process| process.subreaper) {
+        let why = format!("process {} adopts orphans, it would see the copies", process.pid);
+        return Err(Failure::NoCopy(why));
+    }
+    let mut all = Vec::new();
+    for (held, site) in frozen.tree.processes.iter().zip(&frozen.sites) {
+        let copy = snapshot::take(site, held).map_err(|error| match error.kind.as_str() {
+            stasis_plugin_api::error::kind::FAILED => Failure::NoCopy(error.to_string()),
+            _ => Failure::Error(error),
+        })?;
+        all.push(copy);
+    }
+    Ok(all)
+}
+
+/// The memory of the copies; each ends when it is written.
+fn write_copies(
+    contents: &mut Contents,
+    image: &mut Image,
+    snapshots: Vec<Snapshot>,
+    parts: &[Vec<Part>],
+    whole: &HashSet<(i32, u64)>,
+) -> std::result::Result<(), Failure> {
+    for ((process, copy), parts) in image.processes.iter_mut().zip(snapshots).zip(parts) {
+        // Empty when it was killed already.
+        let smaps = proc::read(copy.pid, "smaps").unwrap_or_default();
+        let flags = maps::flags(&smaps);
+        let left_out =
+            parts.iter().any(|part| part.class != Class::Vsyscall && !flags.contains_key(&part.map.end));
+        if left_out || mode::not_copied(copy.pid, &smaps).is_some() {
+            return Err(Failure::NoCopy(format!(
+                "process {} has memory that a fork does not keep",
+                process.pid
+            )));
+        }
+        let source = pages::Source { pid: copy.pid, memory: &copy.memory };
+        let written = write_pages(contents, process, &source, &flags, whole);
+        written.map_err(|error| match copy.alive() {
+            true => Failure::Error(error),
+            false => {
+                Failure::NoCopy(format!("the copy of process {} was killed: memory ran out", process.pid))
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// The memory of the processes themselves.
+fn write_held(
+    contents: &mut Contents,
+    image: &mut Image,
+    tree: &Tree,
+    whole: &HashSet<(i32, u64)>,
+) -> Result<()> {
+    for (process, held) in image.processes.iter_mut().zip(&tree.processes) {
+        let flags = maps::flags(&proc::read(held.pid, "smaps")?);
+        let source = pages::Source { pid: held.pid, memory: &held.memory };
+        write_pages(contents, process, &source, &flags, whole)?;
+    }
+    Ok(())
+}
+
+fn write_pages(
+    contents: &mut Contents,
+    process: &mut Process,
+    source: &pages::Source<'_>,
+    flags: &std::collections::HashMap<u64, Vec<String>>,
+    whole: &HashSet<(i32, u64)>,
+) -> Result<()> {
+    if let Some(error) = refuse::error(&refuse::flags(process.pid, flags)) {
+        return Err(error);
+    }
+    for area in &mut process.areas {
+        area.vm_flags = flags.get(&area.end).cloned().unwrap_or_default();
+    }
+    let pid = process.pid;
+    pages::save(contents, pid, source, &mut process.areas, &|area| whole.contains(&(pid, area.start)))
+}

@@ -1,0 +1,88 @@
+//! Whether a copy of the processes is saved while they run on, or they themselves while they stand still.
+
+use crate::proc::{self, maps};
+use std::fs;
+
+/// Flags of mappings that a copy by fork does not keep: left out, emptied, or not locked any more.
+const NOT_COPIED: [&str; 3] = ["dc", "wf", "lo"];
+
+/// Why the processes should not be copied; `None` when they can be. `room` is what the caller knows of the memory that
+/// the job has left; a container rarely shows it.
+pub(crate) fn against_copies(members: &[i32], room: Option<u64>) -> Option<String> {
+    let mut resident = 0;
+    for pid in members {
+        let smaps = proc::read(*pid, "smaps").unwrap_or_default();
+        if let Some(why) = not_copied(*pid, &smaps) {
+            return Some(why);
+        }
+        resident += memory(*pid);
+    }
+    let room = [room, self::room()].into_iter().flatten().min()?;
+    // Running on, the application may write to all of its memory, and every page written exists twice. When that does
+    // not fit the kernel ends the copy first, but the application next where the copy's memory is not free at once.
+    (room < resident).then(|| {
+        format!(
+            "the job's memory limit leaves {} MiB, too little beside {} MiB in use",
+            room >> 20,
+            resident >> 20
+        )
+    })
+}
+
+/// A mapping that a copy does not have as it is.
+pub(crate) fn not_copied(pid: i32, smaps: &str) -> Option<String> {
+    let flags = maps::flags(smaps);
+    let special = |flag: &String| NOT_COPIED.contains(&flag.as_str());
+    // The kernel's own areas (pf, io), and memory that it may drop at any time (dp), are not saved at all.
+    let ours = |flags: &[String]| !flags.iter().any(|flag| ["pf", "io", "dp"].contains(&flag.as_str()));
+    let found = flags.values().any(|flags| flags.iter().any(special) && ours(flags));
+    found.then(|| format!("process {pid} has memory that is locked or that a fork does not keep"))
+}
+
+fn memory(pid: i32) -> u64 {
+    let status = proc::read(pid, "status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}
+
+/// Bytes that the job's cgroup still has, where that can be seen.
+fn room() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    groups
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.splitn(3, ':');
+            let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+            match controllers {
+                "" => left(&format!("/sys/fs/cgroup{path}"), "memory.max", "memory.current"),
+                "memory" => {
+                    let directory = format!("/sys/fs/cgroup/memory{path}");
+                    left(&directory, "memory.limit_in_bytes", "memory.usage_in_bytes")
+                }
+                _ => None,
+            }
+        })
+        .min()
+}
+
+fn left(directory: &str, limit: &str, usage: &str) -> Option<u64> {
+    let number =
+        |name: &str| fs::read_to_string(format!("{directory}/{name}")).ok()?.trim().parse::<u64>().ok();
+    Some(number(limit)?.saturating_sub(number(usage)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_fork_does_not_keep() {
+        let smaps = |flags: &str| format!("1000-2000 rw-p 00000000 00:00 0 \nVmFlags: {flags}\n");
+        assert!(not_copied(1, &smaps("rd wr dc")).is_some());
+        assert!(not_copied(1, &smaps("rd wr wf")).is_some());
+        assert!(not_copied(1, &smaps("rd pf io dc de")).is_none());
+        assert!(not_copied(1, &smaps("rd wr wf dp")).is_none());
+        assert!(not_copied(1, &smaps("rd wr")).is_none());
+    }
+}

@@ -1,0 +1,214 @@
+//! The memory of a process, or of its copy, as `pages-<pid>.img`.
+
+use super::contents::{Contents, Output};
+use crate::model::{Area, Backing};
+use crate::sys::pagemap;
+use stasis_plugin_api::error::{BackendError, Result};
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+
+const PAGE: u64 = 4096;
+/// A large area begins in the file as far behind a multiple of this as it does in memory.
+const HUGE: u64 = 2 << 20;
+/// More untouched memory than this is an area of its own.
+const UNTOUCHED: u64 = 256 << 10;
+/// Zero pages between two runs that are not worth a run of their own.
+const GAP: u64 = 16 * PAGE;
+
+/// Where the pages of a process are read.
+pub(crate) struct Source<'a> {
+    /// Whose page map and memory these are: the process or its copy.
+    pub(crate) pid: i32,
+    pub(crate) memory: &'a File,
+}
+
+/// An area whose pages are saved, whatever shows them: a file that is gone, an image that was mapped.
+pub(crate) type Whole<'a> = &'a dyn Fn(&Area) -> bool;
+
+/// Writes the pages of all areas, and fills in where they are.
+pub(crate) fn save(
+    contents: &mut Contents,
+    name: i32,
+    source: &Source<'_>,
+    areas: &mut Vec<Area>,
+    whole: Whole<'_>,
+) -> Result<()> {
+    let path = format!("/proc/{}/pagemap", source.pid);
+    let map = File::open(&path)
+        .map_err(|error| BackendError::failed(format!("{path} cannot be opened")).because(error))?;
+    let output = contents.create(&format!("pages-{name}.img"))?;
+    let mut end = 0_u64;
+    for mut area in std::mem::take(areas) {
+        if !saved(&area) {
+            areas.push(area);
+            continue;
+        }
+        let unreadable = |error: nix::errno::Errno| {
+            let what = format!("the page map of process {} cannot be read at {:x}", source.pid, area.start);
+            BackendError::failed(what).because(error.desc())
+        };
+        let guards = pagemap::guards(&map, area.start, area.end).map_err(unreadable)?;
+        if whole(&area) {
+            (area.base, area.guards) = (place(&area, end), guards);
+            save_whole(contents, &output, source, &mut area)?;
+            end = taken(&mut area, end);
+            areas.push(area);
+            continue;
+        }
+        let runs = pagemap::own_pages(&map, area.start, area.end).map_err(unreadable)?;
+        area.guards = guards;
+        for (mut part, runs) in parts(area, &runs) {
+            part.base = place(&part, end);
+            save_runs(contents, &output, source, &mut part, &runs)?;
+            end = taken(&mut part, end);
+            areas.push(part);
+        }
+    }
+    output.resize(end)
+}
+
+/// Where an area begins in a file that is so long: large ones so that huge pages fit.
+fn place(area: &Area, end: u64) -> u64 {
+    match area.end - area.start {
+        ..HUGE => end.next_multiple_of(PAGE),
+        _ => end.next_multiple_of(HUGE) + area.start % HUGE,
+    }
+}
+
+/// How long the file is with this area. What holds nothing takes no room: some programs reserve more addresses than a
+/// file may have bytes.
+fn taken(area: &mut Area, end: u64) -> u64 {
+    if area.runs.is_empty() {
+        area.base = 0;
+        return end;
+    }
+    area.base + (area.end - area.start)
+}
+
+/// An area cut where much of it is untouched, so that the file has no holes that somebody would have to read.
+fn parts(area: Area, runs: &[[u64; 2]]) -> Vec<(Area, Vec<[u64; 2]>)> {
+    if matches!(area.backing, Backing::Stack | Backing::File { .. }) {
+        return vec![(area, runs.to_vec())];
+    }
+    let mut cuts = vec![area.start];
+    let mut at = area.start;
+    for [start, length] in runs {
+        if start - at > UNTOUCHED {
+            cuts.extend([at, *start]);
+        }
+        at = start + length;
+    }
+    if area.end - at > UNTOUCHED {
+        cuts.push(at);
+    }
+    cuts.push(area.end);
+    cuts.dedup();
+    let within = |all: &[[u64; 2]], start: u64, end: u64| {
+        all.iter().filter(|[from, _]| (start..end).contains(from)).copied().collect::<Vec<_>>()
+    };
+    let part = |ends: &[u64]| {
+        let (start, end) = (*ends.first()?, *ends.get(1)?);
+        let guards = within(&area.guards, start, end);
+        Some((Area { start, end, guards, ..area.clone() }, within(runs, start, end)))
+    };
+    cuts.windows(2).filter_map(part).collect()
+}
+
+/// What the kernel or a file gives back needs no saving; what it may drop at any time (the state of random numbers, for
+/// example) must not come twice.
+fn saved(area: &Area) -> bool {
+    if area.vm_flags.iter().any(|flag| flag == "dp") {
+        return false;
+    }
+    match area.backing {
+        Backing::Anonymous | Backing::Heap | Backing::Stack => true,
+        Backing::File { .. } => !area.shared,
+        Backing::Memory { .. } | Backing::Vdso | Backing::Vvar { .. } | Backing::Vsyscall => false,
+    }
+}
+
+fn save_runs(
+    contents: &mut Contents,
+    output: &Output,
+    source: &Source<'_>,
+    area: &mut Area,
+    runs: &[[u64; 2]],
+) -> Result<()> {
+    // A changed page of a file counts even when it is all zero now.
+    let over_file = matches!(area.backing, Backing::File { .. });
+    let mut kept: Vec<[u64; 2]> = Vec::new();
+    for [start, length] in runs {
+        let at = area.base + (start - area.start);
+        let mut keep = |offset: u64, size: u64| append(&mut kept, start + offset, size);
+        let mut ignore = |_, _| {};
+        let told: &mut dyn FnMut(u64, u64) = if over_file { &mut ignore } else { &mut keep };
+        contents.copy(output, at, *length, told, &mut |offset, bytes| {
+            source.memory.read_exact_at(bytes, start + offset)
+        })?;
+    }
+    area.runs = if over_file { runs.to_vec() } else { kept };
+    Ok(())
+}
+
+/// Reads everything, page by page where something cannot be read (behind the end of a file).
+fn save_whole(contents: &mut Contents, output: &Output, source: &Source<'_>, area: &mut Area) -> Result<()> {
+    let mut kept: Vec<[u64; 2]> = Vec::new();
+    let start = area.start;
+    let mut keep = |offset: u64, size: u64| append(&mut kept, start + offset, size);
+    contents.copy(output, area.base, area.end - start, &mut keep, &mut |offset, bytes| {
+        if source.memory.read_exact_at(bytes, start + offset).is_err() {
+            for (index, page) in bytes.chunks_mut(4096).enumerate() {
+                if source.memory.read_exact_at(page, start + offset + index as u64 * PAGE).is_err() {
+                    page.fill(0);
+                }
+            }
+        }
+        Ok(())
+    })?;
+    area.runs = kept;
+    Ok(())
+}
+
+/// Adds a run, joining it to the last one over a small gap: the gap's pages are zero in the file too.
+fn append(runs: &mut Vec<[u64; 2]>, start: u64, length: u64) {
+    match runs.last_mut() {
+        Some([address, size]) if start - (*address + *size) <= GAP => *size = start + length - *address,
+        _ => runs.push([start, length]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_untouched_is_cut_out() {
+        let area =
+            Area { start: 0x10_0000, end: 0x1000_0000, guards: vec![[0x80_0000, PAGE]], ..Area::default() };
+        let runs = [[0x10_0000, PAGE], [0x12_0000, PAGE], [0x900_0000, 2 * PAGE]];
+        let told = |area: &Area, runs: &[[u64; 2]]| {
+            let parts = parts(area.clone(), runs);
+            parts.iter().map(|(a, r)| (a.start, a.end, r.len(), a.guards.len())).collect::<Vec<_>>()
+        };
+        let cut = [
+            (0x10_0000, 0x12_1000, 2, 0),
+            (0x12_1000, 0x900_0000, 0, 1),
+            (0x900_0000, 0x900_2000, 1, 0),
+            (0x900_2000, 0x1000_0000, 0, 0),
+        ];
+        assert_eq!(told(&area, &runs), cut);
+        assert_eq!(told(&area, &[]), [(0x10_0000, 0x1000_0000, 0, 1)]);
+        let stack = Area { backing: Backing::Stack, ..area };
+        assert_eq!(told(&stack, &runs).len(), 1);
+        assert_eq!((place(&stack, 1), place(&Area { end: 0x10_1000, ..stack }, 1)), (0x30_0000, PAGE));
+    }
+
+    #[test]
+    fn small_gaps_join_runs() {
+        let mut runs = Vec::new();
+        append(&mut runs, 0, PAGE);
+        append(&mut runs, 2 * PAGE, PAGE);
+        append(&mut runs, 3 * PAGE + GAP + PAGE, PAGE);
+        assert_eq!(runs, [[0, 3 * PAGE], [4 * PAGE + GAP, PAGE]]);
+    }
+}

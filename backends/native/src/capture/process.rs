@@ -1,0 +1,177 @@
+//! What one process is, gathered while it stands still: from `/proc`, ptrace and its own answers.
+
+use super::queries::Answers;
+use super::seize::{Held, HeldThread, failed};
+use crate::arch::registers::{call_before, continues_another};
+use crate::model::{FileIdentity, Layout, Process, State, Thread};
+use crate::proc::stat::Stat;
+use crate::proc::status::Status;
+use crate::proc::{self, stat, status};
+use crate::sys::process as system;
+use crate::sys::ptrace;
+use nix::errno::Errno;
+use stasis_plugin_api::error::{BackendError, Result};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+
+/// Bytes as hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or('0');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+/// A file as it has to be found again.
+pub(crate) fn identity(path: &str) -> Result<FileIdentity> {
+    let metadata = std::fs::metadata(path).map_err(|error| {
+        BackendError::failed(format!("{path} is used and cannot be found")).because(error)
+    })?;
+    Ok(identity_of(path, &metadata))
+}
+
+pub(crate) fn identity_of(path: &str, metadata: &std::fs::Metadata) -> FileIdentity {
+    let mtime_ns = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+    FileIdentity { path: path.to_owned(), size: metadata.len(), mtime_ns }
+}
+
+fn system_error(what: &str, pid: i32) -> impl Fn(Errno) -> BackendError {
+    let what = format!("{what} of process {pid} cannot be read");
+    move |error| BackendError::failed(what.clone()).because(error.desc())
+}
+
+/// What can be seen from outside. Areas and descriptors need a look at the whole tree, answers an injection.
+pub(crate) fn gather(held: &Held) -> Result<Process> {
+    let pid = held.pid;
+    let stat: Stat = stat::parse(&proc::read(pid, "stat")?)?;
+    let status: Status = status::parse(&proc::read(pid, "status")?)?;
+    let threads = held.threads.iter().map(|thread| describe(held, thread)).collect::<Result<_>>()?;
+    let score = proc::read(pid, "oom_score_adj")?;
+    Ok(Process {
+        pid,
+        ppid: stat.ppid,
+        sid: stat.session,
+        pgid: stat.pgrp,
+        state: held.stopped.map_or(State::Running, |signal| State::Stopped { signal }),
+        exit_signal: stat.exit_signal,
+        comm: name(pid, pid)?,
+        exe: identity(&proc::link(pid, "exe")?)?,
+        cwd: proc::link(pid, "cwd")?,
+        umask: status.umask,
+        credentials: status.credentials,
+        rlimits: match system::limits(pid) {
+            Err(nix::errno::Errno::EPERM) => proc::limits::parse(&proc::read(pid, "limits")?)?,
+            limits => limits.map_err(system_error("the limits", pid))?,
+        },
+        oom_score_adj: score.trim().parse().unwrap_or(0),
+        mm: layout(pid, &stat)?,
+        threads,
+        pending: pending(pid, true)?,
+        ..Process::default()
+    })
+}
+
+/// What the process told of itself.
+pub(crate) fn complete(process: &mut Process, answers: Answers) {
+    process.credentials.securebits = answers.securebits;
+    process.dumpable = answers.dumpable;
+    process.pdeathsig = answers.pdeathsig;
+    process.subreaper = answers.subreaper;
+    process.thp_disable = answers.thp_disable;
+    process.personality = answers.personality;
+    process.mm.brk = answers.brk;
+    process.signals = answers.signals;
+    process.itimers = answers.itimers;
+    process.posix_timers = answers.posix_timers;
+    for (thread, own) in process.threads.iter_mut().zip(&answers.threads) {
+        thread.clear_tid = own.clear_tid;
+        thread.altstack = own.altstack;
+    }
+}
+
+/// A child that ended and was not waited for.
+pub(crate) fn zombie(pid: i32) -> Result<Process> {
+    let stat: Stat = stat::parse(&proc::read(pid, "stat")?)?;
+    Ok(Process {
+        pid,
+        ppid: stat.ppid,
+        sid: stat.session,
+        pgid: stat.pgrp,
+        state: State::Zombie { status: stat.exit_code },
+        exit_signal: stat.exit_signal,
+        comm: stat.comm,
+        ..Process::default()
+    })
+}
+
+fn name(pid: i32, tid: i32) -> Result<String> {
+    let text = proc::read(pid, &format!("task/{tid}/comm"))?;
+    Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+}
+
+fn pending(tid: i32, shared: bool) -> Result<Vec<String>> {
+    let all = ptrace::pending(tid, shared).map_err(|error| failed("reading the signals of", tid, error))?;
+    Ok(all.iter().map(|info| hex(info)).collect())
+}
+
+fn layout(pid: i32, stat: &Stat) -> Result<Layout> {
+    let path = format!("/proc/{pid}/auxv");
+    let auxv = std::fs::read(&path)
+        .map_err(|error| BackendError::failed(format!("{path} cannot be read")).because(error))?;
+    let words = auxv.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap_or_default()));
+    Ok(Layout {
+        start_code: stat.start_code,
+        end_code: stat.end_code,
+        start_data: stat.start_data,
+        end_data: stat.end_data,
+        start_brk: stat.start_brk,
+        brk: 0,
+        start_stack: stat.start_stack,
+        arg_start: stat.arg_start,
+        arg_end: stat.arg_end,
+        env_start: stat.env_start,
+        env_end: stat.env_end,
+        auxv: words.collect(),
+    })
+}
+
+fn describe(held: &Held, thread: &HeldThread) -> Result<Thread> {
+    let tid = thread.tid;
+    let xstate = ptrace::extended_state(tid).map_err(|error| failed("reading the state of", tid, error))?;
+    let (policy, priority) = system::scheduling(tid).map_err(system_error("the scheduling", tid))?;
+    let stat: Stat = stat::parse(&proc::read(held.pid, &format!("task/{tid}/stat"))?)?;
+    Ok(Thread {
+        tid,
+        comm: name(held.pid, tid)?,
+        registers: thread.registers,
+        call: interrupted_call(held, thread),
+        xstate: hex(&xstate),
+        sigmask: thread.mask,
+        pending: pending(tid, false)?,
+        rseq: thread.rseq,
+        robust_list: system::robust_list(tid).map_err(system_error("the robust list", tid))?,
+        affinity: system::affinity(tid).map_err(system_error("the processors", tid))?,
+        policy,
+        priority,
+        nice: stat.nice,
+        ..Thread::default()
+    })
+}
+
+/// The true number of a timed wait that an earlier stop made the kernel continue by restart_syscall.
+fn interrupted_call(held: &Held, thread: &HeldThread) -> Option<u64> {
+    if !continues_another(&thread.registers) {
+        return None;
+    }
+    let mut code = [0; 16];
+    let from = thread.registers.rip.checked_sub(code.len() as u64)?;
+    held.memory.read_exact_at(&mut code, from).ok()?;
+    call_before(&code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_as_hex() {
+        assert_eq!(hex(&[0, 0x1f, 0xff]), "001fff");
+    }
+}

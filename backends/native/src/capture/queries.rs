@@ -1,0 +1,179 @@
+//! What only a process itself can ask: signal actions, timers, a few prctls; and of each thread its tid address and
+//! alternate stack.
+
+use super::inject::{Call, Site, unexpected, wait};
+use super::seize::{Held, HeldThread, failed};
+use crate::arch::cave::at;
+use crate::model::{AltStack, PosixTimer, SignalAction};
+use crate::sys::ptrace::{self, Stop};
+use nix::errno::Errno;
+use stasis_plugin_api::error::{BackendError, Result};
+
+const PR_GET_PDEATHSIG: u64 = 2;
+const PR_GET_DUMPABLE: u64 = 3;
+const PR_GET_SECUREBITS: u64 = 27;
+const PR_GET_CHILD_SUBREAPER: u64 = 37;
+const PR_GET_TID_ADDRESS: u64 = 40;
+const PR_GET_THP_DISABLE: u64 = 42;
+const SIGNALS: u64 = 64;
+
+/// What a process answered.
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    pub(crate) brk: u64,
+    pub(crate) signals: Vec<SignalAction>,
+    pub(crate) itimers: Vec<[u64; 4]>,
+    pub(crate) posix_timers: Vec<PosixTimer>,
+    pub(crate) subreaper: bool,
+    pub(crate) dumpable: i32,
+    pub(crate) securebits: u32,
+    pub(crate) thp_disable: bool,
+    pub(crate) personality: u64,
+    pub(crate) pdeathsig: i32,
+    /// In the order of the held threads.
+    pub(crate) threads: Vec<OfThread>,
+}
+
+/// What a thread answered.
+#[derive(Debug, Default)]
+pub(crate) struct OfThread {
+    pub(crate) clear_tid: u64,
+    pub(crate) altstack: AltStack,
+    pdeathsig: i32,
+}
+
+/// Where the helper's answers lie.
+const ACTIONS: u64 = at::DATA;
+const ITIMERS: u64 = ACTIONS + SIGNALS * 32;
+const SUBREAPER: u64 = ITIMERS + 3 * 32;
+const TIMERS: u64 = SUBREAPER + 8;
+
+/// How many calls come before those of the POSIX timers.
+const FIXED: usize = 1 + 64 + 3 + 5;
+
+fn calls(site: &Site, timers: &[PosixTimer]) -> Vec<Call> {
+    let mut calls = vec![Call::new(libc::SYS_brk, &[0])];
+    for signal in 1..=SIGNALS {
+        let answer = site.address(ACTIONS + (signal - 1) * 32);
+        calls.push(Call::new(libc::SYS_rt_sigaction, &[signal, 0, answer, 8]));
+    }
+    for which in 0..3 {
+        calls.push(Call::new(libc::SYS_getitimer, &[which, site.address(ITIMERS + which * 32)]));
+    }
+    calls.push(Call::new(libc::SYS_prctl, &[PR_GET_CHILD_SUBREAPER, site.address(SUBREAPER)]));
+    calls.push(Call::new(libc::SYS_prctl, &[PR_GET_DUMPABLE]));
+    calls.push(Call::new(libc::SYS_prctl, &[PR_GET_SECUREBITS]));
+    calls.push(Call::new(libc::SYS_prctl, &[PR_GET_THP_DISABLE]));
+    calls.push(Call::new(libc::SYS_personality, &[0xffff_ffff]));
+    for (index, timer) in timers.iter().enumerate() {
+        let id = u64::from(timer.id.cast_unsigned());
+        let answer = site.address(TIMERS + index as u64 * 32);
+        calls.push(Call::new(libc::SYS_timer_gettime, &[id, answer]));
+        calls.push(Call::new(libc::SYS_timer_getoverrun, &[id]));
+    }
+    calls
+}
+
+/// Asks one process and all its threads.
+pub(crate) fn ask(site: &Site, held: &Held, timers: Vec<PosixTimer>) -> Result<Answers> {
+    let calls = calls(site, &timers);
+    site.prepare(held, &calls)?;
+    let leader = held.leader()?;
+    site.enter(leader)?;
+    let mut threads = vec![ask_thread(site, held, leader)?];
+    let helper = site.make_helper(leader.tid)?;
+    site.leave(leader)?;
+    ptrace::resume(helper, 0).map_err(|error| failed("continuing", helper, error))?;
+    for thread in held.threads.iter().skip(1) {
+        site.house(&held.memory, thread)?;
+        site.enter(thread)?;
+        threads.push(ask_thread(site, held, thread)?);
+        site.leave(thread)?;
+    }
+    match wait(helper)? {
+        Stop::Gone => {}
+        other => return Err(unexpected(helper, other)),
+    }
+    let results = site.results(&held.memory, calls.len())?;
+    for (call, result) in calls.iter().zip(&results) {
+        if (-4095..0).contains(result) {
+            let why = Errno::from_raw(i32::try_from(-result).unwrap_or(0));
+            let what = format!("process {} may not make system call {}", held.pid, call.number);
+            return Err(BackendError::failed(what).because(why.desc()));
+        }
+    }
+    let mut answers = understand(site, held, &results, timers)?;
+    answers.pdeathsig = threads.first().map_or(0, |leader| leader.pdeathsig);
+    answers.threads = threads;
+    Ok(answers)
+}
+
+fn understand(site: &Site, held: &Held, results: &[i64], mut timers: Vec<PosixTimer>) -> Result<Answers> {
+    let length = usize::try_from(TIMERS - at::DATA).unwrap_or(0) + timers.len() * 32;
+    let bytes = site.read(&held.memory, at::DATA, length)?;
+    let words: Vec<u64> =
+        bytes.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap_or_default())).collect();
+    let result = |index: usize| results.get(index).copied().unwrap_or(0);
+    let four = |offset: u64| {
+        let from = usize::try_from((offset - at::DATA) / 8).unwrap_or(0);
+        let mut four = [0; 4];
+        for (place, word) in four.iter_mut().zip(words.iter().skip(from)) {
+            *place = *word;
+        }
+        four
+    };
+    let action = |signal: u64| {
+        let [handler, flags, restorer, mask] = four(ACTIONS + signal * 32);
+        SignalAction { handler, flags, restorer, mask }
+    };
+    for (index, timer) in timers.iter_mut().enumerate() {
+        let [interval_s, interval_ns, value_s, value_ns] = four(TIMERS + index as u64 * 32);
+        timer.interval = interval_s.saturating_mul(1_000_000_000).saturating_add(interval_ns);
+        timer.value = value_s.saturating_mul(1_000_000_000).saturating_add(value_ns);
+        timer.overrun = i32::try_from(result(FIXED + index * 2 + 1)).unwrap_or(0);
+    }
+    Ok(Answers {
+        brk: result(0).cast_unsigned(),
+        signals: (0..SIGNALS).map(action).collect(),
+        itimers: (0..3).map(|which| four(ITIMERS + which * 32)).collect(),
+        posix_timers: timers,
+        subreaper: four(SUBREAPER)[0] & 0xffff_ffff != 0,
+        dumpable: i32::try_from(result(69)).unwrap_or(0),
+        securebits: u32::try_from(result(70)).unwrap_or(0),
+        thp_disable: result(71) != 0,
+        personality: result(72).cast_unsigned(),
+        ..Answers::default()
+    })
+}
+
+/// The questions that every thread has to answer itself. It stands on `home`.
+fn ask_thread(site: &Site, held: &Held, thread: &HeldThread) -> Result<OfThread> {
+    let answer = |offset: u64| site.address(at::ANSWERS + offset);
+    let mut questions = vec![
+        Call::new(libc::SYS_prctl, &[PR_GET_TID_ADDRESS, answer(0)]),
+        Call::new(libc::SYS_sigaltstack, &[0, answer(8)]),
+    ];
+    if thread.tid == held.pid {
+        questions.push(Call::new(libc::SYS_prctl, &[PR_GET_PDEATHSIG, answer(32)]));
+    }
+    for call in questions {
+        let (result, _) = site.call(thread.tid, call)?;
+        if result < 0 {
+            let why = Errno::from_raw(i32::try_from(-result).unwrap_or(0));
+            let what = format!("thread {} may not make system call {}", thread.tid, call.number);
+            return Err(BackendError::failed(what).because(why.desc()));
+        }
+    }
+    let bytes = site.read(&held.memory, at::ANSWERS, 40)?;
+    let word = |offset: usize| {
+        u64::from_ne_bytes(bytes.get(offset..offset + 8).and_then(|w| w.try_into().ok()).unwrap_or_default())
+    };
+    let low = |word: u64| {
+        i32::from_ne_bytes([word as u8, (word >> 8) as u8, (word >> 16) as u8, (word >> 24) as u8])
+    };
+    Ok(OfThread {
+        clear_tid: word(0),
+        altstack: AltStack { sp: word(8), flags: low(word(16)), size: word(24) },
+        pdeathsig: if thread.tid == held.pid { low(word(32)) } else { 0 },
+    })
+}

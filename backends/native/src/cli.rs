@@ -1,0 +1,115 @@
+//! The engine's commands, as init runs them inside a container: arguments in; one line of JSON on standard output, or
+//! one JSON error as the last line of standard error.
+
+use crate::capture::{self, Request};
+use crate::refuse;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::{Value, json};
+use stasis_plugin_api::prelude::*;
+use std::io::Write as _;
+
+/// Runs a command; the result is the exit status.
+pub(crate) fn run(arguments: &[String]) -> u8 {
+    let answer = std::panic::catch_unwind(|| command(arguments));
+    let answer = answer.unwrap_or_else(|_| Err(BackendError::new(kind::PANICKED, "the engine panicked")));
+    match answer {
+        Ok(line) => u8::from(writeln!(std::io::stdout(), "{line}").is_err()),
+        Err(error) => {
+            let line = serde_json::to_string(&error).unwrap_or_else(|_| error.to_string());
+            // Nobody is left to tell when this fails; the status says that something did.
+            let _ = writeln!(std::io::stderr(), "{line}");
+            1
+        }
+    }
+}
+
+fn command(arguments: &[String]) -> Result<Value> {
+    let rest = arguments.get(1..).unwrap_or_default();
+    match arguments.first().map(String::as_str) {
+        Some("version") => Ok(json!({"engine": env!("CARGO_PKG_VERSION"), "format": crate::model::FORMAT})),
+        Some("dump") => dump(rest),
+        Some("examine") => examine(rest),
+        Some("restore") => crate::restore::run(rest),
+        other => Err(BackendError::failed(format!("the engine knows no command {:?}", other.unwrap_or("")))),
+    }
+}
+
+/// `--pid PID --dir DIR [--stop] [--plain | --fork] [--room BYTES] [--beside PID]...`; the last of the modes counts.
+fn request(arguments: &[String]) -> Result<Request> {
+    let mut request = Request::default();
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or_else(|| BackendError::failed(format!("{word} takes a value")));
+        match word.as_str() {
+            "--pid" => request.pid = number(value()?)?,
+            "--dir" => request.directory = value()?.into(),
+            "--beside" => request.beside.push(number(value()?)?),
+            "--room" => request.room = Some(number(value()?)?),
+            "--stop" => request.stop = true,
+            "--plain" => request.plain = true,
+            "--fork" => request.plain = false,
+            #[cfg(debug_assertions)]
+            "--kill-at" => crate::sys::ptrace::steps::kill_at(number(value()?)?),
+            other => return Err(BackendError::failed(format!("the engine knows no option {other}"))),
+        }
+    }
+    if request.pid <= 0 {
+        return Err(BackendError::failed("--pid PID is missing"));
+    }
+    Ok(request)
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
+    text.parse().map_err(|_| BackendError::failed(format!("{text} is no number")))
+}
+
+fn dump(arguments: &[String]) -> Result<Value> {
+    let request = request(arguments)?;
+    crate::sys::process::interruptible()
+        .map_err(|error| BackendError::failed("signals cannot be handled").because(error.desc()))?;
+    // A descriptor for each process of the tree; as many as are allowed.
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
+    let report = capture::dump(&request)?;
+    let line = json!({
+        "pause_us": report.pause.as_micros(),
+        "total_us": report.total.as_micros(),
+        "pages": report.pages,
+        "bytes": report.bytes,
+        "processes": report.processes,
+        "mode": if report.copied { "fork" } else { "plain" },
+        "why_plain": report.why_plain,
+    });
+    #[cfg(debug_assertions)]
+    let line = {
+        let mut line = line;
+        line["steps"] = crate::sys::ptrace::steps::done().into();
+        line
+    };
+    Ok(line)
+}
+
+fn examine(arguments: &[String]) -> Result<Value> {
+    let request = request(arguments)?;
+    let findings = refuse::examine(request.pid, &request.beside)?;
+    serde_json::to_value(findings).map_err(|error| BackendError::failed("the findings").because(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Request> {
+        request(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn options() {
+        let request = parse(&["--pid", "12", "--dir", "/d", "--stop", "--beside", "3"]).unwrap();
+        assert_eq!((request.pid, request.stop, request.plain, request.beside), (12, true, false, vec![3]));
+        for wrong in [&["--dir", "/d"][..], &["--pid"], &["--pid", "x"], &["--pid", "1", "--else"]] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,492 @@
+//! What an image's `core.json` holds: everything of a tree of processes except its memory, in plain numbers.
+//! Memory lies in `pages-<pid>.img`, other contents in `files/<n>`. Nothing here has behaviour; whoever reads an
+//! image has to treat every value as hostile.
+
+use serde::{Deserialize, Serialize};
+
+/// The layout that this version writes and the only one that it reads.
+pub(crate) const FORMAT: u32 = 1;
+
+/// A whole tree of processes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Image {
+    pub(crate) format: u32,
+    /// The version of the engine that wrote it.
+    pub(crate) engine: String,
+    pub(crate) machine: Machine,
+    /// The pid of the tree's root.
+    pub(crate) root: i32,
+    /// Parents before their children.
+    pub(crate) processes: Vec<Process>,
+    /// Open file descriptions, referred to by index.
+    pub(crate) objects: Vec<Object>,
+    /// Pipes and FIFOs, referred to by index.
+    pub(crate) pipes: Vec<Pipe>,
+    /// Memory that is shared between processes or has a descriptor, referred to by index.
+    pub(crate) memories: Vec<SharedMemory>,
+}
+
+/// What the saved machine code relies on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    /// `x86_64`.
+    pub(crate) architecture: String,
+    pub(crate) kernel: String,
+    /// Rows of `[leaf, subleaf, eax, ebx, ecx, edx]` that name instruction set extensions.
+    pub(crate) cpuid: Vec<[u32; 6]>,
+    /// Bytes of the extended state that the kernel hands out.
+    pub(crate) xstate_size: u32,
+    /// FNV-1a of the vdso's content; the saved processes may hold addresses in it.
+    pub(crate) vdso: u64,
+}
+
+/// One process.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    /// 1 or another pid outside the tree for the root.
+    pub(crate) ppid: i32,
+    pub(crate) sid: i32,
+    pub(crate) pgid: i32,
+    pub(crate) state: State,
+    /// The signal that its parent gets when it ends; 17 (SIGCHLD) for a fork.
+    pub(crate) exit_signal: i32,
+    pub(crate) comm: String,
+    pub(crate) exe: FileIdentity,
+    pub(crate) cwd: String,
+    pub(crate) umask: u32,
+    pub(crate) credentials: Credentials,
+    /// Soft and hard limit of resource 0 to 15.
+    pub(crate) rlimits: Vec<[u64; 2]>,
+    pub(crate) oom_score_adj: i32,
+    /// 0 or 1.
+    pub(crate) dumpable: i32,
+    /// The signal for the parent's death; 0 for none.
+    pub(crate) pdeathsig: i32,
+    /// PR_SET_CHILD_SUBREAPER.
+    pub(crate) subreaper: bool,
+    /// PR_SET_THP_DISABLE.
+    pub(crate) thp_disable: bool,
+    pub(crate) personality: u64,
+    /// Index of the pty (see [`Kind::Pty`]) that is its controlling terminal.
+    pub(crate) terminal: Option<u32>,
+    pub(crate) mm: Layout,
+    /// In the order of their addresses.
+    pub(crate) areas: Vec<Area>,
+    /// The leader first.
+    pub(crate) threads: Vec<Thread>,
+    pub(crate) descriptors: Vec<Descriptor>,
+    /// Signals 1 to 64.
+    pub(crate) signals: Vec<SignalAction>,
+    /// Signals that wait for the whole process: hex of 128 bytes `siginfo_t` each.
+    pub(crate) pending: Vec<String>,
+    /// Real, virtual, profiling: interval seconds, microseconds, value seconds, microseconds.
+    pub(crate) itimers: Vec<[u64; 4]>,
+    pub(crate) posix_timers: Vec<PosixTimer>,
+}
+
+/// What a process does.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub(crate) enum State {
+    #[default]
+    Running,
+    /// Stopped by job control.
+    Stopped { signal: i32 },
+    /// Ended and not waited for; only the ids, `comm` and `exit_signal` are filled in.
+    Zombie {
+        /// As `wait` tells it.
+        status: i32,
+    },
+}
+
+/// Whom a process is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Credentials {
+    /// Real, effective, saved, file system.
+    pub(crate) uids: [u32; 4],
+    pub(crate) gids: [u32; 4],
+    pub(crate) groups: Vec<u32>,
+    pub(crate) inheritable: u64,
+    pub(crate) permitted: u64,
+    pub(crate) effective: u64,
+    pub(crate) bounding: u64,
+    pub(crate) ambient: u64,
+    pub(crate) securebits: u32,
+    pub(crate) no_new_privs: bool,
+}
+
+/// A file that must be the same at a restart.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileIdentity {
+    pub(crate) path: String,
+    pub(crate) size: u64,
+    pub(crate) mtime_ns: i64,
+}
+
+/// The fields of `prctl_mm_map`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Layout {
+    pub(crate) start_code: u64,
+    pub(crate) end_code: u64,
+    pub(crate) start_data: u64,
+    pub(crate) end_data: u64,
+    pub(crate) start_brk: u64,
+    pub(crate) brk: u64,
+    pub(crate) start_stack: u64,
+    pub(crate) arg_start: u64,
+    pub(crate) arg_end: u64,
+    pub(crate) env_start: u64,
+    pub(crate) env_end: u64,
+    pub(crate) auxv: Vec<u64>,
+}
+
+/// One mapping.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Area {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// PROT_READ 1, PROT_WRITE 2, PROT_EXEC 4.
+    pub(crate) prot: u32,
+    pub(crate) shared: bool,
+    pub(crate) backing: Backing,
+    /// The kernel's two-letter flags (`VmFlags` of smaps) that matter at a restart:
+    /// gd lo hg nh dc wf dd nr um gu and so on, all as found.
+    pub(crate) vm_flags: Vec<String>,
+    /// Where the area's first byte lies in `pages-<pid>.img`: page p of the area lies at base + (p - start).
+    pub(crate) base: u64,
+    /// Address and length of what is saved, ascending; everything else is zero or comes from the file.
+    pub(crate) runs: Vec<[u64; 2]>,
+    /// Pages that raise SIGSEGV (MADV_GUARD_INSTALL), as address and length.
+    pub(crate) guards: Vec<[u64; 2]>,
+}
+
+/// What a mapping shows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub(crate) enum Backing {
+    #[default]
+    Anonymous,
+    /// The program break's area; anonymous.
+    Heap,
+    /// The main thread's stack; anonymous, grows down.
+    Stack,
+    /// A file: private (its changed pages are in `runs`) or shared (nothing is saved).
+    File {
+        file: FileIdentity,
+        offset: u64,
+    },
+    /// Shared memory: `memories[memory]`.
+    Memory {
+        memory: usize,
+        offset: u64,
+    },
+    Vdso,
+    /// `[vvar]`, `[vvar_vclock]`.
+    Vvar {
+        name: String,
+    },
+    Vsyscall,
+}
+
+/// One thread.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Thread {
+    pub(crate) tid: i32,
+    pub(crate) comm: String,
+    pub(crate) registers: Registers,
+    /// Where the thread was stopped in a call that only `restart_syscall` would continue: the call's own number.
+    pub(crate) call: Option<u64>,
+    /// The extended state (FPU, SSE, AVX) in the kernel's layout, hex.
+    pub(crate) xstate: String,
+    pub(crate) sigmask: u64,
+    /// Signals that wait for this thread: hex of 128 bytes `siginfo_t` each.
+    pub(crate) pending: Vec<String>,
+    pub(crate) altstack: AltStack,
+    pub(crate) rseq: Rseq,
+    pub(crate) robust_list: [u64; 2],
+    pub(crate) clear_tid: u64,
+    /// `sched_getaffinity`, 64 processors a word.
+    pub(crate) affinity: Vec<u64>,
+    /// SCHED_OTHER 0 and so on.
+    pub(crate) policy: u32,
+    pub(crate) priority: i32,
+    pub(crate) nice: i32,
+}
+
+/// `user_regs_struct`, in its order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(C)]
+pub(crate) struct Registers {
+    pub(crate) r15: u64,
+    pub(crate) r14: u64,
+    pub(crate) r13: u64,
+    pub(crate) r12: u64,
+    pub(crate) rbp: u64,
+    pub(crate) rbx: u64,
+    pub(crate) r11: u64,
+    pub(crate) r10: u64,
+    pub(crate) r9: u64,
+    pub(crate) r8: u64,
+    pub(crate) rax: u64,
+    pub(crate) rcx: u64,
+    pub(crate) rdx: u64,
+    pub(crate) rsi: u64,
+    pub(crate) rdi: u64,
+    pub(crate) orig_rax: u64,
+    pub(crate) rip: u64,
+    pub(crate) cs: u64,
+    pub(crate) eflags: u64,
+    pub(crate) rsp: u64,
+    pub(crate) ss: u64,
+    pub(crate) fs_base: u64,
+    pub(crate) gs_base: u64,
+    pub(crate) ds: u64,
+    pub(crate) es: u64,
+    pub(crate) fs: u64,
+    pub(crate) gs: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AltStack {
+    pub(crate) sp: u64,
+    pub(crate) flags: i32,
+    pub(crate) size: u64,
+}
+
+/// PTRACE_GET_RSEQ_CONFIGURATION; `address` is 0 where none is registered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rseq {
+    pub(crate) address: u64,
+    pub(crate) size: u32,
+    pub(crate) signature: u32,
+    pub(crate) flags: u32,
+}
+
+/// The kernel's `struct sigaction`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SignalAction {
+    pub(crate) handler: u64,
+    pub(crate) flags: u64,
+    pub(crate) restorer: u64,
+    pub(crate) mask: u64,
+}
+
+/// A timer of `timer_create`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PosixTimer {
+    pub(crate) id: i32,
+    pub(crate) clock: i32,
+    pub(crate) signal: i32,
+    pub(crate) sigval: u64,
+    /// SIGEV_SIGNAL 0, SIGEV_NONE 1, SIGEV_THREAD 2; with SIGEV_THREAD_ID 4 for `tid`.
+    pub(crate) notify: i32,
+    pub(crate) tid: i32,
+    /// Nanoseconds.
+    pub(crate) interval: u64,
+    /// Nanoseconds until it fires next; 0 when it is not armed.
+    pub(crate) value: u64,
+    pub(crate) overrun: i32,
+}
+
+/// A descriptor of a process.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Descriptor {
+    pub(crate) fd: i32,
+    pub(crate) cloexec: bool,
+    pub(crate) object: usize,
+    /// POSIX record locks that this process holds on the file.
+    pub(crate) locks: Vec<Lock>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Lock {
+    pub(crate) write: bool,
+    pub(crate) start: u64,
+    /// The last byte; `None` for the end of the file.
+    pub(crate) end: Option<u64>,
+}
+
+/// An open file description.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Object {
+    /// O_ACCMODE and the status flags, without those that only act at the opening (O_CREAT, O_EXCL, O_TRUNC).
+    pub(crate) flags: u32,
+    pub(crate) offset: u64,
+    /// F_SETOWN and F_SETSIG: kind of owner (0 thread, 1 process, 2 group), id, signal; absent when unset.
+    pub(crate) owner: Option<[i32; 3]>,
+    /// An flock lock: whether it is exclusive.
+    pub(crate) flock: Option<bool>,
+    #[serde(flatten)]
+    pub(crate) kind: Kind,
+}
+
+/// What an open file description is of.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub(crate) enum Kind {
+    #[default]
+    None,
+    File {
+        file: FileIdentity,
+        mode: u32,
+        /// `files/<n>` with its content, where the file has no name any more.
+        deleted: Option<u32>,
+    },
+    Directory {
+        path: String,
+    },
+    /// A harmless character device.
+    Device {
+        path: String,
+        major: u32,
+        minor: u32,
+    },
+    /// One end of `pipes[pipe]`, told by `flags`.
+    Pipe {
+        pipe: usize,
+    },
+    /// A descriptor of `memories[memory]`.
+    Memory {
+        memory: usize,
+    },
+    Event {
+        count: u64,
+        semaphore: bool,
+    },
+    Epoll {
+        targets: Vec<EpollTarget>,
+    },
+    Timer {
+        clock: i32,
+        /// TFD_TIMER_ABSTIME and so on, as given to the last `timerfd_settime`.
+        settime: u32,
+        /// Expirations that were not read.
+        ticks: u64,
+        /// Nanoseconds until it fires; 0 with an interval means that it fires at once.
+        value: u64,
+        interval: u64,
+    },
+    Signal {
+        mask: u64,
+    },
+    /// A pidfd of a process of the tree.
+    Pid {
+        pid: i32,
+    },
+    /// An internet or netlink socket that is not connected.
+    Socket(Socket),
+    Unix(Unix),
+    Pty(Pty),
+}
+
+/// Whom an epoll instance watches, as its descriptor in the process that holds the instance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EpollTarget {
+    /// The process in whose table `fd` is meant.
+    pub(crate) pid: i32,
+    pub(crate) fd: i32,
+    pub(crate) events: u32,
+    pub(crate) data: u64,
+}
+
+/// A socket option: level, name, value in hex.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SocketOption {
+    pub(crate) level: i32,
+    pub(crate) name: i32,
+    pub(crate) value: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Socket {
+    pub(crate) family: i32,
+    /// SOCK_STREAM and so on, without flags.
+    pub(crate) socket_type: i32,
+    pub(crate) protocol: i32,
+    /// `struct sockaddr` in hex; absent when not bound.
+    pub(crate) local: Option<String>,
+    /// The peer of a connected datagram socket.
+    pub(crate) peer: Option<String>,
+    /// The backlog of a listening socket.
+    pub(crate) listening: Option<i32>,
+    /// To be set before the binding, in this order; SO_REUSEADDR as the application had it is in `reuse_address`,
+    /// because a restart needs it on while it binds.
+    pub(crate) options: Vec<SocketOption>,
+    pub(crate) reuse_address: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Unix {
+    pub(crate) socket_type: i32,
+    /// `struct sockaddr_un` in hex; absent when not bound. A path begins with a byte other than 0.
+    pub(crate) local: Option<String>,
+    pub(crate) listening: Option<i32>,
+    /// The object at the other end, which names this one (a connected pair) or is a bound datagram socket.
+    pub(crate) peer: Option<usize>,
+    /// The peer is gone: the other end was closed.
+    pub(crate) orphan: bool,
+    /// SHUT_RD 1, SHUT_WR 2.
+    pub(crate) shutdown: u32,
+    /// What was sent to this socket and not read: one entry for a stream, one a message otherwise. Hex.
+    pub(crate) queue: Vec<String>,
+    pub(crate) options: Vec<SocketOption>,
+}
+
+/// One side of a pseudo terminal.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Pty {
+    /// N of /dev/pts/N.
+    pub(crate) index: u32,
+    pub(crate) master: bool,
+    /// `struct termios2` in hex, of the slave side.
+    pub(crate) termios: String,
+    /// Rows, columns, x and y pixels.
+    pub(crate) size: [u16; 4],
+    /// The foreground process group; 0 when none.
+    pub(crate) foreground: i32,
+    /// The session that it controls; 0 when none.
+    pub(crate) session: i32,
+    pub(crate) locked: bool,
+    pub(crate) packet: bool,
+    pub(crate) exclusive: bool,
+    /// Permission bits, uid and gid of /dev/pts/N.
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// A pipe or a FIFO.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Pipe {
+    /// F_GETPIPE_SZ.
+    pub(crate) capacity: u32,
+    /// `files/<n>` with what was written and not read; absent when empty.
+    pub(crate) content: Option<u32>,
+    /// A FIFO's path.
+    pub(crate) fifo: Option<String>,
+    /// No write end is open in the tree: readers see the end once the content is read.
+    pub(crate) closed: bool,
+}
+
+/// Memory that outlives a mapping.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SharedMemory {
+    pub(crate) size: u64,
+    /// `files/<n>`, sparse; absent when all zero.
+    pub(crate) content: Option<u32>,
+    pub(crate) source: MemorySource,
+}
+
+/// How shared memory came to be.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub(crate) enum MemorySource {
+    /// mmap(MAP_SHARED | MAP_ANONYMOUS), or a deleted file of a tmpfs.
+    #[default]
+    Anonymous,
+    /// memfd_create.
+    Memfd { name: String, seals: u32 },
+    /// A file of a tmpfs that still has its name.
+    Path { path: String, mode: u32 },
+}

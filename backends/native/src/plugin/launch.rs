@@ -1,0 +1,129 @@
+//! What a container needs so that the engine can run in it: the library itself and the C library that it was built
+//! for, shown at a place of ours. The container's own libraries play no part.
+
+use stasis_plugin_api::prelude::*;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Where the engine lies inside.
+const INSIDE: &str = "/.stasis/native";
+/// A small tmpfs of the container's own for what a restart leaves.
+const WORK: &str = "/.stasis/native-work";
+const WORK_SIZE: u64 = 1 << 20;
+/// The application's pid: far enough from those of init and its helpers.
+const FIRST_PID: i32 = 100;
+/// The libraries that the engine may be linked with; those that this process has are shown inside.
+const LIBRARIES: [&str; 5] = ["libc.so.6", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "libdl.so.2"];
+
+/// Where a restart leaves the root's pid.
+pub(super) fn pid_file() -> PathBuf {
+    Path::new(WORK).join("root-pid")
+}
+
+/// The engine's command inside, with these arguments.
+pub(super) fn engine(arguments: &[&str]) -> Vec<String> {
+    let inside = |name: &str| format!("{INSIDE}/{name}");
+    let mut argv = vec![inside("ld.so"), "--library-path".to_owned(), INSIDE.to_owned(), inside("engine.so")];
+    argv.extend(arguments.iter().map(|a| (*a).to_owned()));
+    argv
+}
+
+/// Nothing of the caller's environment reaches the engine.
+pub(super) fn environment() -> BTreeMap<String, String> {
+    BTreeMap::new()
+}
+
+/// Mounts, ids, streams. The same at a launch and at a restart.
+pub(super) fn needs(host: &Host<'_>) -> Result<Needs> {
+    let maps = std::fs::read_to_string("/proc/self/maps")
+        .map_err(|e| BackendError::failed("cannot read /proc/self/maps").because(e))?;
+    let mut binds = libraries(&maps)?;
+    binds.push(bind(&host.context().library, "engine.so"));
+    Ok(Needs {
+        binds,
+        directories: vec![Directory { path: WORK.into(), mode: 0o1777, tmpfs: Some(WORK_SIZE) }],
+        id_map: IdMap::Keep,
+        first_pid: Some(FIRST_PID),
+        // Every other stream ends outside of what is saved.
+        stdio: vec![StdioKind::File],
+        ..Needs::default()
+    })
+}
+
+fn bind(source: &Path, name: &str) -> Bind {
+    Bind { source: source.to_owned(), target: Path::new(INSIDE).join(name), writable: false }
+}
+
+/// The loader and the libraries with which this very process runs.
+fn libraries(maps: &str) -> Result<Vec<Bind>> {
+    let mut found: BTreeMap<&str, &Path> = BTreeMap::new();
+    for line in maps.lines() {
+        let Some(path) = line.find('/').and_then(|at| line.get(at..)) else { continue };
+        let Some(name) = Path::new(path).file_name().and_then(|name| name.to_str()) else { continue };
+        if name.starts_with("ld-linux") || (name.starts_with("ld-2.") && name.ends_with(".so")) {
+            found.insert("ld.so", Path::new(path));
+        } else if let Some(name) = LIBRARIES.iter().find(|l| **l == name || old_name(name, l)) {
+            found.insert(name, Path::new(path));
+        }
+    }
+    for needed in ["ld.so", "libc.so.6"] {
+        if !found.contains_key(needed) {
+            return Err(BackendError::new(kind::UNUSABLE, "the native engine cannot be shown inside")
+                .because(format!("this process has no {needed} of the GNU C library"))
+                .help("take a stasis that was built for the GNU C library, or another backend"));
+        }
+    }
+    Ok(found.iter().map(|(name, path)| bind(path, name)).collect())
+}
+
+/// Before glibc 2.34 the files had their version in the name: `libc-2.31.so` is libc.so.6.
+fn old_name(file: &str, library: &str) -> bool {
+    let stem = library.split(".so").next().unwrap_or(library);
+    file.strip_prefix(stem).is_some_and(|rest| rest.starts_with("-2.") && rest.ends_with(".so"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAPS: &str = "\
+55d0-55d1 r--p 00000000 fe:00 11 /usr/bin/stasis
+7f00-7f01 r-xp 00000000 fe:00 12 /lib/x86_64-linux-gnu/libc.so.6
+7f02-7f03 r-xp 00000000 fe:00 13 /lib/x86_64-linux-gnu/libgcc_s.so.1
+7f04-7f05 r-xp 00000000 fe:00 14 /lib64/ld-linux-x86-64.so.2
+7f06-7f07 rw-p 00000000 00:00 0
+7f08-7f09 r-xp 00000000 00:00 0 [vdso]
+";
+
+    fn told(maps: &str) -> String {
+        match libraries(maps) {
+            Ok(binds) => {
+                binds.iter().map(|b| format!("{} at {}\n", b.source.display(), b.target.display())).collect()
+            }
+            Err(error) => format!("{error}"),
+        }
+    }
+
+    #[test]
+    fn the_libraries_of_this_process_are_shown_inside() {
+        insta::assert_snapshot!(told(MAPS), @"
+        /lib64/ld-linux-x86-64.so.2 at /.stasis/native/ld.so
+        /lib/x86_64-linux-gnu/libc.so.6 at /.stasis/native/libc.so.6
+        /lib/x86_64-linux-gnu/libgcc_s.so.1 at /.stasis/native/libgcc_s.so.1
+        ");
+        insta::assert_snapshot!(told(&MAPS.replace("libc.so.6", "libc-2.31.so")), @"
+        /lib64/ld-linux-x86-64.so.2 at /.stasis/native/ld.so
+        /lib/x86_64-linux-gnu/libc-2.31.so at /.stasis/native/libc.so.6
+        /lib/x86_64-linux-gnu/libgcc_s.so.1 at /.stasis/native/libgcc_s.so.1
+        ");
+        insta::assert_snapshot!(told(""), @"the native engine cannot be shown inside: this process has no ld.so of the GNU C library");
+    }
+
+    #[test]
+    fn this_process_has_them() {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        for bind in libraries(&maps).unwrap() {
+            assert!(bind.source.is_file(), "{}", bind.source.display());
+        }
+    }
+}

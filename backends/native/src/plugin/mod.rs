@@ -1,0 +1,101 @@
+//! The backend as the runtime calls it: it only plans, starts the engine inside a container and reads what that says.
+
+mod capture;
+mod examine;
+mod explain;
+mod launch;
+mod options;
+mod probe;
+mod restart;
+
+use stasis_plugin_api::capability;
+use stasis_plugin_api::prelude::*;
+
+/// The backend.
+#[derive(Debug)]
+pub struct NativeBackend;
+
+impl CheckpointBackend for NativeBackend {
+    fn describe(&self) -> Descriptor {
+        let can = [capability::LEAVE_RUNNING, capability::ROOTLESS, capability::KEEPS_UID];
+        Descriptor {
+            name: "native".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            engine: "the native engine".to_owned(),
+            summary: "saves programs from outside in milliseconds; nothing to install".to_owned(),
+            maturity: Maturity::Experimental,
+            capabilities: can.map(str::to_owned).to_vec(),
+            options: options::specs(),
+        }
+    }
+
+    fn probe(&self, host: &mut Host<'_>, request: &ProbeRequest) -> Result<Probe> {
+        probe::probe(host, request)
+    }
+
+    fn examine(&self, _: &mut Host<'_>, subject: &Subject) -> Result<Vec<Finding>> {
+        match subject {
+            // It does not matter what a program is made of.
+            Subject::Image { .. } => Ok(Vec::new()),
+            Subject::Instance { instance } => Ok(examine::instance(instance)),
+            Subject::Generation { generation, .. } => Ok(restart::examine(generation)),
+        }
+    }
+
+    fn plan_launch(&self, host: &mut Host<'_>, _: &LaunchRequest) -> Result<LaunchPlan> {
+        Ok(LaunchPlan { needs: launch::needs(host)?, wrap: Vec::new(), notes: Vec::new() })
+    }
+
+    fn ready(&self, host: &mut Host<'_>, instance: &InstanceView) -> Result<ReadyReport> {
+        running(host, "the application ended while it was started")?;
+        Ok(ReadyReport { processes: count(&instance.survey).max(1), notes: Vec::new() })
+    }
+
+    fn status(&self, host: &mut Host<'_>, instance: &InstanceView) -> Result<StatusReport> {
+        let processes = count(&instance.survey);
+        let can_capture = host.application()?.running;
+        let summary = match processes {
+            1 => "1 process, can be saved".to_owned(),
+            n => format!("{n} processes, can be saved"),
+        };
+        Ok(StatusReport { can_capture, processes, summary })
+    }
+
+    fn capture(&self, host: &mut Host<'_>, request: &CaptureRequest) -> Result<CaptureReport> {
+        capture::capture(host, request)
+    }
+
+    fn plan_restart(&self, host: &mut Host<'_>, request: &RestartRequest) -> Result<RestartPlan> {
+        restart::plan(host, request)
+    }
+
+    fn alive(&self, host: &mut Host<'_>, _: &AliveRequest) -> Result<ReadyReport> {
+        running(host, "the application ended right after it was brought back")?;
+        Ok(ReadyReport { processes: count(&host.survey()?), notes: Vec::new() })
+    }
+
+    fn explain(&self, _: &mut Host<'_>, failed: &FailedHelper) -> Result<BackendError> {
+        let outcome = explain::Outcome {
+            code: failed.code,
+            signal: failed.signal,
+            timed_out: failed.timed_out,
+            said: &failed.output,
+        };
+        Ok(explain::explain("rebuilding the application", &outcome))
+    }
+}
+
+fn running(host: &Host<'_>, otherwise: &str) -> Result<()> {
+    let state = host.application()?;
+    if state.running {
+        return Ok(());
+    }
+    let how = state.ended.unwrap_or_else(|| "nothing tells how".to_owned());
+    Err(BackendError::new(kind::APPLICATION_ENDED, otherwise).because(how))
+}
+
+fn count(survey: &Survey) -> u32 {
+    u32::try_from(survey.processes.len()).unwrap_or(u32::MAX)
+}
+
+stasis_plugin_api::export_backend!(NativeBackend);

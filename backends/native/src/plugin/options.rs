@@ -1,0 +1,43 @@
+//! What the administrator and the user may set.
+
+use stasis_plugin_api::prelude::*;
+
+const CAPTURE: &str = "capture";
+const RESTART: &str = "restart";
+
+/// For `describe`.
+pub(super) fn specs() -> Vec<OptionSpec> {
+    let choice = |words: &[&str]| OptionKind::Choice(words.iter().map(|w| (*w).to_owned()).collect());
+    vec![
+        OptionSpec::new(
+            CAPTURE,
+            choice(&["auto", "fork", "plain"]),
+            "how memory is saved while the application runs on: from a copy that the kernel makes page by page (fork), while the application stands still (plain), or from a copy where there is room for one",
+        )
+        .default_value("auto"),
+        OptionSpec::new(
+            RESTART,
+            choice(&["auto", "map", "copy"]),
+            "how memory comes back: all of it before the first instruction (copy, which auto is too), or page by page from the saved file when it is touched (map), which is for programs whose allocator does not count on zeros after MADV_DONTNEED",
+        )
+        .default_value("auto"),
+        OptionSpec {
+            flag: Some("tcp".to_owned()),
+            ..OptionSpec::new(
+                "tcp",
+                choice(&["refuse"]),
+                "what becomes of open TCP connections: an application that has one is not saved",
+            )
+        },
+    ]
+}
+
+/// The flag that tells the engine how to capture.
+pub(super) fn capture_flag(host: &Host<'_>) -> Option<String> {
+    host.option_str(CAPTURE).filter(|word| *word != "auto").map(|word| format!("--{word}"))
+}
+
+/// The flag that tells the engine how to bring memory back.
+pub(super) fn restart_flag(host: &Host<'_>) -> Option<String> {
+    host.option_str(RESTART).filter(|word| *word != "auto").map(|word| format!("--{word}"))
+}

@@ -1,0 +1,239 @@
+//! The mappings of the saved process with their content.
+
+use super::check::USER_END;
+use super::objects::Made;
+use super::remote::Remote;
+use super::table::Table;
+use crate::model::{Area, Backing, Process};
+use stasis_plugin_api::prelude::*;
+use std::os::fd::AsRawFd;
+
+/// How content comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    /// Page by page from the image when it is touched.
+    Map,
+    /// All of it now.
+    Copy,
+}
+
+const PAGE: u64 = 4096;
+const PROT_WRITE: u32 = 2;
+/// A mapping costs as much as reading so many bytes.
+const LEAST: u64 = 64 << 10;
+/// Runs that are so near become one mapping.
+const GAP: u64 = 1 << 20;
+/// The kernel copies at most 2 GiB a call.
+const MOST: u64 = 1 << 30;
+/// `vm.max_map_count` is 65530: file mappings do not merge as anonymous ones do.
+const MOST_MAPPED: usize = 20_000;
+const MADV_HUGEPAGE: u64 = 14;
+const MADV_GUARD_INSTALL: u64 = 102;
+/// What `VmFlags` say about an area and the advice that makes it so.
+const ADVICE: [(&str, u64); 7] =
+    [("rr", 1), ("sr", 2), ("dc", 10), ("mg", 12), ("nh", 15), ("dd", 16), ("wf", 18)];
+
+/// Maps everything. The scratch area stays.
+pub(super) fn fill(remote: &Remote, process: &Process, made: &Made, how: How) -> Result<()> {
+    let image = made.pages.get(&process.pid);
+    let size = image.and_then(|file| file.metadata().ok()).map_or(0, |m| m.len());
+    let filling = Filling {
+        made,
+        image: image.map_or(-1, AsRawFd::as_raw_fd),
+        size,
+        how: if process.areas.len() > MOST_MAPPED { How::Copy } else { how },
+    };
+    let mut table = remote.table();
+    for area in &process.areas {
+        filling.area(remote, &mut table, area)?;
+        remote.make_room(remote.pid, &mut table)?;
+    }
+    layout(process, made, &mut table)?;
+    remote.run(remote.pid, &mut table)
+}
+
+struct Filling<'a> {
+    made: &'a Made,
+    image: i32,
+    size: u64,
+    how: How,
+}
+
+fn told(area: &Area, what: &str) -> String {
+    format!("{what} {:x}-{:x}", area.start, area.end)
+}
+
+fn number(fd: i32) -> u64 {
+    i64::from(fd).cast_unsigned()
+}
+
+impl Filling<'_> {
+    fn area(&self, remote: &Remote, table: &mut Table, area: &Area) -> Result<()> {
+        let Some((fd, offset, kind)) = self.source(area)? else { return Ok(()) };
+        let has = |flag: &str| area.vm_flags.iter().any(|f| f == flag);
+        let length = area.end - area.start;
+        let mut flags = kind | libc::MAP_FIXED;
+        if has("nr") {
+            flags |= libc::MAP_NORESERVE;
+        }
+        if has("gd") || area.backing == Backing::Stack {
+            flags |= libc::MAP_GROWSDOWN;
+        }
+        let fill = if area.runs.is_empty() { 0 } else { PROT_WRITE };
+        let prot = area.prot | fill;
+        let arguments = [area.start, length, prot.into(), flags as u64, number(fd), offset];
+        table.call(told(area, "mapping"), libc::SYS_mmap, &arguments);
+        if has("hg") {
+            // Before the content: huge pages are made when they are touched first.
+            table.try_call("huge pages", libc::SYS_madvise, &[area.start, length, MADV_HUGEPAGE]);
+        }
+        let mapped = if self.maps(area, kind) { clusters(area) } else { Vec::new() };
+        self.copy(remote, table, area, &mapped)?;
+        if prot != area.prot {
+            let arguments = [area.start, length, area.prot.into()];
+            table.call(told(area, "protecting"), libc::SYS_mprotect, &arguments);
+        }
+        for [start, length] in mapped {
+            let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED | flags & libc::MAP_NORESERVE) as u64;
+            let offset = area.base + (start - area.start);
+            let arguments = [start, length, area.prot.into(), flags, number(self.image), offset];
+            table.call(told(area, "mapping the image into"), libc::SYS_mmap, &arguments);
+            remote.make_room(remote.pid, table)?;
+        }
+        advise(remote, table, area)
+    }
+
+    /// Descriptor, offset and flags that say what the area shows; `None` for the kernel's own.
+    fn source(&self, area: &Area) -> Result<Option<(i32, u64, i32)>> {
+        let sharing = if area.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        let missing = || BackendError::failed(told(area, "cannot map")).because("its file was not opened");
+        Ok(Some(match &area.backing {
+            Backing::Vdso | Backing::Vvar { .. } | Backing::Vsyscall => return Ok(None),
+            Backing::Anonymous | Backing::Heap | Backing::Stack => (-1, 0, sharing | libc::MAP_ANONYMOUS),
+            Backing::File { file, offset } => {
+                let key = (file.path.clone(), area.shared && area.prot & PROT_WRITE != 0);
+                let fd = self.made.mapped.get(&key).ok_or_else(missing)?;
+                (fd.as_raw_fd(), *offset, sharing)
+            }
+            Backing::Memory { memory, offset } => {
+                let fd = self.made.memories.get(*memory).ok_or_else(missing)?;
+                (fd.as_raw_fd(), *offset, sharing)
+            }
+        }))
+    }
+
+    fn maps(&self, area: &Area, kind: i32) -> bool {
+        let plain = kind & libc::MAP_ANONYMOUS != 0 && area.backing != Backing::Stack;
+        let whole = area.base.checked_add(area.end - area.start).is_some_and(|end| end <= self.size);
+        self.how == How::Map && plain && !area.shared && whole
+    }
+
+    /// Reads what is not mapped.
+    fn copy(&self, remote: &Remote, table: &mut Table, area: &Area, mapped: &[[u64; 2]]) -> Result<()> {
+        for [start, length] in &area.runs {
+            let mut at = *start;
+            while at < start + length {
+                let within = mapped.iter().find(|[from, n]| *from <= at && at < from + n);
+                if let Some([from, n]) = within {
+                    at = from + n;
+                    continue;
+                }
+                let next = mapped.iter().map(|[from, _]| *from).find(|from| *from > at).unwrap_or(u64::MAX);
+                let part = MOST.min(start + length - at).min(next - at);
+                let offset = area.base + (at - area.start);
+                let arguments = [number(self.image), at, part, offset];
+                table.call(told(area, "reading the image into"), libc::SYS_pread64, &arguments);
+                at += part;
+                remote.make_room(remote.pid, table)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The parts of an area that are worth mapping: runs, with the gaps between them where those are short. Gaps are holes
+/// of the image, which read as zeros. Never the last page: an area that grows by `mremap` would go on with what follows
+/// in the image, and so it is none of one piece.
+fn clusters(area: &Area) -> Vec<[u64; 2]> {
+    let end = area.end - PAGE;
+    let mut parts: Vec<[u64; 2]> = Vec::new();
+    for [start, length] in &area.runs {
+        let stop = (start + length).min(end);
+        if *start >= stop {
+            continue;
+        }
+        match parts.last_mut() {
+            Some([from, n]) if start - (*from + *n) <= GAP => *n = stop - *from,
+            _ => parts.push([*start, stop - start]),
+        }
+    }
+    parts.retain(|[_, length]| *length >= LEAST);
+    parts
+}
+
+fn advise(remote: &Remote, table: &mut Table, area: &Area) -> Result<()> {
+    let has = |flag: &str| area.vm_flags.iter().any(|f| f == flag);
+    let length = area.end - area.start;
+    for (_, advice) in ADVICE.iter().filter(|(flag, _)| has(flag)) {
+        table.call(told(area, "advice about"), libc::SYS_madvise, &[area.start, length, *advice]);
+    }
+    for [start, length] in &area.guards {
+        let arguments = [*start, *length, MADV_GUARD_INSTALL];
+        table.call(told(area, "guard pages in"), libc::SYS_madvise, &arguments);
+        remote.make_room(remote.pid, table)?;
+    }
+    if has("lo") {
+        table.call(told(area, "locking"), libc::SYS_mlock, &[area.start, length]);
+    }
+    Ok(())
+}
+
+/// Where program, heap, arguments and so on lie, and which file is the program.
+fn layout(process: &Process, made: &Made, table: &mut Table) -> Result<()> {
+    let mm = &process.mm;
+    let program = made.programs.get(&process.exe.path).ok_or_else(|| {
+        BackendError::failed(format!("cannot rebuild process {}", process.pid))
+            .because("its program was not opened")
+    })?;
+    let auxv: Vec<u8> = mm.auxv.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let vector = table.put(&auxv);
+    let fields = [
+        mm.start_code,
+        mm.end_code,
+        mm.start_data,
+        mm.end_data,
+        mm.start_brk,
+        mm.brk,
+        mm.start_stack,
+        mm.arg_start,
+        mm.arg_end,
+        mm.env_start,
+        mm.env_end,
+        vector,
+        auxv.len() as u64 | u64::from(program.as_raw_fd().cast_unsigned()) << 32,
+    ];
+    let bytes: Vec<u8> = fields.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let (option, map) = (libc::PR_SET_MM as u64, libc::PR_SET_MM_MAP as u64);
+    let at = table.put(&bytes);
+    table.call("the places of its parts", libc::SYS_prctl, &[option, map, at, bytes.len() as u64, 0]);
+    debug_assert!(mm.brk < USER_END);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_runs_are_mapped_as_one_and_small_ones_are_read() {
+        let area =
+            |end: u64, runs: &[[u64; 2]]| Area { start: 0, end, runs: runs.to_vec(), ..Area::default() };
+        assert!(clusters(&area(0x8000, &[[0, 0x8000]])).is_empty());
+        assert_eq!(clusters(&area(0x80_0000, &[[0, 0x80_0000]])), [[0, 0x7f_f000]]);
+        let far = area(
+            0x8000_0000,
+            &[[0, 0x10000], [0x1_1000, 0x1000], [0x4000_0000, 0x2000], [0x5000_0000, 0x20000]],
+        );
+        assert_eq!(clusters(&far), [[0, 0x1_2000], [0x5000_0000, 0x20000]]);
+    }
+}

@@ -1,0 +1,245 @@
+//! The engine's `restore`: an image becomes processes again, with their old pids, in the namespaces in which it runs.
+//!
+//! Everything is checked and opened before the first process is made. Until the last step nothing runs: whatever fails
+//! ends the half-built tree.
+
+mod check;
+mod late;
+mod layout;
+mod machine;
+mod memory;
+mod objects;
+mod remote;
+mod skeleton;
+mod surroundings;
+mod table;
+mod threads;
+
+use crate::model::{Credentials, Image, Process, State};
+use crate::sys::{process, ptrace, task};
+use memory::How;
+use objects::Made;
+use remote::Remote;
+use serde_json::json;
+use stasis_plugin_api::prelude::*;
+use std::path::PathBuf;
+use std::time::Instant;
+
+const SIGKILL: i32 = 9;
+const SIGSTOP: i32 = 19;
+/// What was asked for.
+#[derive(Debug)]
+struct Order {
+    dir: PathBuf,
+    pid_file: Option<PathBuf>,
+    how: Option<How>,
+}
+
+/// `--dir DIR [--map | --copy] [--pid-file FILE]`. Copying is the rule: memory that is mapped from the image is not quite
+/// what it was. `madvise(MADV_DONTNEED)`, after which a program may count on zeros, brings the saved content back.
+fn order(arguments: &[String]) -> Result<Order> {
+    let mut order = Order { dir: PathBuf::new(), pid_file: None, how: None };
+    let mut words = arguments.iter();
+    let missing = |word: &str| BackendError::failed(format!("restore: {word} takes a path"));
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--dir" => order.dir = words.next().ok_or_else(|| missing(word))?.into(),
+            "--pid-file" => order.pid_file = Some(words.next().ok_or_else(|| missing(word))?.into()),
+            "--map" => order.how = Some(How::Map),
+            "--copy" => order.how = Some(How::Copy),
+            other => return Err(BackendError::failed(format!("restore knows no {other:?}"))),
+        }
+    }
+    if order.dir.as_os_str().is_empty() {
+        return Err(missing("--dir"));
+    }
+    Ok(order)
+}
+
+/// Rebuilds what a directory holds. The answer tells how long each part took.
+pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
+    let order = order(arguments)?;
+    let began = Instant::now();
+    let image = check::load(&order.dir)?;
+    surroundings::fit(&image.machine)?;
+    skeleton::kinship(&image)?;
+    let engine = engine()?;
+    let how = order.how.unwrap_or(How::Copy);
+    let checked = began.elapsed();
+    let made = objects::make(&order.dir, &image)?;
+    let opened = began.elapsed();
+    let mut tree = Tree { pids: vec![image.root], released: false };
+    skeleton::make(&image, &made).inspect_err(|error| tree.keep_others(error))?;
+    let born = began.elapsed();
+    let remotes = rebuild(&image, &made, &engine, how, &mut tree)?;
+    let filled = began.elapsed();
+    finish(&image, &made, &remotes)?;
+    if let Some(path) = &order.pid_file {
+        std::fs::write(path, format!("{}\n", image.root))
+            .map_err(|e| BackendError::failed(format!("cannot write {}", path.display())).because(e))?;
+    }
+    objects::arm(&image, &made)?;
+    // Pipes and connections end when their last holder does, which must not be this process.
+    drop(made);
+    release(&image)?;
+    tree.released = true;
+    let us = |end: std::time::Duration, start: std::time::Duration| (end - start).as_micros();
+    let whole = began.elapsed();
+    Ok(json!({
+        "mode": if how == How::Map { "map" } else { "copy" },
+        "check_us": us(checked, std::time::Duration::ZERO),
+        "objects_us": us(opened, checked),
+        "processes_us": us(born, opened),
+        "memory_us": us(filled, born),
+        "finish_us": us(whole, filled),
+        "restart_us": whole.as_micros(),
+    }))
+}
+
+/// What was made so far; it ends when the restart fails.
+#[derive(Debug)]
+struct Tree {
+    pids: Vec<i32>,
+    released: bool,
+}
+
+impl Tree {
+    /// Whoever has the root's pid already is none of ours. Everybody else dies with the root.
+    fn keep_others(&mut self, error: &BackendError) {
+        let root = self.pids.first().map(|pid| format!("cannot make a process with pid {pid}"));
+        if root.as_deref() == Some(error.what.as_str()) {
+            self.pids.clear();
+        }
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if !self.released {
+            for pid in self.pids.iter().rev() {
+                // It may have ended by itself.
+                let _ = process::kill(*pid, SIGKILL);
+            }
+        }
+    }
+}
+
+fn engine() -> Result<Credentials> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let mut credentials = crate::proc::status::parse(&crate::proc::read(own, "status")?)?.credentials;
+    let bits = task::prctl(libc::PR_GET_SECUREBITS, 0).unwrap_or(0);
+    credentials.securebits = bits.cast_unsigned();
+    Ok(credentials)
+}
+
+fn living(image: &Image) -> impl Iterator<Item = &Process> {
+    image.processes.iter().filter(|p| !matches!(p.state, State::Zombie { .. }))
+}
+
+/// Memory and threads of every process.
+fn rebuild(
+    image: &Image,
+    made: &Made,
+    engine: &Credentials,
+    how: How,
+    tree: &mut Tree,
+) -> Result<Vec<Remote>> {
+    let mut remotes = Vec::new();
+    for process in living(image) {
+        if process.pid != image.root {
+            tree.pids.push(process.pid);
+        }
+        remotes.push(Remote::attach(process.pid)?);
+    }
+    for (remote, process) in remotes.iter_mut().zip(living(image)) {
+        late::group(remote, image, process)?;
+        layout::clear(remote, process)?;
+        memory::fill(remote, process, made, how)?;
+    }
+    for (remote, process) in remotes.iter().zip(living(image)) {
+        late::unpark(remote, image, process, made)?;
+        threads::make(remote, process)?;
+        late::descriptors(remote, image, process)?;
+    }
+    let here = process::limits(0)
+        .map_err(|e| BackendError::failed("cannot read the engine's own limits").because(e.desc()))?;
+    for (remote, process) in remotes.iter().zip(living(image)) {
+        late::watches(remote, image, process)?;
+        threads::settle(remote, process, engine, &here)?;
+    }
+    Ok(remotes)
+}
+
+/// Everything that begins to act as soon as it is there.
+fn finish(image: &Image, made: &Made, remotes: &[Remote]) -> Result<()> {
+    objects::owners(image, made)?;
+    for (remote, process) in remotes.iter().zip(living(image)) {
+        late::signals(remote, process)?;
+        late::last(remote, process)?;
+        threads::finish(process)?;
+        scheduling(process);
+    }
+    Ok(())
+}
+
+/// What another process may set. Values beyond what this user may have stay at what it may.
+fn scheduling(process: &Process) {
+    for thread in &process.threads {
+        if thread.policy != 0 {
+            let policy = i32::try_from(thread.policy).unwrap_or(0);
+            let _ = task::set_policy(thread.tid, policy, thread.priority);
+        }
+        if task::nice(thread.tid) != Some(thread.nice) {
+            let _ = task::set_nice(thread.tid, thread.nice);
+        }
+        affinity(thread.tid, &thread.affinity);
+    }
+}
+
+/// Only a choice is brought back: whoever was allowed everywhere is so again, on a larger machine too.
+fn affinity(tid: i32, wanted: &[u64]) {
+    let count = |words: &[u64]| words.iter().map(|w| w.count_ones()).sum::<u32>();
+    let Ok(here) = process::affinity(tid) else { return };
+    let narrower = wanted.iter().zip(&here).any(|(wanted, here)| here & !wanted != 0);
+    if narrower && count(wanted) > 0 {
+        // None of them may be there: then it stays where it is.
+        let _ = task::set_affinity(tid, wanted);
+    }
+}
+
+/// Lets everybody run, children first.
+fn release(image: &Image) -> Result<()> {
+    let all: Vec<&Process> = living(image).collect();
+    for process in all.iter().rev() {
+        if matches!(process.state, State::Stopped { .. }) {
+            let stopped = process::kill(process.pid, SIGSTOP);
+            stopped.map_err(|e| BackendError::failed("cannot stop a process").because(e.desc()))?;
+        }
+        for thread in process.threads.iter().rev() {
+            ptrace::detach(thread.tid, 0).map_err(|e| {
+                BackendError::failed(format!("cannot let go of thread {}", thread.tid)).because(e.desc())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_the_command() {
+        let told = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
+            match order(&words) {
+                Ok(o) => format!("{} {:?} {:?}", o.dir.display(), o.pid_file, o.how),
+                Err(error) => error.to_string(),
+            }
+        };
+        assert_eq!(told(&["--dir", "/d", "--copy", "--pid-file", "/p"]), "/d Some(\"/p\") Some(Copy)");
+        insta::assert_snapshot!(told(&["--dir"]), @"restore: --dir takes a path");
+        insta::assert_snapshot!(told(&["--fast"]), @r#"restore knows no "--fast""#);
+        insta::assert_snapshot!(told(&[]), @"restore: --dir takes a path");
+    }
+}

@@ -1,0 +1,335 @@
+//! Everything that processes hold, made once by the engine and parked at numbers that no process of the image uses;
+//! each process then takes its own. What only a process can make of itself (pidfds, watches, record locks) comes later.
+
+mod events;
+mod files;
+mod memory;
+mod pipes;
+mod sockets;
+mod terminals;
+mod unix;
+
+use super::check;
+use crate::model::{Backing, FileIdentity, Image, Kind, Object, State};
+use crate::sys::fd;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use stasis_plugin_api::prelude::*;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+pub(super) use events::arm;
+pub(super) use terminals::Terminals;
+
+/// Status flags that are set after the opening.
+const LATER: i32 = libc::O_ASYNC | libc::O_NONBLOCK | libc::O_APPEND | libc::O_DIRECT | libc::O_NOATIME;
+
+/// All of it.
+#[derive(Debug)]
+pub(super) struct Made {
+    /// The lowest parked number: above every one of the image's.
+    pub(super) base: i32,
+    /// By index; `None` for what is made later.
+    pub(super) objects: Vec<Option<OwnedFd>>,
+    /// By index, open for reading and, where possible, writing.
+    pub(super) memories: Vec<OwnedFd>,
+    /// Mapped files by path and whether they are written through the mapping.
+    pub(super) mapped: HashMap<(String, bool), OwnedFd>,
+    /// Programs by path.
+    pub(super) programs: HashMap<String, OwnedFd>,
+    /// Memory by pid.
+    pub(super) pages: HashMap<i32, File>,
+    /// A follower side of each terminal by its number.
+    pub(super) terminals: Terminals,
+}
+
+/// Opens and makes everything.
+pub(super) fn make(dir: &Path, image: &Image) -> Result<Made> {
+    let used = image.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.fd).max().unwrap_or(0);
+    let base = used.saturating_add(1).max(64);
+    room(image, base)?;
+    let maker = Maker { dir, image, base };
+    let mut made = Made {
+        base,
+        objects: Vec::new(),
+        memories: memory::make(&maker)?,
+        mapped: mapped(&maker)?,
+        programs: programs(&maker)?,
+        pages: pages(&maker)?,
+        terminals: terminals::make(&maker)?,
+    };
+    made.objects = image.objects.iter().map(|_| None).collect();
+    for (index, parked) in pipes::make(&maker)?.into_iter().chain(unix::make(&maker)?) {
+        if let Some(place) = made.objects.get_mut(index) {
+            *place = Some(parked);
+        }
+    }
+    let mut deleted = files::Deleted::default();
+    for (index, object) in image.objects.iter().enumerate() {
+        let one = match &object.kind {
+            Kind::File { .. } | Kind::Directory { .. } | Kind::Device { .. } => {
+                files::make(&maker, object, &mut deleted)
+            }
+            Kind::Memory { memory } => memory::descriptor(&made.memories, *memory, object),
+            Kind::Event { .. } | Kind::Epoll { .. } | Kind::Timer { .. } | Kind::Signal { .. } => {
+                events::make(object)
+            }
+            Kind::Socket(socket) => sockets::make(socket, object),
+            Kind::Pty(pty) => made.terminals.descriptor(pty, object),
+            Kind::None | Kind::Pid { .. } | Kind::Pipe { .. } | Kind::Unix(_) => continue,
+        };
+        let one = one.map_err(|error| maker.of(index, error))?;
+        if let Some(place) = made.objects.get_mut(index) {
+            *place = Some(maker.park(one)?);
+        }
+    }
+    for (index, object) in image.objects.iter().enumerate() {
+        if let Some(Some(parked)) = made.objects.get(index) {
+            description(parked, object).map_err(|error| maker.of(index, error.into()))?;
+        }
+    }
+    Ok(made)
+}
+
+/// What went wrong with one object.
+#[derive(Debug)]
+struct Trouble {
+    why: String,
+    help: Option<String>,
+}
+
+impl From<Errno> for Trouble {
+    fn from(errno: Errno) -> Self {
+        Self { why: errno.desc().to_owned(), help: None }
+    }
+}
+
+impl From<std::io::Error> for Trouble {
+    fn from(error: std::io::Error) -> Self {
+        Self { why: error.to_string(), help: None }
+    }
+}
+
+impl From<BackendError> for Trouble {
+    fn from(error: BackendError) -> Self {
+        Self { why: error.to_string(), help: error.help }
+    }
+}
+
+impl Trouble {
+    fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into(), help: None }
+    }
+
+    fn help(self, help: &str) -> Self {
+        Self { help: Some(help.to_owned()), ..self }
+    }
+}
+
+type Tried<T> = std::result::Result<T, Trouble>;
+
+struct Maker<'a> {
+    dir: &'a Path,
+    image: &'a Image,
+    base: i32,
+}
+
+impl Maker<'_> {
+    fn park(&self, fd: OwnedFd) -> Result<OwnedFd> {
+        fd::lift(fd.as_fd(), self.base)
+            .map_err(|e| BackendError::failed("cannot keep a descriptor for the restart").because(e.desc()))
+    }
+
+    /// Names the process that holds the object.
+    fn of(&self, index: usize, trouble: Trouble) -> BackendError {
+        let holder = self.image.processes.iter().find_map(|process| {
+            let descriptor = process.descriptors.iter().find(|d| d.object == index)?;
+            Some(format!("descriptor {} of {} (pid {})", descriptor.fd, process.comm, process.pid))
+        });
+        let holder = holder.unwrap_or_else(|| format!("object {index}"));
+        let name = self.image.objects.get(index).map(|o| name(&o.kind)).unwrap_or_default();
+        let mut error =
+            BackendError::failed(format!("cannot bring back {holder}{name}")).because(trouble.why);
+        error.help = trouble.help;
+        error
+    }
+
+    fn content(&self, number: u32) -> Result<File> {
+        check::open(self.dir, &check::content(number))
+    }
+}
+
+fn name(kind: &Kind) -> String {
+    match kind {
+        Kind::File { file, .. } => format!(", the file {}", file.path),
+        Kind::Directory { path } => format!(", the directory {path}"),
+        Kind::Device { path, .. } => format!(", the device {path}"),
+        Kind::Pipe { .. } => ", a pipe".to_owned(),
+        Kind::Memory { .. } => ", shared memory".to_owned(),
+        Kind::Event { .. } => ", an eventfd".to_owned(),
+        Kind::Epoll { .. } => ", an epoll instance".to_owned(),
+        Kind::Timer { .. } => ", a timerfd".to_owned(),
+        Kind::Signal { .. } => ", a signalfd".to_owned(),
+        Kind::Pid { .. } => ", a pidfd".to_owned(),
+        Kind::Socket(socket) => format!(", a socket{}", sockets::address(socket)),
+        Kind::Unix(_) => ", a unix socket".to_owned(),
+        Kind::Pty(pty) => format!(", a side of the terminal /dev/pts/{}", pty.index),
+        Kind::None => String::new(),
+    }
+}
+
+/// Lets this process and its copies have as many descriptors as are needed at once.
+fn room(image: &Image, base: i32) -> Result<()> {
+    let files: usize = image.processes.iter().map(|p| p.areas.len() + 2).sum();
+    let need = base as u64 + (image.objects.len() + image.memories.len() + files + 64) as u64;
+    let [_, hard] = crate::sys::process::limits(0)
+        .ok()
+        .and_then(|all| all.get(libc::RLIMIT_NOFILE as usize).copied())
+        .unwrap_or([0, 0]);
+    let raised = crate::sys::task::set_limit(0, libc::RLIMIT_NOFILE, [hard, hard]);
+    // Areas share files; only more descriptors than processes can have are certain to be too many.
+    if raised.is_err() || (hard < base as u64 + 64 && hard < need) {
+        return Err(BackendError::new(kind::UNSUPPORTED, "too many descriptors are needed")
+            .because(format!("the application has number {} open, and {hard} is the limit", base - 1))
+            .help("raise the limit of open files (ulimit -Hn)"));
+    }
+    Ok(())
+}
+
+/// Opens a description anew: one of its own, with these flags.
+fn reopen(fd: &impl AsRawFd, flags: i32) -> std::result::Result<OwnedFd, Errno> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let kept = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC);
+    let flags = OFlag::from_bits_retain(kept | libc::O_CLOEXEC | libc::O_NOCTTY);
+    open(path.as_str(), flags, Mode::empty())
+}
+
+/// Status flags, owner, flock: what belongs to a description however it was made.
+fn description(parked: &OwnedFd, object: &Object) -> std::result::Result<(), Errno> {
+    let flags = object.flags as i32;
+    if flags & libc::O_PATH != 0 {
+        return Ok(());
+    }
+    fd::fcntl_number(parked.as_fd(), libc::F_SETFL, i64::from(flags & LATER))?;
+    if let Some([_, _, signal]) = object.owner
+        && signal != 0
+    {
+        fd::fcntl_number(parked.as_fd(), 10, i64::from(signal))?;
+    }
+    match object.flock {
+        Some(exclusive) => fd::flock(parked.as_fd(), exclusive),
+        None => Ok(()),
+    }
+}
+
+/// Who gets the signals of descriptors; the processes are there by now.
+pub(super) fn owners(image: &Image, made: &Made) -> Result<()> {
+    for (object, parked) in image.objects.iter().zip(&made.objects) {
+        if let (Some([kind, id, _]), Some(parked)) = (object.owner, parked) {
+            let set = fd::set_owner(parked.as_fd(), kind, id);
+            set.map_err(|e| BackendError::failed("cannot set the owner of a descriptor").because(e.desc()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether this is still the file that was mapped when the image was made.
+fn unchanged(file: &File, identity: &FileIdentity) -> Result<()> {
+    let failed = |why: String| {
+        BackendError::new(kind::UNSUPPORTED, format!("the file {} cannot be mapped again", identity.path))
+            .because(why)
+            .help("restart in the very image that was saved, with the same binds")
+    };
+    let meta = file.metadata().map_err(|e| failed(e.to_string()))?;
+    let mtime = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
+    if meta.is_file() && meta.len() == identity.size && mtime == identity.mtime_ns {
+        return Ok(());
+    }
+    Err(failed(match meta.len() == identity.size {
+        true => "it was written to since".to_owned(),
+        false => format!("it has {} bytes instead of {}", meta.len(), identity.size),
+    }))
+}
+
+fn open_mapped(maker: &Maker<'_>, identity: &FileIdentity, writes: bool) -> Result<OwnedFd> {
+    let file = File::options().read(true).write(writes).open(&identity.path).map_err(|e| {
+        BackendError::new(kind::UNSUPPORTED, format!("the file {} cannot be mapped again", identity.path))
+            .because(e)
+            .help("restart in the very image that was saved, with the same binds")
+    })?;
+    if !writes {
+        unchanged(&file, identity)?;
+    }
+    maker.park(file.into())
+}
+
+fn mapped(maker: &Maker<'_>) -> Result<HashMap<(String, bool), OwnedFd>> {
+    let mut all = HashMap::new();
+    for area in maker.image.processes.iter().flat_map(|p| &p.areas) {
+        let Backing::File { file, .. } = &area.backing else { continue };
+        let key = (file.path.clone(), area.shared && area.prot & 2 != 0);
+        if let Entry::Vacant(place) = all.entry(key) {
+            let writes = place.key().1;
+            place.insert(open_mapped(maker, file, writes)?);
+        }
+    }
+    Ok(all)
+}
+
+fn programs(maker: &Maker<'_>) -> Result<HashMap<String, OwnedFd>> {
+    let mut all = HashMap::new();
+    for process in maker.image.processes.iter().filter(|p| !matches!(p.state, State::Zombie { .. })) {
+        if !all.contains_key(&process.exe.path) {
+            all.insert(process.exe.path.clone(), open_mapped(maker, &process.exe, false)?);
+        }
+    }
+    Ok(all)
+}
+
+fn pages(maker: &Maker<'_>) -> Result<HashMap<i32, File>> {
+    let mut all = HashMap::new();
+    for process in maker.image.processes.iter().filter(|p| p.areas.iter().any(|a| !a.runs.is_empty())) {
+        let name = check::pages(process.pid);
+        let file = check::open(maker.dir, &name)?;
+        let last =
+            |area: &crate::model::Area| area.runs.last().map(|[at, n]| area.base + (at - area.start) + n);
+        let need = process.areas.iter().filter_map(last).max().unwrap_or(0);
+        let size = file.metadata().map(|m| m.len()).unwrap_or(0);
+        if size < need {
+            return Err(BackendError::new(kind::DAMAGED, format!("the image's {name} is too short"))
+                .because(format!("{size} bytes of at least {need}"))
+                .help("take another generation"));
+        }
+        all.insert(process.pid, File::from(maker.park(file.into())?));
+    }
+    Ok(all)
+}
+
+/// Copies a sparse file: holes stay holes.
+fn copy_sparse(from: &File, to: &File) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let size = from.metadata()?.len();
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < size {
+        let seek = |whence| nix::unistd::lseek(from, i64::try_from(at).unwrap_or(i64::MAX), whence);
+        match seek(nix::unistd::Whence::SeekData) {
+            Ok(data) => at = u64::try_from(data).unwrap_or(at),
+            Err(Errno::ENXIO) => break,
+            // A file system without holes.
+            Err(_) => {}
+        }
+        let n = from.read_at(&mut buffer, at)?;
+        if n == 0 {
+            break;
+        }
+        to.write_all_at(buffer.get(..n).unwrap_or_default(), at)?;
+        at += n as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! Unix sockets: listening ones and bound ones by their names, connected pairs with what was sent and not read.
+
+use super::{Maker, Tried, Trouble, sockets};
+use crate::model::{Kind, Unix};
+use crate::restore::check::unhex;
+use crate::sys::fd;
+use nix::errno::Errno;
+use stasis_plugin_api::prelude::*;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::Path;
+
+/// All of them, parked, by the index of their object.
+pub(super) fn make(maker: &Maker<'_>) -> Result<Vec<(usize, OwnedFd)>> {
+    let all = maker.image.objects.iter().enumerate();
+    let all: Vec<(usize, &Unix)> = all
+        .filter_map(|(i, o)| if let Kind::Unix(unix) = &o.kind { Some((i, unix)) } else { None })
+        .collect();
+    let mut made: HashMap<usize, OwnedFd> = HashMap::new();
+    let of = |index: usize| move |trouble: Trouble| maker.of(index, trouble);
+    // Ends that the application has closed; they go when everything is said through them.
+    let mut closed: HashMap<usize, OwnedFd> = HashMap::new();
+    for (index, unix) in all.iter().filter(|(i, u)| !paired(&all, *i, u)) {
+        made.insert(*index, alone(unix).map_err(of(*index))?);
+    }
+    for (index, unix) in all.iter().filter(|(i, u)| paired(&all, *i, u)) {
+        if made.contains_key(index) {
+            continue;
+        }
+        let other = unix.peer.and_then(|peer| all.iter().find(|(i, _)| *i == peer)).map(|(i, u)| (*i, *u));
+        let listener = |u: &Unix| {
+            let local = u.local.as_ref()?;
+            all.iter()
+                .find(|(_, l)| l.listening.is_some() && l.local.as_ref() == Some(local))
+                .map(|(i, _)| *i)
+        };
+        let pair = match (listener(unix), other.and_then(|(_, o)| listener(o))) {
+            (Some(at), _) => accepted(&made, at, other.map(|(_, o)| o), unix).map(|[far, near]| [near, far]),
+            (_, Some(at)) => accepted(&made, at, Some(unix), unix),
+            _ => fd::socketpair(unix.socket_type).map_err(Trouble::from),
+        };
+        let [near, far] = pair.map_err(of(*index))?;
+        made.insert(*index, near);
+        match other {
+            Some((other, _)) => made.insert(other, far),
+            None => closed.insert(*index, far),
+        };
+    }
+    finish(&all, &made, &closed).map_err(|(index, trouble)| maker.of(index, trouble))?;
+    drop(closed);
+    made.into_iter().map(|(index, socket)| Ok((index, maker.park(socket)?))).collect()
+}
+
+/// Whether it is one end of a connection: the other one names it, or is gone.
+fn paired(all: &[(usize, &Unix)], index: usize, unix: &Unix) -> bool {
+    let mutual = |peer: usize| all.iter().any(|(i, other)| *i == peer && other.peer == Some(index));
+    unix.listening.is_none() && (unix.orphan || unix.peer.is_some_and(mutual))
+}
+
+fn alone(unix: &Unix) -> Tried<OwnedFd> {
+    let made = fd::socket(libc::AF_UNIX, unix.socket_type | libc::SOCK_CLOEXEC, 0)?;
+    sockets::options(&made, &unix.options)?;
+    if let Some(local) = &unix.local {
+        bind(made.as_fd(), &unhex(local).ok_or(Errno::EINVAL)?)?;
+    }
+    if let Some(backlog) = unix.listening {
+        fd::listen(made.as_fd(), backlog)?;
+    }
+    Ok(made)
+}
+
+/// Binds to a name. A socket file that the saved process left there gives way.
+fn bind(socket: BorrowedFd<'_>, address: &[u8]) -> Tried<()> {
+    let name = address.get(2..).unwrap_or_default();
+    let path = name.split(|b| *b == 0).next().unwrap_or_default();
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    let mut mode = 0o755;
+    if path.is_absolute()
+        && let Ok(meta) = std::fs::symlink_metadata(path)
+        && meta.file_type().is_socket()
+    {
+        mode = meta.permissions().mode();
+        std::fs::remove_file(path)?;
+    }
+    fd::bind(socket, address)?;
+    if path.is_absolute() {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777))?;
+    }
+    Ok(())
+}
+
+/// A connection made through the listening socket: `[connecting, accepted]`.
+fn accepted(
+    made: &HashMap<usize, OwnedFd>,
+    listener: usize,
+    client: Option<&Unix>,
+    kind: &Unix,
+) -> Tried<[OwnedFd; 2]> {
+    let listener = made.get(&listener).ok_or(Errno::EINVAL)?;
+    let connecting = fd::socket(libc::AF_UNIX, kind.socket_type | libc::SOCK_CLOEXEC, 0)?;
+    if let Some(local) = client.and_then(|c| c.local.as_ref()) {
+        bind(connecting.as_fd(), &unhex(local).ok_or(Errno::EINVAL)?)?;
+    }
+    let address = nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(
+        std::os::fd::AsRawFd::as_raw_fd(listener),
+    )?;
+    nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&connecting), &address)?;
+    Ok([connecting, fd::accept(listener.as_fd())?])
+}
+
+/// Options of pairs, what is under way, connections of datagram sockets, ends that are shut.
+fn finish(
+    all: &[(usize, &Unix)],
+    made: &HashMap<usize, OwnedFd>,
+    closed: &HashMap<usize, OwnedFd>,
+) -> std::result::Result<(), (usize, Trouble)> {
+    for (index, unix) in all {
+        let Some(socket) = made.get(index) else { continue };
+        let pair = paired(all, *index, unix);
+        if pair {
+            sockets::options(socket, &unix.options).map_err(|e| (*index, e))?;
+        }
+        let far = if pair {
+            unix.peer.and_then(|peer| made.get(&peer)).or_else(|| closed.get(index))
+        } else {
+            None
+        };
+        for message in &unix.queue {
+            let bytes = unhex(message).ok_or((*index, Trouble::from(Errno::EINVAL)))?;
+            say(far, socket, unix, &bytes).map_err(|e| (*index, e))?;
+        }
+    }
+    for (index, unix) in all {
+        let Some(socket) = made.get(index) else { continue };
+        let target = unix.peer.and_then(|peer| all.iter().find(|(i, _)| *i == peer));
+        if !paired(all, *index, unix)
+            && let Some(local) = target.and_then(|(_, u)| u.local.as_deref()).and_then(unhex)
+        {
+            fd::connect(socket.as_fd(), &local).map_err(|e| (*index, e.into()))?;
+        }
+        let how = match unix.shutdown & 3 {
+            0 => continue,
+            n => n as i32 - 1,
+        };
+        fd::shutdown(socket.as_fd(), how).map_err(|e| (*index, e.into()))?;
+    }
+    Ok(())
+}
+
+/// Sends to a socket what it has not read yet.
+fn say(far: Option<&OwnedFd>, socket: &OwnedFd, unix: &Unix, bytes: &[u8]) -> Tried<()> {
+    let stranger;
+    let from = match far {
+        Some(far) => far,
+        None => {
+            stranger = fd::socket(libc::AF_UNIX, unix.socket_type | libc::SOCK_CLOEXEC, 0)?;
+            let address = nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(
+                std::os::fd::AsRawFd::as_raw_fd(socket),
+            )?;
+            nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&stranger), &address)?;
+            &stranger
+        }
+    };
+    let mut rest = bytes;
+    loop {
+        let n = fd::send(from.as_fd(), rest)?;
+        rest = rest.get(n..).unwrap_or_default();
+        if rest.is_empty() {
+            return Ok(());
+        }
+    }
+}

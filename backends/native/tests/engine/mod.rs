@@ -1,0 +1,183 @@
+//! Running the engine as a program, as init does inside a container: by the host's loader, in user, pid and mount
+//! namespaces of its own. Whatever a test does there is a function of the test's own program, started anew inside.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a test's own output and its own directory"
+)]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Names the directory with the engine, its libraries and the test's program, for what runs inside.
+const DIRECTORY: &str = "STASIS_NATIVE_TEST_DIR";
+/// An ordinary user, whoever that is.
+const USER: u32 = 1001;
+
+/// Runs the ignored test of this name inside, as the user who runs the tests and, for root, also as an ordinary one.
+pub fn inside(test: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    prepare(directory.path());
+    run(directory.path(), test, None);
+    if nix::unistd::geteuid().is_root() {
+        run(directory.path(), test, Some(USER));
+    }
+}
+
+fn run(directory: &Path, test: &str, user: Option<u32>) {
+    let work = directory.join("work");
+    fs::create_dir_all(&work).unwrap();
+    let mut command = Command::new("unshare");
+    command.args([
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--mount",
+        "--ipc",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]);
+    command.arg(directory.join("test"));
+    command.args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"]);
+    command.env(DIRECTORY, directory).current_dir(&work).stdin(Stdio::null());
+    if let Some(user) = user {
+        command.uid(user).gid(user);
+        nix::unistd::chown(&work, Some(user.into()), Some(user.into())).unwrap();
+    }
+    let out = command.output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{test} as {user:?}: {}\n{said}", out.status);
+    assert!(said.contains("1 passed"), "{test} did not run inside:\n{said}");
+    println!("{said}");
+    fs::remove_dir_all(&work).unwrap();
+}
+
+/// Loader, C library and engine side by side, as the backend binds them into a container.
+fn prepare(directory: &Path) {
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let mapped = |name: &str| {
+        let path = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|p| p.ends_with(name));
+        PathBuf::from(path.unwrap_or_else(|| panic!("{name} is not mapped")))
+    };
+    let loader = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|p| p.contains("/ld-"));
+    let own = std::env::current_exe().unwrap();
+    let engine = own.parent().unwrap().join("libstasis_native.so");
+    let engine =
+        if engine.exists() { engine } else { own.ancestors().nth(2).unwrap().join("libstasis_native.so") };
+    for (from, to) in [
+        (PathBuf::from(loader.unwrap()), "loader"),
+        (mapped("/libc.so.6"), "libc.so.6"),
+        (mapped("/libgcc_s.so.1"), "libgcc_s.so.1"),
+        (engine, "engine.so"),
+        (own, "test"),
+    ] {
+        fs::copy(&from, directory.join(to)).unwrap();
+        fs::set_permissions(directory.join(to), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+fn directory() -> PathBuf {
+    PathBuf::from(std::env::var_os(DIRECTORY).expect("this part of a test runs inside namespaces"))
+}
+
+/// The engine with these arguments.
+pub fn engine<S: AsRef<OsStr>>(arguments: &[S]) -> Command {
+    let directory = directory();
+    let mut command = Command::new(directory.join("loader"));
+    command.arg("--library-path").arg(&directory).arg(directory.join("engine.so")).args(arguments);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A capture of the tree below this pid into an empty directory.
+pub fn dump(pid: u32, image: &Path, more: &[&str]) -> Output {
+    if image.exists() {
+        fs::remove_dir_all(image).unwrap();
+    }
+    fs::create_dir(image).unwrap();
+    let pid = pid.to_string();
+    let mut arguments = vec!["dump", "--pid", &pid, "--dir", image.to_str().unwrap()];
+    arguments.extend(more);
+    engine(&arguments).output().unwrap()
+}
+
+/// What a capture that succeeded reports.
+pub fn report(out: &Output) -> serde_json::Value {
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+/// What a failed command says: its error and the reasons.
+pub fn refusal(out: &Output) -> String {
+    assert_eq!(out.status.code(), Some(1), "{}", String::from_utf8_lossy(&out.stdout));
+    let error: serde_json::Value = serde_json::from_slice(&out.stderr).unwrap();
+    let why: Vec<&str> = error["why"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+    format!("{}: {}: {}", error["kind"].as_str().unwrap(), error["what"].as_str().unwrap(), why.join("; "))
+}
+
+/// What an image says.
+pub fn core(image: &Path) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(image.join("core.json")).unwrap()).unwrap()
+}
+
+/// Compiles a subject of tests/subjects into the working directory.
+pub fn compile(name: &str, more: &[&str]) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/subjects").join(format!("{name}.c"));
+    let text = fs::read(&source).unwrap();
+    let copy = PathBuf::from(format!("{name}.c"));
+    fs::write(&copy, text).unwrap();
+    let program = std::env::current_dir().unwrap().join(name);
+    let out =
+        Command::new("gcc").args(["-O1", "-w", "-o"]).arg(&program).arg(&copy).args(more).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    program
+}
+
+/// Starts a subject in a session of its own, without any descriptor of ours; its output goes to a file.
+pub fn start(program: &Path, arguments: &[&str], output: &Path) -> Subject {
+    let file = fs::File::options().create(true).append(true).open(output).unwrap();
+    // Whatever the tests themselves were started with has no business in the subject.
+    let close =
+        "for n in /proc/self/fd/*; do n=${n##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done; exec \"$@\"";
+    let mut command = Command::new("setsid");
+    command.args(["bash", "-c", close, "bash"]).arg(program).args(arguments);
+    command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+    Subject(command.spawn().unwrap())
+}
+
+/// A subject; it is killed when this is dropped.
+pub struct Subject(pub Child);
+
+impl Subject {
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub fn running(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Looks again and again until something holds.
+pub fn soon(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < until, "{what}: not within 30 seconds");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,93 @@
+//! Where memory is limited a copy might end the application: it is saved while it stands still then.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
+
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
+mod engine;
+
+use engine::{dump, inside, report, soon, start};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A memory cgroup of its own with this limit, by either version; removed when this is dropped.
+struct Group(PathBuf);
+
+impl Group {
+    fn new(limit: u64) -> Result<Self, String> {
+        let name = format!("stasis-native-{}", fs::read_link("/proc/self/ns/pid").unwrap().display());
+        let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+        for (root, file) in
+            [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
+        {
+            let directory = Path::new(root).join(&name);
+            if fs::create_dir(&directory).is_err() {
+                continue;
+            }
+            let group = Self(directory);
+            if fs::write(group.0.join(file), limit.to_string()).is_ok() {
+                return Ok(group);
+            }
+        }
+        Err("no memory cgroup can be made here".to_owned())
+    }
+
+    fn enter(&self, pid: u32) {
+        fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn no_copy_is_made_that_may_not_fit() {
+    inside("limit_inside");
+}
+
+/// It writes to all of its memory again and again: every page of a copy would be one more page.
+#[test]
+#[ignore = "run by no_copy_is_made_that_may_not_fit inside namespaces"]
+fn limit_inside() {
+    let script = "import mmap, time\n\
+                  m = mmap.mmap(-1, 100 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n\
+                  data = bytes(range(256)) * (1 << 12)\n\
+                  print('begins', flush=True)\n\
+                  time.sleep(0.5)\n\
+                  while True:\n\
+                  \x20   for i in range(100): m[i << 20:(i + 1) << 20] = data\n\
+                  \x20   print('round', flush=True)\n";
+    let here = std::env::current_dir().unwrap();
+    fs::write(here.join("writes.py"), script).unwrap();
+    let output = here.join("out");
+    let said = |word: &str| fs::read_to_string(&output).unwrap_or_default().matches(word).count();
+    let mut subject = start(Path::new("/usr/bin/python3"), &["writes.py"], &output);
+    let group = Group::new(180 << 20);
+    soon("it begins", || said("begins") > 0);
+    if let Ok(group) = &group {
+        // With the engine, which sees the limit then.
+        group.enter(subject.pid());
+        group.enter(std::process::id());
+    }
+    soon("its memory is there", || said("round") > 1);
+    let image = here.join("image");
+    let copied = report(&dump(subject.pid(), &image, &["--fork"]));
+    let told = report(&dump(subject.pid(), &image, &["--fork", "--room", "20000000"]));
+    let before = said("round");
+    soon("it runs on", || {
+        assert!(subject.running(), "the application was killed");
+        said("round") > before + 1
+    });
+    let why = told["why_plain"].as_str().unwrap();
+    assert!(why.starts_with("the job's memory limit leaves "), "{told}");
+    match &group {
+        Ok(_) => assert_eq!(copied["mode"], "plain", "{copied}"),
+        Err(why) => println!("without a limit of the kernel's: {why}"),
+    }
+    drop(subject);
+    if let Ok(group) = group {
+        fs::write(group.0.parent().unwrap().join("cgroup.procs"), std::process::id().to_string()).unwrap();
+    }
+}

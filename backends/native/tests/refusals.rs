@@ -1,0 +1,231 @@
+//! What cannot be saved is refused by name, and the application runs on.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
+
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
+mod engine;
+
+use engine::{dump, engine, inside, refusal, soon, start};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A python script that ends up waiting, and what is said of it. `P` stands for its pid, `N` for other numbers.
+const SCRIPTS: [(&str, &str); 20] = [
+    (
+        "import socket\n\
+         l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a, _ = l.accept()",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: it is a TCP connection to 127.0.0.1:N; \
+         the other side would not know of the restart; \
+         descriptor N of process P: socket:[N] cannot be saved either: it is a TCP connection to 127.0.0.1:N; \
+         the other side would not know of the restart",
+    ),
+    (
+        "import socket\n\
+         l = socket.create_server(('127.0.0.1', 0)); c = socket.socket(); c.setblocking(False)\n\
+         try: c.connect(l.getsockname())\n\
+         except BlockingIOError: pass\n\
+         import os; os.close(c.detach())",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: N connections wait to be accepted",
+    ),
+    (
+        "import socket, array\n\
+         a, b = socket.socketpair(); a.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [0]))])",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
+         descriptors or credentials that were sent wait in it",
+    ),
+    (
+        "import ctypes; f = ctypes.CDLL(None).inotify_init()",
+        "unsupported: descriptor N of process P: anon_inode:inotify cannot be saved: \
+         the engine does not know descriptors of the kind inotify",
+    ),
+    (
+        "import ctypes; f = ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(256)); assert f >= 0",
+        "unsupported: descriptor N of process P: anon_inode:[io_uring] cannot be saved: \
+         the engine does not know descriptors of the kind io_uring",
+    ),
+    (
+        "import ctypes; f = ctypes.CDLL(None).syscall(323, 1); assert f >= 0",
+        "unsupported: descriptor N of process P: anon_inode:[userfaultfd] cannot be saved: \
+         the engine does not know descriptors of the kind userfaultfd",
+    ),
+    (
+        "import os; f = os.open('first', os.O_RDWR | os.O_CREAT); os.link('first', 'second'); os.unlink('first')",
+        "unsupported: descriptor N of process P: HERE/first (deleted) cannot be saved: \
+         the name under which it was opened is gone, and it has another one",
+    ),
+    (
+        "f = open('/proc/self/stat')",
+        "unsupported: descriptor N of process P: /proc/P/stat cannot be saved: files of /proc describe what runs now",
+    ),
+    (
+        "import socket\n\
+         l = socket.socket(socket.AF_UNIX); l.bind('unix'); l.listen()\n\
+         c = socket.socket(socket.AF_UNIX); c.connect('unix')",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: N connections wait to be accepted",
+    ),
+    (
+        "import ctypes\n\
+         c = ctypes.CDLL(None); c.shmat.restype = ctypes.c_void_p\n\
+         i = c.shmget(0, 4096, 0o1600); assert c.shmat(i, None, 0) > 0; c.shmctl(i, 0, None)",
+        "unsupported: System V shared memory cannot be saved: they belong to no process and would be lost; \
+         mapping N of process P: /SYSVN (deleted) cannot be saved either: shared memory of System V",
+    ),
+    (
+        "import os\n\
+         r, w = os.pipe()\n\
+         if os.fork() == 0:\n\
+         \x20   os.setsid()\n\
+         \x20   if os.fork() == 0:\n        import time; time.sleep(1000)\n\
+         \x20   os._exit(0)\n\
+         os.wait()",
+        "unsupported: python3 (pid N) cannot be saved: its parent ended, or it was started beside the application: \
+         only the application's own tree is saved",
+    ),
+    (
+        "import ctypes, struct\n\
+         c = ctypes.CDLL(None); c.prctl(38, 1, 0, 0, 0)\n\
+         code = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 0x7fff0000))\n\
+         p = ctypes.create_string_buffer(struct.pack('HxxxxxxQ', 1, ctypes.addressof(code)))\n\
+         assert c.prctl(22, 2, p) == 0",
+        "unsupported: python3 (pid P) cannot be saved: \
+         it runs under a seccomp filter, which cannot be read and would be lost",
+    ),
+    (
+        "import os, pty\n\
+         m, s = pty.openpty(); os.write(s, b'text')",
+        "unsupported: descriptor N of process P: /dev/ptmx cannot be saved: \
+         text waits in the terminal that nobody has read",
+    ),
+    (
+        "import ctypes; assert ctypes.CDLL(None).unshare(0x04000000) == 0",
+        "unsupported: python3 (pid P) cannot be saved: it has a uts namespace of its own",
+    ),
+    (
+        "import os; os.mkdir('root'); os.chroot('root')",
+        "unsupported: python3 (pid P) cannot be saved: its root directory is another one",
+    ),
+    (
+        "import os, threading\n\
+         def child():\n    while True: time.sleep(1)\n\
+         import ctypes, time\n\
+         threading.Thread(target=child).start(); print('ready', flush=True)\n\
+         ctypes.CDLL(None).syscall(60, 0)",
+        "unsupported: python3 (pid P) cannot be saved: its main thread has ended while others run on",
+    ),
+    (
+        "import os, tempfile; d = tempfile.mkdtemp(dir='.'); os.rename(d, 'was'); os.chdir('was'); os.rmdir('../was')",
+        "unsupported: python3 (pid P) cannot be saved: its working directory HERE/was (deleted) is gone or was replaced",
+    ),
+    (
+        "import ctypes; f = ctypes.CDLL(None).mq_open(b'/queue', 0o102, 0o600, None); assert f >= 0",
+        "unsupported: descriptor N of process P: /queue cannot be saved: \
+         it cannot be found under that name: No such file or directory (os error N)",
+    ),
+    (
+        "import ctypes; i = ctypes.CDLL(None).semget(0, 1, 0o1600); assert i >= 0\n\
+         import atexit, signal, sys; atexit.register(lambda: ctypes.CDLL(None).semctl(i, 0, 0)); signal.signal(15, lambda *a: sys.exit())",
+        "unsupported: System V semaphores cannot be saved: they belong to no process and would be lost",
+    ),
+    (
+        "import os\n\
+         p = os.pidfd_open(1)",
+        "unsupported: descriptor N of process P: anon_inode:[pidfd] cannot be saved: \
+         the process that it stands for has ended or is no part of the application",
+    ),
+];
+
+/// Numbers that differ from run to run become N.
+fn plain(text: &str, pid: u32) -> String {
+    let here = std::env::current_dir().unwrap();
+    let text = text.replace(here.to_str().unwrap(), "HERE").replace("127.0.0.1", "LOOPBACK");
+    let text = text.replace("/SYSV00000000", "/SYSVN");
+    let mut plain = String::new();
+    let mut word = String::new();
+    for letter in text.chars().chain(['\n']) {
+        if letter.is_ascii_alphanumeric() {
+            word.push(letter);
+            continue;
+        }
+        let number = word.bytes().next().is_some_and(|b| b.is_ascii_digit()) || word.len() == 12;
+        let hex = number && word.bytes().all(|b| b.is_ascii_hexdigit());
+        match word.as_str() {
+            own if own == pid.to_string() => plain.push('P'),
+            _ if hex => plain.push('N'),
+            other => plain.push_str(other),
+        }
+        word.clear();
+        plain.push(letter);
+    }
+    plain.trim_end().replace("LOOPBACK", "127.0.0.1")
+}
+
+fn here(name: &str) -> PathBuf {
+    std::env::current_dir().unwrap().join(name)
+}
+
+#[test]
+fn everything_else_is_refused_by_name() {
+    inside("refusals_inside");
+}
+
+#[test]
+#[ignore = "run inside namespaces"]
+fn refusals_inside() {
+    for (number, (script, expected)) in SCRIPTS.iter().enumerate() {
+        let (path, output) = (here(&format!("{number}.py")), here(&format!("{number}.out")));
+        fs::write(
+            &path,
+            format!("{script}\nprint('ready', flush=True)\nimport time\nwhile True: time.sleep(0.01)\n"),
+        )
+        .unwrap();
+        let mut subject = start(Path::new("/usr/bin/python3"), &[path.to_str().unwrap()], &output);
+        soon("the script is ready", || {
+            let said = fs::read_to_string(&output).unwrap();
+            assert!(subject.running(), "{script}\n{said}");
+            said.contains("ready")
+        });
+        for mode in ["--fork", "--plain"] {
+            let out = dump(subject.pid(), &here("image"), &[mode]);
+            assert!(!out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stdout));
+            assert_eq!(plain(&refusal(&out), subject.pid()), *expected, "{script}");
+            assert!(!here("image/core.json").exists());
+        }
+        assert!(subject.running());
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(subject.pid()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        subject.0.wait().unwrap();
+        end_children();
+    }
+}
+
+/// What the scripts started and left is ended; we are their init.
+fn end_children() {
+    let own = std::process::id();
+    let pids =
+        fs::read_dir("/proc").unwrap().filter_map(|e| e.unwrap().file_name().to_str()?.parse::<i32>().ok());
+    for pid in pids.filter(|pid| *pid > 1 && u32::try_from(*pid).unwrap() != own) {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(pid, None);
+    }
+}
+
+#[test]
+fn a_pipe_to_the_outside_is_told_before_anything_is_stopped() {
+    inside("pipe_inside");
+}
+
+#[test]
+#[ignore = "run inside namespaces"]
+fn pipe_inside() {
+    let mut child =
+        std::process::Command::new("sleep").arg("1000").stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let pid = child.id().to_string();
+    let out = engine(&["examine", "--pid", &pid]).output().unwrap();
+    let findings: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let pipe = findings.as_array().unwrap().iter().find(|finding| finding["kind"] == "pipe").unwrap();
+    assert_eq!(pipe["why"], "the other end of the pipe is held outside of the application");
+    assert_eq!(pipe["severity"], "fatal");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

@@ -1,0 +1,298 @@
+//! What was saved comes back in other namespaces, again and again, and checks itself.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
+mod engine;
+
+use engine::{compile, dump, engine, inside, refusal, report, soon, start};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// What a round is told: the program or the image to begin with, and the words for it.
+const ROUND: &str = "STASIS_NATIVE_TEST_ROUND";
+/// The pid of the subject.
+const PID: u32 = 100;
+
+fn here(name: &str) -> PathBuf {
+    std::env::current_dir().unwrap().join(name)
+}
+
+/// Pid and mount namespaces of their own, in which this program runs a part of a test.
+fn apart(part: &str, words: &[&str]) -> Output {
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]);
+    command.arg(std::env::current_exe().unwrap());
+    command.args(["--exact", part, "--ignored", "--nocapture", "--test-threads=1"]);
+    command.env(ROUND, words.join("\n")).stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+fn passed(out: &Output) -> String {
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && said.contains("1 passed"), "{said}");
+    said
+}
+
+fn words() -> Vec<String> {
+    std::env::var(ROUND).unwrap().split('\n').map(str::to_owned).collect()
+}
+
+fn next_pid(pid: u32) {
+    fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
+}
+
+fn said(output: &Path) -> String {
+    fs::read_to_string(output).unwrap_or_default()
+}
+
+/// The subject is well: it says so this many times more, and nothing else.
+fn well(output: &Path, before: usize, times: usize) {
+    soon("it is well", || {
+        let said = said(output);
+        assert!(!said.contains("bad"), "{said}");
+        said.matches("ok").count() >= before + times
+    });
+}
+
+fn times(output: &Path) -> usize {
+    said(output).matches("ok").count()
+}
+
+fn restore(image: &Path, how: &str) -> Output {
+    // Nobody else takes a pid of the subject.
+    next_pid(5000);
+    engine(&["restore", "--dir", image.to_str().unwrap(), "--pid-file", "root-pid", how]).output().unwrap()
+}
+
+/// Started or brought back, it is well; then it is saved.
+fn round(from: Option<&str>, program: &Path, signal: &str, [how, mode]: [&str; 2], to: &str) {
+    let words = [from.unwrap_or(""), program.to_str().unwrap(), signal, how, mode, to];
+    passed(&apart("round_inside", &words));
+}
+
+#[test]
+#[ignore = "run inside namespaces"]
+fn round_inside() {
+    let words = words();
+    let [from, program, signal, how, mode, to] = words.as_slice() else { panic!("{words:?}") };
+    let output = here("output");
+    let _subject = if from.is_empty() {
+        fs::create_dir_all(here("files")).unwrap();
+        next_pid(PID);
+        let subject = start(Path::new(program), &[here("files").to_str().unwrap()], &output);
+        soon("it is ready", || said(&output).contains("ready"));
+        Some(subject)
+    } else {
+        let out = restore(&here(from), how);
+        let told = report(&out);
+        assert_eq!(told["mode"], how.trim_start_matches('-'), "{told}");
+        assert_eq!(fs::read_to_string("root-pid").unwrap(), format!("{PID}\n"));
+        None
+    };
+    if signal.is_empty() {
+        well(&output, times(&output), 2);
+    } else if signal == "-" {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    } else if !from.is_empty() {
+        for signal in signal.split(' ') {
+            let before = times(&output);
+            let status = Command::new("kill").args([signal, &PID.to_string()]).status().unwrap();
+            assert!(status.success());
+            well(&output, before, 1);
+        }
+    }
+    if !to.is_empty() {
+        // An earlier capture leaves calls that continue others.
+        for image in ["image-before", to] {
+            soon("nothing is under way in a terminal", || {
+                let out = dump(PID, &here(image), &[mode]);
+                let waits = String::from_utf8_lossy(&out.stderr).contains("that nobody has read");
+                !waits && report(&out).is_object()
+            });
+        }
+    }
+}
+
+/// Three generations, each in namespaces of its own.
+fn generations(program: &Path, signal: &str, how: &[[&str; 2]]) {
+    let _ = fs::remove_file(here("output"));
+    round(None, program, signal, ["--copy", "--fork"], "image-0");
+    for (number, words) in how.iter().enumerate() {
+        let [from, to] = [format!("image-{number}"), format!("image-{}", number + 1)];
+        round(Some(&from), program, signal, *words, &to);
+    }
+}
+
+const ALL: [[&str; 2]; 4] =
+    [["--map", "--fork"], ["--copy", "--plain"], ["--map", "--plain"], ["--copy", "--fork"]];
+
+#[test]
+fn nearly_everything_comes_back() {
+    inside("nearly_everything_inside");
+}
+
+#[test]
+#[ignore = "run inside namespaces"]
+fn nearly_everything_inside() {
+    generations(&compile("many", &["-pthread"]), "", &ALL);
+}
+
+#[test]
+fn registers_come_back() {
+    inside("registers_inside");
+}
+
+#[test]
+#[ignore = "run inside namespaces"]
+fn registers_inside() {
+    generations(&compile("registers", &[]), "", &ALL);
+    generations(&compile("registers", &["-static"]), "", &ALL[..2]);
+}
+
+#[test]
+fn sockets_keep_what_is_under_way() {
+    inside("sockets_inside");
+}
+
+#[test]
+#[ignore = "run inside namespaces"]
+fn sockets_inside() {
+    generations(&compile("sockets", &[]), "", &ALL[..2]);
+}
+
+#[test]
+fn terminals_keep_their_sessions() {
+    inside("terminals_inside");
+}
+
+#[test]
+#[ignore = "run inside namespaces"]
+fn terminals_inside() {
+    generations(&compile("terminal", &["-lutil"]), "", &ALL[..2]);
+}
+
+#[test]
+fn calls_that_wait_go_on_waiting() {
+    inside("waits_inside");
+}
+
+#[test]
+#[ignore = "run inside namespaces"]
+fn waits_inside() {
+    let program = compile("waits", &["-pthread"]);
+    let _ = fs::remove_file(here("output"));
+    round(None, &program, "-", ["--copy", "--fork"], "image-0");
+    round(Some("image-0"), &program, "-", ["--map", "--fork"], "image-1");
+    round(Some("image-1"), &program, "-USR1", ["--copy", "--fork"], "");
+}
+
+#[test]
+fn memory_grows_and_is_given_back_as_before() {
+    inside("memory_inside");
+}
+
+#[test]
+#[ignore = "run inside namespaces"]
+fn memory_inside() {
+    let program = compile("memory", &[]);
+    generations(&program, "-USR1 -USR2", &[["--copy", "--fork"], ["--copy", "--plain"]]);
+    // A mapped image does not stand for what is given back; for what grows it does.
+    generations(&program, "-USR1", &[["--map", "--fork"], ["--map", "--plain"]]);
+}
+
+/// A restore that fails: what it says, and nothing is left of it.
+fn fails(part: &str) -> String {
+    let said = passed(&apart("failing_inside", &[part]));
+    let told: Vec<&str> = said.lines().filter_map(|line| Some(line.split_once("told: ")?.1)).collect();
+    let work = std::env::current_dir().unwrap();
+    told.join("\n").replace(work.to_str().unwrap(), "WORK")
+}
+
+#[test]
+#[ignore = "run inside namespaces"]
+fn failing_inside() {
+    let words = words();
+    let image = here("broken");
+    let mut other = None;
+    if words[0] == "taken" {
+        next_pid(PID);
+        other = Some(Command::new("sleep").arg("100").spawn().unwrap());
+        assert_eq!(other.as_ref().map(std::process::Child::id), Some(PID));
+    }
+    println!("told: {}", refusal(&restore(&image, "--copy")));
+    // Killed, but nobody's that waits for it here.
+    let ends = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ") || stat.contains("(sleep)")
+    };
+    let pids = || {
+        let names = fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().into_string().ok());
+        names.filter_map(|name| name.parse::<u32>().ok()).filter(|pid| *pid > 1)
+    };
+    soon("nothing is left", || pids().all(ends));
+    assert!(!here("root-pid").exists());
+    if let Some(mut other) = other {
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
+}
+
+#[test]
+fn what_cannot_come_back_is_told_and_nothing_is_left() {
+    inside("broken_inside");
+}
+
+#[test]
+#[ignore = "run inside namespaces"]
+fn broken_inside() {
+    let program = compile("many", &["-pthread"]);
+    let _ = fs::remove_file(here("output"));
+    round(None, &program, "", ["--copy", "--fork"], "image-0");
+    let core = fs::read_to_string("image-0/core.json").unwrap();
+    let fresh = |text: &str| {
+        let remove_and_copy = "rm -rf broken && cp -a image-0 broken";
+        let out = Command::new("sh").args(["-c", remove_and_copy]).output().unwrap();
+        assert!(out.status.success());
+        fs::write("broken/core.json", text).unwrap();
+    };
+    let mut told = Vec::new();
+    let mut tell = |text: &str, change: &dyn Fn(), part: &str| {
+        fresh(text);
+        change();
+        told.push(fails(part));
+    };
+    tell(&core, &|| {}, "taken");
+    tell(&core[..20], &|| {}, "");
+    tell(&core.replacen("\"format\":1", "\"format\":2", 1), &|| {}, "");
+    tell(&core, &|| fs::remove_file("broken/pages-100.img").unwrap(), "");
+    tell(
+        &core,
+        &|| fs::File::options().write(true).open("broken/pages-100.img").unwrap().set_len(0).unwrap(),
+        "",
+    );
+    tell(&core.replace("\"cwd\":\"/usr\"", "\"cwd\":\"/not/there\""), &|| {}, "");
+    tell(&core.replace("files/twin", "files/not-there"), &|| {}, "");
+    let out = Command::new("touch").arg(&program).output().unwrap();
+    assert!(out.status.success());
+    tell(&core, &|| {}, "");
+    let digits = |text: String| {
+        let mut last = false;
+        let kept = text.chars().filter_map(|c| {
+            let again = std::mem::replace(&mut last, c.is_ascii_digit());
+            if c.is_ascii_digit() { (!again).then_some('N') } else { Some(c) }
+        });
+        kept.collect::<String>()
+    };
+    insta::assert_snapshot!(digits(told.join("\n")), @r"
+    failed: cannot make a process with pid N: another process of the container has this pid
+    damaged: the image's core.json cannot be understood: EOF while parsing an object at line N column N
+    unsupported: the image cannot be understood: it has format N, and this engine reads N
+    damaged: the image's pages-N.img cannot be opened: No such file or directory (os error N)
+    damaged: the image's pages-N.img is too short: N bytes of at least N
+    failed: cannot rebuild process N: its working directory /not/there: No such file or directory
+    failed: cannot bring back descriptor N of subject (pid N), the file WORK/files/not-there: No such file or directory
+    unsupported: the file WORK/many cannot be mapped again: it was written to since
+    ");
+}

@@ -1,0 +1,124 @@
+// Unix sockets of every kind with messages under way, TCP and UDP sockets, a FIFO. "ok", or "bad WHAT".
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static int listener, client, server, bound, talker, orphan, half[2], hidden, tcp, tcp6, udp, udp_peer, fifo_read, fifo_write, path_fd;
+static char name[256], other[256];
+
+#define CHECK(what, condition) do { if (!(condition)) { printf("bad %s (errno %d)\n", what, errno); bad = 1; } } while (0)
+
+static struct sockaddr_un at(const char *path) { struct sockaddr_un a = { .sun_family = AF_UNIX }; strncpy(a.sun_path, path, sizeof a.sun_path - 1); return a; }
+static int make(int type, const char *path)
+{
+    int fd = socket(AF_UNIX, type, 0);
+    if (path) {
+        struct sockaddr_un a = at(path);
+        unlink(path);
+        if (bind(fd, (void *)&a, sizeof a))
+            exit(3);
+    }
+    return fd;
+}
+static int to(int fd, const char *path) { struct sockaddr_un a = at(path); return connect(fd, (void *)&a, sizeof a); }
+
+static int look(void)
+{
+    int bad = 0, value, pair[2];
+    char text[64] = "";
+    socklen_t length = sizeof value;
+    CHECK("accepted", recv(server, text, 64, 0) == 5 && !memcmp(text, "hello", 5) && send(client, "hello", 5, 0) == 5);
+    CHECK("answer", recv(client, text, 64, MSG_DONTWAIT) == 3 && send(server, "yes", 3, 0) == 3);
+    struct sockaddr_un address = { 0 };
+    socklen_t size = sizeof address;
+    CHECK("name", !getsockname(server, (void *)&address, &size) && !strcmp(address.sun_path, name));
+    int late = make(SOCK_STREAM, 0), got;
+    CHECK("listening", !to(late, name) && (got = accept(listener, 0, 0)) >= 0 && !close(got));
+    close(late);
+    CHECK("datagrams", recv(bound, text, 64, 0) == 3 && !memcmp(text, "one", 3) && recv(bound, text, 64, 0) == 5);
+    CHECK("datagrams on", send(talker, "one", 3, 0) == 3 && send(talker, "later", 5, 0) == 5);
+    CHECK("orphan", recv(orphan, text, 64, MSG_PEEK) == 4 && !memcmp(text, "last", 4) && send(orphan, "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE);
+    CHECK("half", recv(half[0], text, 64, 0) == 0 && send(half[0], "x", 1, 0) == 1 && recv(half[1], text, 64, 0) == 1);
+    CHECK("hidden", (late = make(SOCK_SEQPACKET, 0)) >= 0);
+    struct sockaddr_un abstract = { AF_UNIX, "\0stasis-hidden" };
+    abstract.sun_path[20] = (char)getpid();
+    CHECK("hidden", !connect(late, (void *)&abstract, sizeof(sa_family_t) + 21) && (got = accept(hidden, 0, 0)) >= 0 && !close(got));
+    close(late);
+    CHECK("tcp", !getsockopt(tcp, SOL_SOCKET, SO_ACCEPTCONN, &value, &length) && value);
+    CHECK("no delay", !getsockopt(tcp, IPPROTO_TCP, TCP_NODELAY, &value, &length) && value);
+    CHECK("reuse", !getsockopt(tcp, SOL_SOCKET, SO_REUSEADDR, &value, &length) && !value);
+    CHECK("non blocking", fcntl(tcp, F_GETFL) & O_NONBLOCK);
+    if (tcp6 >= 0)
+        CHECK("six only", !getsockopt(tcp6, IPPROTO_IPV6, IPV6_V6ONLY, &value, &length) && value);
+    struct sockaddr_in mine;
+    size = sizeof mine;
+    CHECK("udp", !getsockname(udp, (void *)&mine, &size) && mine.sin_port && send(udp_peer, "x", 1, 0) == 1 && recv(udp, text, 64, 0) == 1);
+    CHECK("fifo", read(fifo_read, text, 64) == 5 && !memcmp(text, "queue", 5) && write(fifo_write, text, 5) == 5);
+    struct stat about;
+    CHECK("path only", !fstat(path_fd, &about) && S_ISDIR(about.st_mode) && fcntl(path_fd, F_GETFL) & O_PATH);
+    CHECK("pairs still work", !socketpair(AF_UNIX, SOCK_STREAM, 0, pair) && !close(pair[0]) && !close(pair[1]));
+    return bad;
+}
+
+int main(int count, char **words)
+{
+    if (count < 2)
+        return 2;
+    setvbuf(stdout, 0, _IOLBF, 0);
+    int pair[2], on = 1;
+    snprintf(name, sizeof name, "%s/listener", words[1]);
+    snprintf(other, sizeof other, "%s/datagrams", words[1]);
+    listener = make(SOCK_STREAM, name);
+    listen(listener, 5);
+    client = make(SOCK_STREAM, 0);
+    if (to(client, name) || (server = accept(listener, 0, 0)) < 0 || send(client, "hello", 5, 0) != 5 || send(server, "yes", 3, 0) != 3)
+        return 3;
+    bound = make(SOCK_DGRAM, other);
+    talker = make(SOCK_DGRAM, 0);
+    if (to(talker, other) || send(talker, "one", 3, 0) != 3 || send(talker, "later", 5, 0) != 5 || socketpair(AF_UNIX, SOCK_STREAM, 0, pair) || send(pair[0], "last", 4, 0) != 4)
+        return 3;
+    orphan = pair[1];
+    close(pair[0]);
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, half) || shutdown(half[1], SHUT_WR))
+        return 3;
+    struct sockaddr_un abstract = { AF_UNIX, "\0stasis-hidden" };
+    abstract.sun_path[20] = (char)getpid();
+    hidden = make(SOCK_SEQPACKET, 0);
+    if (bind(hidden, (void *)&abstract, sizeof(sa_family_t) + 21) || listen(hidden, 2))
+        return 3;
+    struct sockaddr_in here = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
+    tcp = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    setsockopt(tcp, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (bind(tcp, (void *)&here, sizeof here) || listen(tcp, 7))
+        return 3;
+    tcp6 = socket(AF_INET6, SOCK_STREAM, 0);
+    struct sockaddr_in6 six = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT };
+    setsockopt(tcp6, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
+    if (bind(tcp6, (void *)&six, sizeof six) || listen(tcp6, 1))
+        tcp6 = -1;
+    udp = socket(AF_INET, SOCK_DGRAM, 0);
+    udp_peer = socket(AF_INET, SOCK_DGRAM, 0);
+    socklen_t size = sizeof here;
+    if (bind(udp, (void *)&here, sizeof here) || getsockname(udp, (void *)&here, &size) || connect(udp_peer, (void *)&here, size))
+        return 3;
+    snprintf(other, sizeof other, "%s/fifo", words[1]);
+    unlink(other);
+    if (mkfifo(other, 0600) || (fifo_read = open(other, O_RDONLY | O_NONBLOCK)) < 0 || (fifo_write = open(other, O_WRONLY)) < 0 || write(fifo_write, "queue", 5) != 5)
+        return 3;
+    path_fd = open(words[1], O_PATH);
+    puts("ready");
+    for (;;) {
+        if (!look())
+            puts("ok");
+        usleep(200000);
+    }
+}

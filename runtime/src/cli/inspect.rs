@@ -1,0 +1,139 @@
+//! `inspect`: what an image says about itself. A SIF file carries that beside its file system, so that nothing
+//! has to be mounted for it.
+
+use crate::cli::images::sources;
+use crate::cli::{Session, images, output, report};
+use crate::error::{Error, Result};
+use crate::image::metadata::Attributes;
+use crate::image::sif::{self, DataType, Sif};
+use crate::image::sif_of;
+use clap::Args;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// A longer document is not an image's.
+const MOST: u64 = 16 << 20;
+
+/// `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Labels; what is shown when nothing is asked for
+    #[arg(short, long)]
+    labels: bool,
+    /// The definition file
+    #[arg(short, long)]
+    deffile: bool,
+    /// The scripts of the environment
+    #[arg(short, long)]
+    environment: bool,
+    /// The help text
+    #[arg(short = 'H', long)]
+    helpfile: bool,
+    /// The runscript
+    #[arg(short, long)]
+    runscript: bool,
+    /// The startscript
+    #[arg(short, long)]
+    startscript: bool,
+    /// The test script
+    #[arg(short, long)]
+    test: bool,
+    /// Everything
+    #[arg(long)]
+    all: bool,
+    /// For programs
+    #[arg(short, long)]
+    json: bool,
+    #[arg(help = concat!("The image: ", sources!()))]
+    image: String,
+}
+
+/// Shows it.
+///
+/// # Errors
+/// The image cannot be read.
+pub fn run(session: &Session, args: &InspectArgs) -> Result<()> {
+    let shown = chosen(args, attributes(session, &args.image)?);
+    // As in Apptainer, everything is a document for programs.
+    if args.json || args.all {
+        return output::json(&shown.to_json());
+    }
+    output::bytes(text(&shown).as_bytes())
+}
+
+fn attributes(session: &Session, given: &str) -> Result<Attributes> {
+    if let Ok(Some((file, sif))) = sif_of(given) {
+        report::verbose(format!("image {given:?} is a SIF file: {}", described(&sif)));
+        if let Some(attributes) = carried(given, &file, &sif)? {
+            return Ok(attributes);
+        }
+    }
+    Ok(Attributes::of(&images::open(session, given, false)?))
+}
+
+fn described(sif: &Sif) -> String {
+    let of = |kind| sif.first(kind).is_some();
+    let system = sif.primary().map_or("none", |(_, partition)| partition.file_system_name());
+    let signed = if of(DataType::Signature) { "signed (not checked)" } else { "not signed" };
+    format!("uuid {}, for {}, root file system {system}, {signed}", sif.uuid, sif::arch_name(&sif.arch))
+}
+
+/// What the file carries for this purpose; older ones carry nothing.
+fn carried(given: &str, file: &File, sif: &Sif) -> Result<Option<Attributes>> {
+    let read = |object: &sif::Descriptor| -> Result<Vec<u8>> {
+        let what = || Error::new(format!("cannot inspect image {given:?}"));
+        if object.size > MOST {
+            return Err(what().because(format!("object {} describes it in {} bytes", object.id, object.size)));
+        }
+        let mut bytes = vec![0; usize::try_from(object.size).unwrap_or(0)];
+        file.read_exact_at(&mut bytes, object.offset).map_err(|e| what().because(&e))?;
+        Ok(bytes)
+    };
+    let document = sif.objects.iter().find(|o| o.kind == DataType::Json && o.name == "inspect-metadata.json");
+    let Some(document) = document else { return Ok(None) };
+    let Ok(mut attributes) = Attributes::from_json(&read(document)?) else {
+        report::warning(format!(
+            "image {given:?} describes itself in words that stasis does not know; its files are asked"
+        ));
+        return Ok(None);
+    };
+    if let (true, Some(deffile)) = (attributes.deffile.is_empty(), sif.first(DataType::Definition)) {
+        attributes.deffile = String::from_utf8_lossy(&read(deffile)?).into_owned();
+    }
+    Ok(Some(attributes))
+}
+
+fn chosen(args: &InspectArgs, all: Attributes) -> Attributes {
+    if args.all {
+        return all;
+    }
+    let others = [args.deffile, args.environment, args.helpfile, args.runscript, args.startscript, args.test];
+    let text = |wanted: bool, text: String| if wanted { text } else { String::new() };
+    Attributes {
+        labels: if args.labels || others == [false; 6] { all.labels } else { Default::default() },
+        environment: if args.environment { all.environment } else { Default::default() },
+        deffile: text(args.deffile, all.deffile),
+        helpfile: text(args.helpfile, all.helpfile),
+        runscript: text(args.runscript, all.runscript),
+        startscript: text(args.startscript, all.startscript),
+        test: text(args.test, all.test),
+    }
+}
+
+fn text(shown: &Attributes) -> String {
+    let mut out = String::new();
+    for part in [&shown.helpfile, &shown.deffile, &shown.runscript, &shown.startscript, &shown.test] {
+        if !part.is_empty() {
+            out.push_str(part);
+            out.push_str(if part.ends_with('\n') { "" } else { "\n" });
+        }
+    }
+    for (path, script) in &shown.environment {
+        out.push_str(&format!("=== {path} ===\n{}\n", script.trim_end()));
+    }
+    for (name, value) in &shown.labels {
+        out.push_str(&format!("{name}: {value}\n"));
+    }
+    // An image is anybody's work: its text may not play tricks with the terminal.
+    out.chars().map(|c| if c == '\n' || c == '\t' { c } else { report::harmless(c) }).collect()
+}

@@ -1,0 +1,315 @@
+//! Images in files: built, inspected, brought into view in each of the three ways, saved and brought back.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::transcript::{self, CRIU, OURS, Words};
+use crate::env::{Env, Who};
+use crate::http::free_port;
+use crate::need::need;
+use crate::running::{Outcome, Run};
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// A place with an image, in which that is reached in one way.
+fn place(who: Who, way: &str, image: &str) -> Outcome<(Env, String)> {
+    let mut env = Env::new(who)?;
+    if who != Who::Myself && way == "fuse" {
+        env.open_fuse()?;
+    }
+    env.set("STASIS_IMAGE_MOUNT", way);
+    let sif = text(&env.sif(image, "image.sif")?);
+    Ok((env, sif))
+}
+
+fn whole(who: Who, way: &str, words: Words) -> Outcome<()> {
+    let (env, sif) = place(who, way, "server")?;
+    let port = free_port()?;
+    transcript::once(&env, Path::new(&sif), words, port, "server")?;
+    assert!(served(&env).is_empty(), "a mount outlived its container: {:?}", env.survivors());
+    env.finish()
+}
+
+/// Processes that serve a mount.
+fn served(env: &Env) -> Vec<String> {
+    env.survivors().into_iter().map(|(_, words)| words).filter(|words| words.contains("squashfuse")).collect()
+}
+
+#[test]
+fn the_transcript_on_a_file_that_the_kernel_mounts() {
+    need!(image, squashfs, loop_devices, dmtcp);
+    whole(Who::Myself, "kernel", OURS).unwrap();
+}
+
+#[test]
+fn the_transcript_on_a_file_through_fuse_as_root() {
+    need!(image, squashfs, fuse, dmtcp);
+    whole(Who::Myself, "fuse", OURS).unwrap();
+}
+
+#[test]
+fn the_transcript_on_a_file_through_fuse_as_an_ordinary_user() {
+    need!(image, squashfs, userns, fuse, dmtcp);
+    whole(Who::User, "fuse", OURS).unwrap();
+}
+
+#[test]
+fn the_transcript_on_a_file_that_is_unpacked() {
+    need!(image, squashfs, userns, dmtcp);
+    whole(Who::User, "unpack", OURS).unwrap();
+}
+
+#[test]
+fn the_transcript_on_a_file_with_criu_as_root() {
+    need!(root, image, squashfs, loop_devices, criu);
+    whole(Who::Myself, "kernel", CRIU).unwrap();
+}
+
+#[test]
+fn the_transcript_on_a_file_through_fuse_with_criu() {
+    need!(image, squashfs, userns, fuse, criu);
+    whole(Who::User, "fuse", CRIU).unwrap();
+}
+
+#[test]
+fn the_transcript_on_a_file_that_is_unpacked_with_criu() {
+    need!(image, squashfs, userns, criu);
+    whole(Who::User, "unpack", CRIU).unwrap();
+}
+
+/// Uid 0 inside is another user, whom a mount through FUSE does not let in.
+#[test]
+fn the_transcript_on_a_file_with_criu_and_subordinate_ids() {
+    need!(image, squashfs, userns, uidmap, fuse, criu);
+    whole(Who::Granted, "fuse", CRIU).unwrap();
+}
+
+/// What a container shows of itself, to be the same in every way.
+fn shows(env: &Env, image: &str) -> Outcome<Run> {
+    let script = "cat /etc/passwd | wc -l | cat; echo $STASIS_TEST_IMAGE; echo /opt/subjects/*; touch /etc/x || echo closed";
+    env.stasis(&["-v", "exec", image, "sh", "-c", script])
+}
+
+#[test]
+fn every_way_shows_the_same() {
+    need!(root, image, squashfs, userns, fuse, loop_devices);
+    for (who, ways) in [(Who::Myself, &["kernel", "fuse", "unpack"][..]), (Who::User, &["fuse", "unpack"])] {
+        let mut seen = Vec::new();
+        for way in ways {
+            let (env, sif) = place(who, way, "small").unwrap();
+            let run = shows(&env, &sif).unwrap();
+            assert_eq!(run.code, 0, "{way}: {}", run.err);
+            assert!(served(&env).is_empty(), "{way}: something outlived the command");
+            let told = ["mounted by the kernel", "mounted through FUSE", "unpacked in"];
+            let says = told[["kernel", "fuse", "unpack"].iter().position(|w| w == way).unwrap()];
+            assert!(run.err.contains(says), "{way}: {}", run.err);
+            assert!(run.out.contains("small\n") && run.out.ends_with("closed\n"), "{way}: {}", run.out);
+            seen.push(run.out);
+            for flags in [&["--writable-tmpfs"][..], &["--fakeroot"], &["--containall"], &["--pid"]] {
+                let words = [&["exec"], flags, &[&sif, "sh", "-c", "echo $STASIS_TEST_IMAGE"]].concat();
+                assert_eq!(env.ok(&words).unwrap().out, "small\n", "{way} {flags:?}");
+            }
+            env.finish().unwrap();
+        }
+        assert!(seen.windows(2).all(|pair| pair[0] == pair[1]), "{seen:?}");
+    }
+}
+
+#[test]
+fn the_kernel_gets_only_files_that_are_roots_alone() {
+    need!(root, image, squashfs, fuse, loop_devices);
+    let env = Env::new(Who::Myself).unwrap();
+    let sif = env.sif("small", "image.sif").unwrap();
+    let how = || {
+        let run = env.ok(&["-v", "exec", &text(&sif), "true"]).unwrap();
+        run.err
+            .lines()
+            .filter(|line| line.contains("mounted"))
+            .map(|line| env.plain(line))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(how(), [r#"VERBOSE: image "$DIR/image.sif" is mounted by the kernel"#]);
+    std::os::unix::fs::chown(&sif, Some(crate::env::USER), None).unwrap();
+    let told = how();
+    assert!(
+        told[0].contains("is not mounted by the kernel: not every part of its path is root's alone"),
+        "{told:?}"
+    );
+    assert_eq!(told[1], r#"VERBOSE: image "$DIR/image.sif" is mounted through FUSE"#);
+    // What is there already is used, whatever else would be possible.
+    env.ok(&["exec", "--unsquash", &text(&sif), "true"]).unwrap();
+    let run = env.ok(&["-v", "exec", &text(&sif), "true"]).unwrap();
+    assert!(run.err.contains("is unpacked in") && !run.err.contains("mounted"), "{}", run.err);
+    env.finish().unwrap();
+}
+
+/// A process that the application leaves behind has its files for as long as it lives, and no longer.
+#[test]
+fn a_mount_lives_as_long_as_its_last_process() {
+    need!(image, squashfs, userns, fuse);
+    let (env, sif) = place(Who::User, "fuse", "small").unwrap();
+    let script = "(sleep 0.5; exec cat /etc/group) > \"$HOME/late\" 2>&1 &";
+    env.ok(&["exec", &sif, "sh", "-c", script]).unwrap();
+    assert_eq!(served(&env).len(), 1, "the mount is gone before its last process");
+    let late = env.path("home/late");
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !fs::read_to_string(&late).is_ok_and(|text| text.contains("root:")) {
+        assert!(
+            std::time::Instant::now() < until,
+            "the process lost its files: {:?}",
+            fs::read_to_string(&late)
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    env.finish().unwrap();
+}
+
+#[test]
+fn what_is_built_comes_out_again() {
+    need!(image, squashfs, userns);
+    let mut env = Env::new(Who::User).unwrap();
+    env.set("SOURCE_DATE_EPOCH", "1000000000");
+    let sif = text(&env.sif("small", "image.sif").unwrap());
+    let sandbox = text(&env.path("sandbox"));
+    let built = env.ok(&["build", "--sandbox", &sandbox, &sif]).unwrap();
+    insta::assert_snapshot!(env.told(&built), @"
+    exit 0
+    INFO:    Extracting local image...
+    INFO:    Build complete: $DIR/sandbox
+    ");
+    let small = text(&env.site.image("small"));
+    let same = Command::new("diff").args(["-r", "--no-dereference", &small, &sandbox]).output().unwrap();
+    let same = String::from_utf8_lossy(&same.stdout).replace(&sandbox, "sandbox");
+    // Made for what containers mount there.
+    assert_eq!(same, "Only in sandbox/etc: hosts\nOnly in sandbox/etc: resolv.conf\n");
+    let all = env.ok(&["inspect", "--all", &sif]).unwrap().out;
+    let of_sandbox = env.ok(&["inspect", "--all", &sandbox]).unwrap().out;
+    for part in ["runscript", "startscript", "environment"] {
+        let of = |text: &str| {
+            serde_json::from_str::<serde_json::Value>(text).unwrap()["data"]["attributes"][part].clone()
+        };
+        assert_eq!(of(&all), of(&of_sandbox), "{part}");
+    }
+    insta::assert_snapshot!(env.ok(&["inspect", "-l", "-r", "-s", "-e", &sif]).unwrap().out, @r#"
+    #!/bin/sh
+
+    exec "$@"
+    #!/bin/sh
+
+    exec "$@"
+    === /.singularity.d/env/90-environment.sh ===
+    export STASIS_TEST_IMAGE=small
+    export PYTHONDONTWRITEBYTECODE=1
+    org.label-schema.build-arch: amd64
+    org.label-schema.build-date: Sunday_9_September_2001_1:46:40_UTC
+    org.label-schema.schema-version: 1.0
+    org.label-schema.usage.stasis.version: 0.1.0
+    "#);
+    insta::assert_snapshot!(env.plain(&env.ok(&["inspect", "-d", &sif]).unwrap().out), @"
+    bootstrap: localimage
+    from: $IMAGES/small
+    ");
+    insta::assert_snapshot!(env.ok(&["inspect", "--json", "-r", &sandbox]).unwrap().out, @r##"
+    {
+    	"data": {
+    		"attributes": {
+    			"runscript": "#!/bin/sh\n\nexec \"$@\"\n"
+    		}
+    	},
+    	"type": "container"
+    }
+    "##);
+    // A directory is replaced as a whole.
+    fs::write(env.path("sandbox/marker"), "").unwrap();
+    env.ok(&["build", "--force", "--sandbox", &sandbox, &sif]).unwrap();
+    assert!(!env.path("sandbox/marker").exists());
+    assert_eq!(left(&env), [""; 0]);
+    env.finish().unwrap();
+}
+
+/// What a build may not leave.
+fn left(env: &Env) -> Vec<String> {
+    let entries = fs::read_dir(env.dir()).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with(".stasis")).collect()
+}
+
+#[test]
+fn the_same_directory_at_the_same_time_is_the_same_file() {
+    need!(image, squashfs);
+    let mut env = Env::new(Who::User).unwrap();
+    env.set("SOURCE_DATE_EPOCH", "1000000000");
+    let (one, two) = (env.sif("small", "one.sif").unwrap(), env.sif("small", "two.sif").unwrap());
+    assert!(fs::read(one).unwrap() == fs::read(two).unwrap());
+    env.finish().unwrap();
+}
+
+/// Where somebody's Apptainer is installed: what one writes, the other reads.
+#[test]
+fn apptainer_reads_ours_and_we_read_theirs() {
+    need!(image, squashfs, apptainer);
+    let env = Env::new(Who::Myself).unwrap();
+    let (ours, theirs) = (text(&env.sif("small", "ours.sif").unwrap()), text(&env.path("theirs.sif")));
+    let apptainer = |words: &[&str]| env.program("apptainer").args(words).output().unwrap();
+    let listed = apptainer(&["sif", "list", &ours]);
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    for kind in ["Def.FILE", "JSON.Generic", "FS (Squashfs/*System/"] {
+        assert!(listed.contains(kind), "{listed}");
+    }
+    let read = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+    let shown = read(&apptainer(&["inspect", "--all", &ours]).stdout);
+    assert_eq!(shown, read(env.ok(&["inspect", "--all", &ours]).unwrap().out.as_bytes()));
+    let built = apptainer(&["build", &theirs, &text(&env.site.image("small"))]);
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    assert_eq!(env.ok(&["exec", &theirs, "sh", "-c", "echo $STASIS_TEST_IMAGE"]).unwrap().out, "small\n");
+    let shown = read(&apptainer(&["inspect", "--all", &theirs]).stdout);
+    assert_eq!(shown, read(env.ok(&["inspect", "--all", &theirs]).unwrap().out.as_bytes()));
+    // Not everywhere where it is installed it may make containers.
+    if apptainer(&["exec", &theirs, "true"]).status.success() {
+        assert!(apptainer(&["exec", &ours, "true"]).status.success());
+    }
+    env.finish().unwrap();
+}
+
+#[test]
+fn a_restart_knows_its_image_by_its_content() {
+    need!(image, squashfs, userns, dmtcp);
+    known().unwrap();
+}
+
+fn known() -> Outcome<()> {
+    let env = Env::new(Who::User)?;
+    let sif = env.sif("small", "image.sif")?;
+    let idle = "/opt/subjects/bin/idle";
+    env.ok(&["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &text(&sif), "one", idle])?;
+    env.ok(&["checkpoint", "instance", "--stop", "one"])?;
+    let shown = env.ok(&["checkpoint", "show", "--json", "kept@1"])?.out;
+    let image = &serde_json::from_str::<serde_json::Value>(&shown)?["image"];
+    assert_eq!(image["kind"], "sif", "{shown}");
+    assert_eq!(image["uuid"].as_str().map(str::len), Some(36), "{image}");
+    assert!(image["digest"].as_str().is_some_and(|digest| digest.starts_with("blake3:")), "{image}");
+    let (copy, bare) = (env.path("copy.sif"), env.path("bare.squashfs"));
+    let bytes = fs::read(&sif)?;
+    fs::write(&copy, &bytes)?;
+    let root =
+        (0..bytes.len()).step_by(4096).find(|at| bytes[*at..].starts_with(b"hsqs")).ok_or("no root")?;
+    fs::write(&bare, &bytes[root..])?;
+    for path in [&copy, &bare] {
+        crate::env::own(path, env.uid())?;
+    }
+    fs::rename(&sif, env.path("away.sif"))?;
+    for image in [&text(&copy), &text(&bare)] {
+        env.ok(&["instance", "start", "--restart", "kept", image, "one"])?;
+        env.ok(&["instance", "stop", "one"])?;
+    }
+    fs::rename(env.path("away.sif"), &sif)?;
+    env.ok(&["instance", "start", "--restart", "kept", "-", "one"])?;
+    env.ok(&["instance", "stop", "one"])?;
+    let other = env.sif("plain", "other.sif")?;
+    let told = env.fails(&["instance", "start", "--restart", "kept", &text(&other), "one"])?;
+    assert!(told.contains("generation 1 was saved of another image"), "{told}");
+    env.finish()
+}
