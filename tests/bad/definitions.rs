@@ -161,26 +161,26 @@ fn what_is_there_is_not_touched() {
     };
     env.make_dir("home/out").unwrap();
     env.write("home/out/precious", "mine").unwrap();
-    insta::assert_snapshot!(build(&[]), @"
+    insta::assert_snapshot!(build(&[]), @r#"
     exit 255
-    FATAL:   $DIR/home/out exists already
-             hint:    choose another name, or replace it with --force
-    ");
-    insta::assert_snapshot!(build(&["--force"]), @"
+    FATAL:   "$DIR/home/out" exists already
+             hint:    replace it with --force, or choose another name
+    "#);
+    insta::assert_snapshot!(build(&["--force"]), @r#"
     exit 255
-    FATAL:   $DIR/home/out holds something else than an image, and is not replaced
-             hint:    choose another name, or remove it yourself
-    ");
+    FATAL:   "$DIR/home/out" holds something else than an image, and is not replaced
+             hint:    choose another name, or move it away
+    "#);
     assert_eq!(std::fs::read_to_string(env.path("home/out/precious")).unwrap(), "mine");
     std::fs::create_dir_all(env.path("home/out/etc")).unwrap();
     assert!(build(&["--force"]).contains("%post failed with exit code 1"));
     assert_eq!(std::fs::read_to_string(env.path("home/out/precious")).unwrap(), "mine");
     env.write("home/file", "x").unwrap();
-    insta::assert_snapshot!(env.fails(&["build", "--sandbox", "--force", "file", "image.def"]).unwrap(), @"
+    insta::assert_snapshot!(env.fails(&["build", "--sandbox", "--force", "file", "image.def"]).unwrap(), @r#"
     exit 255
-    FATAL:   $DIR/home/file is not an image directory, and is not replaced by one
-             hint:    choose another name, or remove it yourself
-    ");
+    FATAL:   "$DIR/home/file" is not an image directory, and is not replaced by one
+             hint:    choose another name, or move it away
+    "#);
     insta::assert_snapshot!(env.fails(&["build", "--sandbox", "no/such/place", "image.def"]).unwrap(), @"
     exit 255
     FATAL:   cannot make the image $DIR/home/no/such/place
@@ -194,12 +194,13 @@ fn what_is_there_is_not_touched() {
 #[test]
 fn an_interrupted_build_leaves_nothing() {
     need!(image, userns);
-    for (who, signal) in [
-        (Who::User, Signal::SIGINT),
-        (Who::User, Signal::SIGTERM),
-        (Who::User, Signal::SIGKILL),
-        (Who::Granted, Signal::SIGKILL),
-        (Who::Granted, Signal::SIGHUP),
+    for (who, signal, kind) in [
+        (Who::User, Signal::SIGINT, &["--sandbox"][..]),
+        (Who::User, Signal::SIGTERM, &["--sandbox"]),
+        (Who::User, Signal::SIGKILL, &["--sandbox"]),
+        (Who::User, Signal::SIGKILL, &[]),
+        (Who::Granted, Signal::SIGKILL, &["--sandbox"]),
+        (Who::Granted, Signal::SIGHUP, &[]),
     ] {
         if who == Who::Granted && crate::need::uidmap().is_err() {
             continue;
@@ -213,13 +214,13 @@ fn an_interrupted_build_leaves_nothing() {
              chown -R 5:5 /closed\n  echo reached\n  python3 -c 'import time; time.sleep(600)'\n"
         );
         env.write("home/image.def", &text).unwrap();
-        let running = env.spawn(&["build", "--sandbox", "image", "image.def"]).unwrap();
+        let running = env.spawn(&[&["build"], kind, &["image", "image.def"]].concat()).unwrap();
         running.wait_for("reached").unwrap();
         running.signal(signal).unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while !(left(&env).is_empty() && env.survivors().is_empty()) {
             let late = std::time::Instant::now() > deadline;
-            assert!(!late, "{who:?} {signal}: left {:?}, runs {:?}", left(&env), env.survivors());
+            assert!(!late, "{who:?} {signal} {kind:?}: left {:?}, runs {:?}", left(&env), env.survivors());
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         let run = running.wait().unwrap();

@@ -3,11 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::transcript::{self, CRIU, NATIVE, OURS, Words};
 use crate::env::{Env, Who};
+use crate::http::free_port;
 use crate::need::need;
-use crate::registry::{Registry, Wants, small};
+use crate::registry::{Registry, Wants, here, image, layer_of, small};
 use crate::running::Outcome;
 
 /// A place with the small image in a layout.
@@ -257,4 +259,127 @@ fn the_old_image_is_replaced_when_the_new_one_is_whole() {
     assert_eq!(env.ok(&["run", "copy", "x"]).unwrap().out, "it says x\n");
     assert_eq!(fs::read_to_string(env.path("home/image/number")).unwrap(), "3\n");
     env.finish().unwrap();
+}
+
+/// Whatever an image is, it becomes a file, a directory, and the beginning of another image.
+#[test]
+fn every_source_becomes_a_file_or_a_directory() {
+    need!(image, squashfs, userns);
+    sources().unwrap();
+}
+
+fn sources() -> Outcome<()> {
+    let mut env = place(Who::User)?;
+    let run = env.ok(&["pull", "oci:layout:v1"])?;
+    env.set("APPTAINER_TMPDIR", &env.path("no/such/place").to_string_lossy());
+    let told = env.fails(&["build", "other.sif", "oci:layout"])?;
+    assert!(told.contains("there is no directory $DIR/no/such/place"), "{told}");
+    let elsewhere = env.make_dir("elsewhere")?;
+    env.set("APPTAINER_TMPDIR", &elsewhere.to_string_lossy());
+    assert!(run.err.ends_with("INFO:    Pulled: layout_v1.sif\n"), "{}", run.err);
+    env.write(
+        "home/file.def",
+        "Bootstrap: localimage\nFrom: layout_v1.sif\n%post\n  : > /more\n%labels\n  own yes\n",
+    )?;
+    for (flags, image, from) in [
+        (&[][..], "again.sif", "layout_v1.sif"),
+        (&["--compression", "gzip"], "packed.sif", "oci:layout"),
+        (&["--sandbox"], "directory", "again.sif"),
+        (&["--sandbox"], "copy", "directory"),
+        (&[], "of-directory.sif", "copy"),
+        (&[], "defined.sif", "file.def"),
+    ] {
+        env.ok(&[&["build"], flags, &[image, from]].concat())
+            .map_err(|e| format!("{image} of {from}: {e}"))?;
+        assert_eq!(env.ok(&["run", image, "x"])?.out, "it says x\n", "{image} of {from}");
+        let labels = env.ok(&["inspect", image])?.out;
+        assert!(labels.contains("maintainer: nobody\n"), "{image} of {from}: {labels}");
+    }
+    let about = |flag: &str, image: &str| env.ok(&["inspect", flag, image]).map(|run| run.out);
+    assert_eq!(about("-d", "layout_v1.sif")?, "bootstrap: oci\nfrom: layout:v1\n");
+    assert!(about("-d", "defined.sif")?.contains("From: layout_v1.sif\n%post"));
+    assert!(about("-l", "defined.sif")?.contains("own: yes\n"));
+    assert!(about("-l", "oci:layout")?.contains("maintainer: nobody\n"));
+    env.ok(&["exec", "defined.sif", "sh", "-c", "test -f /more"])?;
+    let hidden = fs::read_dir(env.path("home"))?
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().contains(".partial"));
+    assert_eq!(hidden.chain(fs::read_dir(elsewhere)?.flatten()).count(), 0, "something was left behind");
+    env.finish()
+}
+
+/// What users start from: an image of a registry, a server written down in the definition file, a start script.
+const SERVER: &str = r#"Bootstrap: docker
+Registry: 127.0.0.1:PORT
+Namespace: base
+From: python:v1
+
+%post
+    mkdir -p /opt/app
+    cat > /opt/app/server.py <<'EOF'
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+state = "0"
+
+class Handler(BaseHTTPRequestHandler):
+    def answer(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(state)))
+        self.end_headers()
+        self.wfile.write(state.encode())
+
+    def do_GET(self):
+        self.answer()
+
+    def do_POST(self):
+        global state
+        state = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.answer()
+
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+EOF
+
+%startscript
+    exec python3 /opt/app/server.py "$@"
+
+%labels
+    Author A Person
+"#;
+
+/// From a definition file to a server that was saved and brought back, as an ordinary user.
+fn from_definition_to_restart(words: Words) -> Outcome<()> {
+    let env = Env::new(Who::User)?;
+    let registry = Registry::start(&env, Wants::Nothing)?;
+    let python = image(&[layer_of(&env.site.image("server"))?], here(), &json!({ "Cmd": ["python3"] }));
+    registry.fill(&env, &python.layout(&env, "layout")?, "base/python:v1", &[])?;
+    env.write("home/server.def", &SERVER.replace("PORT", &registry.port.to_string()))?;
+    env.ok(&["build", "server.sif", "server.def"])?;
+    let sif = env.path("home/server.sif");
+    assert_eq!(fs::read(&sif)?.get(32..41), Some(&b"SIF_MAGIC"[..]));
+    assert_eq!(
+        env.ok(&["inspect", "-d", "server.sif"])?.out.trim_end(),
+        SERVER.replace("PORT", &registry.port.to_string()).trim_end()
+    );
+    drop(registry);
+    transcript::once(&env, &sif, words, free_port()?, "server")?;
+    env.finish()
+}
+
+#[test]
+fn a_server_of_a_definition_file_with_dmtcp() {
+    need!(image, squashfs, userns, registry, dmtcp);
+    from_definition_to_restart(OURS).unwrap();
+}
+
+#[test]
+fn a_server_of_a_definition_file_with_criu() {
+    need!(image, squashfs, userns, registry, criu);
+    from_definition_to_restart(CRIU).unwrap();
+}
+
+#[test]
+fn a_server_of_a_definition_file_with_the_native_engine() {
+    need!(image, squashfs, userns, registry);
+    from_definition_to_restart(NATIVE).unwrap();
 }

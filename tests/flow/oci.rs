@@ -283,11 +283,11 @@ fn pulled_into_a_directory() {
         text(&env.path("home/layout_v1/.singularity.d/labels.json")).contains("\"maintainer\": \"nobody\"")
     );
     let told = env.fails(&["pull", "--sandbox", "layout_v1", &name]).unwrap();
-    insta::assert_snapshot!(told, @"
+    insta::assert_snapshot!(told, @r#"
     exit 255
-    FATAL:   $DIR/home/layout_v1 exists already
-             hint:    choose another name, or replace it with --force
-    ");
+    FATAL:   "$DIR/home/layout_v1" exists already
+             hint:    replace it with --force, or choose another name
+    "#);
     fs::write(env.path("home/layout_v1/mine"), "x").unwrap();
     env.ok(&["pull", "--sandbox", "--force", "layout_v1", &name]).unwrap();
     assert!(!env.path("home/layout_v1/mine").exists());

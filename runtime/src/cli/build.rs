@@ -122,6 +122,7 @@ fn make(session: &Session, source: &Source, out: &Path, args: &MakeArgs, options
     if args.sandbox {
         return build::to_directory(source, out, options, &cache, &Shown);
     }
+    let var = |name: &str| options.fetch.places.env.get(name).filter(|value| !value.is_empty());
     let names = ["STASIS_TMPDIR", "APPTAINER_TMPDIR", "SINGULARITY_TMPDIR"];
     let packing = Packing {
         compression: match args.compression.as_str() {
@@ -129,8 +130,8 @@ fn make(session: &Session, source: &Source, out: &Path, args: &MakeArgs, options
             _ => Compression::Zstd(args.compression_level),
         },
         // As reproducible builds everywhere: this variable stands for every time in the file.
-        time: session.context.var("SOURCE_DATE_EPOCH").and_then(|text| text.parse().ok()),
-        scratch: names.iter().find_map(|name| session.context.var(name)).map(PathBuf::from),
+        time: var("SOURCE_DATE_EPOCH").and_then(|text| text.parse().ok()),
+        scratch: names.into_iter().find_map(var).map(PathBuf::from),
     };
     build::to_file(source, out, &packing, options, &cache, &Shown)
 }

@@ -170,15 +170,15 @@ impl Drop for Output {
 fn check_place(out: &Path, force: bool) -> Result<()> {
     let Ok(meta) = out.symlink_metadata() else { return Ok(()) };
     if !force {
-        return Err(Error::new(format!("{} exists already", out.display()))
-            .help("choose another name, or replace it with --force"));
+        return Err(Error::new(format!("\"{}\" exists already", out.display()))
+            .help("replace it with --force, or choose another name"));
     }
     if !meta.is_dir() {
         return Err(Error::new(format!(
-            "{} is not an image directory, and is not replaced by one",
+            "\"{}\" is not an image directory, and is not replaced by one",
             out.display()
         ))
-        .help("choose another name, or remove it yourself"));
+        .help("choose another name, or move it away"));
     }
     let image =
         ["bin", "usr", "etc", ".singularity.d"].iter().any(|name| out.join(name).symlink_metadata().is_ok());
@@ -186,8 +186,8 @@ fn check_place(out: &Path, force: bool) -> Result<()> {
     if image || empty {
         return Ok(());
     }
-    Err(Error::new(format!("{} holds something else than an image, and is not replaced", out.display()))
-        .help("choose another name, or remove it yourself"))
+    Err(Error::new(format!("\"{}\" holds something else than an image, and is not replaced", out.display()))
+        .help("choose another name, or move it away"))
 }
 
 /// Removes a directory, also where a build has left files of other users in it.
