@@ -1,11 +1,13 @@
 //! What must work.
 
+mod build;
 mod criu;
 mod engine;
 mod foreground;
 mod gpu;
 mod images;
 mod native;
+mod oci;
 mod programs;
 mod terminals;
 mod transcript;

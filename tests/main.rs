@@ -5,7 +5,7 @@
 //! | `flow` | what must work: the transcript of the README, other programs, the foreground, terminals |
 //! | `bad` | what goes wrong: each failure with its message, nothing lost, nothing left behind |
 //! | `tidy` | the invariants of ARCHITECTURE.md that a text or a dependency can break |
-//! | `env`, `running`, `terminal`, `site`, `need`, `http` | the harness |
+//! | `env`, `running`, `terminal`, `site`, `need`, `http`, `registry` | the harness |
 //!
 //! Make the images first (`cargo xtask images`); `cargo xtask test` does all. A test that lacks something says so in
 //! one line; `STASIS_TESTS_REQUIRE=dmtcp,root,userns` makes it a failure.
@@ -14,6 +14,7 @@
 mod env;
 mod http;
 mod need;
+mod registry;
 mod running;
 mod site;
 mod terminal;

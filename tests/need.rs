@@ -120,8 +120,7 @@ pub(crate) fn criu_version() -> Result<String, String> {
 /// Subordinate ids can be played: the tools that map them, and the files that grant them.
 pub(crate) fn uidmap() -> Probe {
     root()?;
-    on_path("newuidmap", "uidmap")?;
-    on_path("newgidmap", "uidmap")?;
+    on_path(&["newuidmap", "newgidmap"])?;
     for file in ["/etc/subuid", "/etc/subgid"] {
         if !std::path::Path::new(file).is_file() {
             return Err(format!("there is no {file}"));
@@ -130,16 +129,41 @@ pub(crate) fn uidmap() -> Probe {
     Ok(())
 }
 
+/// A registry to have images from, and what fills it.
+pub(crate) fn registry() -> Probe {
+    on_path(&["docker-registry", "skopeo", "htpasswd"])
+}
+
+/// What makes certificates.
+pub(crate) fn openssl() -> Probe {
+    on_path(&["openssl"])
+}
+
+/// What makes a Debian out of nothing, and a place to have its packages from.
+pub(crate) fn mmdebstrap() -> Probe {
+    on_path(&["mmdebstrap", "apt-get", "fakechroot", "fakeroot"])?;
+    static FOUND: OnceLock<Probe> = OnceLock::new();
+    FOUND
+        .get_or_init(|| {
+            let out = Command::new("apt-get").args(["download", "--print-uris", "hostname"]).output();
+            let text = out.map(|out| String::from_utf8_lossy(&out.stdout).into_owned()).unwrap_or_default();
+            match text.split('\'').nth(1) {
+                Some(_) => Ok(()),
+                None => Err("this host has no mirror to have packages from".to_owned()),
+            }
+        })
+        .clone()
+}
+
 /// The tools that make and unpack squashfs.
 pub(crate) fn squashfs() -> Probe {
-    on_path("mksquashfs", "squashfs-tools")?;
-    on_path("unsquashfs", "squashfs-tools")
+    on_path(&["mksquashfs", "unsquashfs"])
 }
 
 /// A mount through FUSE is possible; users get an open `/dev/fuse` of their own, which only root can give them.
 pub(crate) fn fuse() -> Probe {
     root()?;
-    on_path("squashfuse_ll", "squashfuse")?;
+    on_path(&["squashfuse_ll"])?;
     let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
     opened.map(drop).map_err(|why| format!("/dev/fuse cannot be opened: {why}"))
 }
@@ -155,14 +179,15 @@ pub(crate) fn loop_devices() -> Probe {
 
 /// Somebody's Apptainer.
 pub(crate) fn apptainer() -> Probe {
-    on_path("apptainer", "apptainer")
+    on_path(&["apptainer"])
 }
 
-fn on_path(tool: &str, package: &str) -> Probe {
+fn on_path(programs: &[&str]) -> Probe {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    match std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()) {
-        true => Ok(()),
-        false => Err(format!("{tool} not found (package {package})")),
+    let missing = |name: &&&str| !std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
+    match programs.iter().find(missing) {
+        Some(name) => Err(format!("{name} is not installed here")),
+        None => Ok(()),
     }
 }
 

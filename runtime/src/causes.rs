@@ -14,11 +14,13 @@ macro_rules! told {
 }
 
 told!(
+    crate::build::definition::DefinitionError,
     crate::cli::action_args::ArgsError,
     crate::config::ConfigError,
     crate::config::PathsError,
     crate::image::ImageError,
     crate::image::identity::IdentityError,
+    crate::image::oci::reference::UriError,
     crate::instance::InstanceError,
     crate::name::NameError,
     crate::name::CheckpointRefError,

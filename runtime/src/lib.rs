@@ -5,6 +5,7 @@
 //! choice of backend, an image and a spec; a monitor carries the spec out with the help of init and
 //! workers; the store keeps what was saved.
 
+pub mod build;
 pub mod cli;
 pub mod config;
 pub mod image;
@@ -31,6 +32,7 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
         Some(init::ROLE) => init::main(),
         Some(monitor::ROLE) => monitor::main(),
         Some(worker::ROLE) => worker::child::main(),
+        Some(image::output::GUARD) => image::output::guard(arguments.get(2)),
         Some(cli::generated::MAN_PAGES) => cli::write_man_pages(arguments.get(2)),
         _ => cli::main(arguments),
     }

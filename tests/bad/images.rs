@@ -39,10 +39,10 @@ fn what_is_no_image() {
              because: at byte 0: the header would end at byte 128, and the file has 42
              hint:    it was not copied to its end, or is none: fetch or build it again
     "#);
-    insta::assert_snapshot!(told("docker://python:3.11"), @r#"
+    insta::assert_snapshot!(told("docker-daemon:python:3.11"), @r#"
     exit 255
-    FATAL:   image "docker://python:3.11" is an address (docker), and images are opened from files and directories only
-             hint:    fetch it first, for example with `apptainer build IMAGE.sif docker://python:3.11`, and give the file
+    FATAL:   image "docker-daemon:python:3.11" cannot be had: docker-daemon is not supported
+             hint:    there are docker://[HOST[:PORT]/]NAME[:TAG|@DIGEST], oci:DIRECTORY[:TAG], oci-archive:FILE[:TAG] and docker-archive:FILE[:NAME:TAG]
     "#);
     symlink("loop", env.path("loop")).unwrap();
     insta::assert_snapshot!(told(&place("loop")), @r#"

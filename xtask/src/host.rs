@@ -7,7 +7,7 @@ use crate::Result;
 use crate::shell::{command, on_path, output, run};
 
 /// A program and the package that brings it.
-const NEEDED: [(&str, &str); 7] = [
+const NEEDED: [(&str, &str); 12] = [
     // Makes the root directory of the test image.
     ("mmdebstrap", "mmdebstrap"),
     // Builds the small programs of the test image, among them a static one.
@@ -21,16 +21,18 @@ const NEEDED: [(&str, &str); 7] = [
     ("setsid", "util-linux"),
     // Gives an ordinary user the ids that the administrator has granted him.
     ("newuidmap", "uidmap"),
+    // Makes the root directory where that is not done by root.
+    ("fakechroot", "fakechroot fakeroot"),
+    // A registry for the tests, what fills it, what gives it a password and a certificate.
+    ("docker-registry", "docker-registry"),
+    ("skopeo", "skopeo"),
+    ("htpasswd", "apache2-utils"),
+    ("openssl", "openssl"),
 ];
-
-/// What makes the root directory where that is not done by root.
-const NEEDED_BY_USERS: (&str, &str) = ("fakechroot", "fakechroot fakeroot");
 
 /// Installs what is missing; where that cannot be done it says what to type.
 pub(crate) fn prepare() -> Result<()> {
-    let for_users = (!is_root()).then_some(NEEDED_BY_USERS);
-    let needed = NEEDED.into_iter().chain(for_users);
-    let missing: Vec<(&str, &str)> = needed.filter(|(program, _)| !on_path(program)).collect();
+    let missing: Vec<(&str, &str)> = NEEDED.into_iter().filter(|(program, _)| !on_path(program)).collect();
     if missing.is_empty() {
         return Ok(());
     }

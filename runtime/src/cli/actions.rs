@@ -4,12 +4,13 @@
 use crate::cli::action_args::ActionArgs;
 use crate::cli::compat::CompatArgs;
 use crate::cli::engine::{self, Chosen};
+use crate::cli::images::{self, sources};
 use crate::cli::teller::Terminal;
 use crate::cli::{Session, gpu, join, output, report};
 use crate::error::{Error, Result};
-use crate::image::attach::{Held, Way};
-use crate::image::{Image, Opening, identity};
-use crate::monitor::Teller as _;
+use crate::image::attach::Held;
+use crate::image::oci::Rooted;
+use crate::image::{Image, identity};
 use crate::monitor::direct;
 use crate::monitor::foreground::Foreground;
 use crate::monitor::order::MonitorOrder;
@@ -35,7 +36,7 @@ pub struct ExecArgs {
     action: ActionArgs,
     #[command(flatten)]
     compat: CompatArgs,
-    /// A SIF file, an image directory, instance://NAME, or - for the recorded image of a restart
+    #[arg(help = concat!("The image: ", sources!(), "; instance://NAME, or - for the recorded image of a restart"))]
     image: String,
     /// The command and its arguments; none at a restart
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -49,7 +50,7 @@ pub struct RunArgs {
     action: ActionArgs,
     #[command(flatten)]
     compat: CompatArgs,
-    /// A SIF file, an image directory, instance://NAME, or - for the recorded image of a restart
+    #[arg(help = concat!("The image: ", sources!(), "; instance://NAME, or - for the recorded image of a restart"))]
     image: String,
     /// Arguments of the runscript
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -63,9 +64,12 @@ pub struct ShellArgs {
     action: ActionArgs,
     #[command(flatten)]
     compat: CompatArgs,
-    /// A SIF file, an image directory, instance://NAME, or - for the recorded image of a restart
+    #[arg(help = concat!("The image: ", sources!(), "; instance://NAME, or - for the recorded image of a restart"))]
     image: String,
 }
+
+/// The kind of an image that was fetched by name: its digest is its identity.
+const FETCHED: &str = "oci";
 
 /// What is to be started.
 pub struct Wanted {
@@ -128,7 +132,7 @@ fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
     }
     let Some(planned) = plan(session, wanted)? else { return Ok(0) };
     if !planned.order.spec.init {
-        return direct::run(planned.order, planned.image);
+        return direct::run(planned.order, planned.image, planned.fetched.is_some());
     }
     // Before any thread exists, so that all of them leave these signals to the main one.
     let signals = serve::signals(true)?;
@@ -167,6 +171,8 @@ pub struct Planned {
     pub library: Option<OwnedFd>,
     /// The image's mount, where it is one.
     pub image: Option<Held>,
+    /// Keeps a fetched image in the cache while this process lives.
+    pub fetched: Option<Rooted>,
 }
 
 /// What a restart goes back to.
@@ -191,12 +197,19 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
     check_flags(&wanted)?;
     let back = back(session, &mut wanted)?;
     let mut image = match (&back, wanted.image.as_str()) {
-        (Some(back), "-") => open(session, &back.spec.root.image().to_string_lossy(), &wanted.args)?,
+        (Some(back), "-") => recorded_image(session, back, &wanted.args)?,
         (None, "-") => {
             return Err(Error::usage("\"-\" means the image of a saved state, and nothing is brought back"));
         }
-        (_, given) => open(session, given, &wanted.args)?,
+        (_, given) => images::open(session, given, wanted.args.unsquash)?,
     };
+    if image.fetched.is_some() && wanted.args.writable {
+        return Err(Error::usage("--writable would change an image of the cache, which others use as well")
+            .help(format!(
+                "make a directory of it with `stasis build --sandbox DIRECTORY {}`",
+                wanted.image
+            )));
+    }
     let name = wanted.name.as_ref().map_or_else(|| made_name(&wanted), ToString::to_string);
     let identity = engine.then(|| identify(&image, back.as_ref())).transpose()?;
     let mut spec = match &back {
@@ -243,24 +256,7 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
         foreground: wanted.name.is_none(),
         size,
     };
-    Ok(Some(Planned { order, library, image: image.take_held() }))
-}
-
-/// Opens the image that was named, with news of what that takes.
-///
-/// # Errors
-/// It cannot be opened, or is none.
-pub fn open(session: &Session, given: &str, args: &ActionArgs) -> Result<Image> {
-    let way = match args.unsquash {
-        true => Some(Way::Unpacked),
-        false => Way::from_word(session.context.var("STASIS_IMAGE_MOUNT").unwrap_or_default())?,
-    };
-    let teller = Terminal::default();
-    let watched = |done, total| teller.progress(done, total, "unpacking the image");
-    let opening = Opening { data_root: session.context.data_root()?, way, watched: &watched };
-    let image = Image::open_with(given, &opening)?;
-    image.file.iter().flat_map(|file| &file.notes).for_each(report::verbose);
-    Ok(image)
+    Ok(Some(Planned { order, library, image: image.take_held(), fetched: image.fetched.take() }))
 }
 
 fn check_flags(wanted: &Wanted) -> Result<()> {
@@ -356,14 +352,32 @@ fn back(session: &Session, wanted: &mut Wanted) -> Result<Option<Back>> {
     Ok(Some(Back { generation, spec }))
 }
 
+/// What `-` means: an image that was fetched by name is fetched again, should it be gone.
+fn recorded_image(session: &Session, back: &Back, args: &ActionArgs) -> Result<Image> {
+    let recorded = &back.generation.manifest().image;
+    match recorded.kind.as_str() {
+        FETCHED => images::open_recorded(session, &recorded.path, recorded.digest.as_deref()),
+        _ => images::open(session, &back.spec.root.image().to_string_lossy(), args.unsquash),
+    }
+}
+
 /// The image as it is; at a restart it has to be the recorded one.
 fn identify(image: &Image, back: Option<&Back>) -> Result<ImageIdentity> {
-    let mut found = ImageIdentity {
-        kind: kind_of(image).to_owned(),
-        path: image.root.to_string_lossy().into_owned(),
-        fingerprint: identity::fingerprint(image)?,
-        digest: None,
-        uuid: image.file.as_ref().and_then(|file| Some(file.sif.as_ref()?.uuid.clone())),
+    let mut found = match &image.fetched {
+        Some(fetched) => ImageIdentity {
+            kind: FETCHED.to_owned(),
+            path: fetched.name.clone(),
+            fingerprint: fetched.digest.to_string(),
+            digest: Some(fetched.digest.to_string()),
+            uuid: None,
+        },
+        None => ImageIdentity {
+            kind: kind_of(image).to_owned(),
+            path: image.root.to_string_lossy().into_owned(),
+            fingerprint: identity::fingerprint(image)?,
+            digest: None,
+            uuid: image.file.as_ref().and_then(|file| Some(file.sif.as_ref()?.uuid.clone())),
+        },
     };
     let Some(back) = back else { return Ok(found) };
     let recorded = &back.generation.manifest().image;

@@ -1,8 +1,8 @@
 //! `backend list|info|check`.
 
-use crate::cli::action_args::ActionArgs;
+use crate::cli::images::sources;
 use crate::cli::teller::Terminal;
-use crate::cli::{Session, actions, engine, instance, output};
+use crate::cli::{Session, engine, images, instance, output};
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::launch::userns;
@@ -54,7 +54,7 @@ pub struct InfoArgs {
 pub struct CheckArgs {
     /// Which; all when not given
     backend: Option<String>,
-    /// An image, instance://NAME, or checkpoint://NAME[@GEN]
+    #[arg(help = concat!("An image (", sources!(), "), instance://NAME, or checkpoint://NAME[@GEN]"))]
     subject: Option<String>,
     /// For programs
     #[arg(short, long)]
@@ -230,14 +230,16 @@ fn subject_of(session: &Session, text: &str) -> Result<(Subject, Option<Image>)>
     if let Some(reference) = text.strip_prefix("checkpoint://") {
         let reference: CheckpointRef = reference.parse()?;
         let generation = session.store()?.checkpoint(&reference.name)?.generation(reference.generation)?;
-        let image = &generation.manifest().image;
-        let image = ImageView { name: image.path.clone(), root: image.path.clone().into() };
+        let manifest = generation.manifest();
+        // Where the image is, the container's spec says: its name may be an address.
+        let root = manifest.spec["root"]["directory"].as_str().unwrap_or(&manifest.image.path);
+        let image = ImageView { name: manifest.image.path.clone(), root: root.into() };
         return Ok((
             Subject::Generation { generation: crate::monitor::restart::view(&generation), image },
             None,
         ));
     }
-    let image = actions::open(session, text, &ActionArgs::default())?;
+    let image = images::open(session, text, false)?;
     let script =
         if image.has_startscript { "/.singularity.d/startscript" } else { "/.singularity.d/runscript" };
     let process = ProcessView { argv: vec![script.to_owned()], ..ProcessView::default() };

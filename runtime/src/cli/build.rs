@@ -1,21 +1,22 @@
-//! `build`: an image made of something else. What it is made of is recognised here; each source has its own
-//! way from there on.
+//! `build` and `pull`: a new image, as a SIF file or as a directory.
 
-use crate::cli::report;
-use crate::cli::teller::Terminal;
+use crate::build::{self, Options, Packing, Source};
+use crate::cli::images::{self, RegistryArgs, Shown, sources};
+use crate::cli::{Session, report};
 use crate::error::{Error, Result};
-use crate::image::metadata::Attributes;
-use crate::image::sif::write::{self, Compression, Parts};
-use crate::image::{self, Image, attach, sif};
-use crate::monitor::Teller as _;
-use crate::store;
+use crate::image::oci::reference::{FORMS, Uri};
+use crate::image::sif::write::Compression;
+use crate::spec::binds;
+use crate::spec::identity::HostFacts;
 use clap::Args;
+use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-/// `build`.
+/// Flags of whatever makes an image.
 #[derive(Debug, Args)]
-pub struct BuildArgs {
-    /// Replace IMAGE if it exists
+pub struct MakeArgs {
+    /// Replace an image that is there
     #[arg(short = 'F', long)]
     force: bool,
     /// Make a directory instead of a SIF file
@@ -27,134 +28,142 @@ pub struct BuildArgs {
     /// The level of zstd, 1 (fast) to 22 (tight)
     #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..=22))]
     compression_level: u32,
-    /// What is made
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+/// `build`.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    #[command(flatten)]
+    make: MakeArgs,
+    /// As root inside; this is always so
+    #[arg(short, long, hide = true)]
+    fakeroot: bool,
+    /// Leave %test out
+    #[arg(short = 'T', long)]
+    notest: bool,
+    /// Show a path of the host to %post and %test
+    #[arg(short = 'B', long, value_name = "SRC[:DST[:ro|rw]],...")]
+    bind: Vec<String>,
+    /// A value for {{ NAME }} in the definition file
+    #[arg(long, value_name = "NAME=VALUE")]
+    build_arg: Vec<String>,
+    /// Values, one NAME=VALUE in a line
+    #[arg(long, value_name = "FILE")]
+    build_arg_file: Option<PathBuf>,
+    /// The new image
     image: PathBuf,
-    /// What it is made of: an image directory for a SIF file, an image file for a directory
+    #[arg(help = concat!("What it is made of: a definition file, ", sources!()))]
     spec: String,
 }
 
-/// What an image is made of.
-#[derive(Debug)]
-enum Source {
-    /// A directory with a whole root file system.
-    Directory(PathBuf),
-    /// A SIF file or a bare squashfs file system.
-    File,
+/// `pull`.
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    #[command(flatten)]
+    make: MakeArgs,
+    /// The new image, and where it comes from; of one word only, it is where it comes from
+    #[arg(required = true, num_args = 1..=2, value_names = ["OUT", "URI"])]
+    words: Vec<String>,
 }
 
-impl Source {
-    fn recognise(spec: &str) -> Self {
-        let path = Path::new(spec);
-        if path.is_dir() { Self::Directory(path.to_owned()) } else { Self::File }
-    }
-}
-
-/// Makes it.
+/// Runs `build`.
 ///
 /// # Errors
 /// What failed. Nothing half made is left, and an older image is as it was.
-pub fn run(args: &BuildArgs) -> Result<()> {
-    // What can never work is told before the work.
+pub fn run(session: &Session, args: &BuildArgs) -> Result<()> {
     if args.image.as_os_str().is_empty() {
         return Err(Error::usage("no name was given for the image that is to be made"));
     }
-    match (Source::recognise(&args.spec), args.sandbox) {
-        (Source::Directory(_), false) => sif(args)?,
-        (Source::File, true) => sandbox(args)?,
-        (Source::Directory(directory), true) => {
-            return Err(Error::usage(format!("\"{}\" is a directory already", directory.display()))
-                .help("copy it, or leave --sandbox out to make a SIF file of it"));
-        }
-        (Source::File, false) => {
-            // Says what is wrong with it, if it is no image at all.
-            Image::look_at(&args.spec)?;
-            return Err(Error::usage(format!("\"{}\" is an image in a file already", args.spec))
-                .help("copy it, or add --sandbox to unpack it"));
-        }
-    }
+    let options = Options {
+        no_test: args.notest,
+        arguments: arguments(args)?,
+        binds: user_binds(&args.bind)?,
+        ..options(session, &args.make)?
+    };
+    make(session, &Source::recognise(&args.spec)?, &args.image, &args.make, &options)?;
     report::info(format!("Build complete: {}", args.image.display()));
     Ok(())
 }
 
-fn sif(args: &BuildArgs) -> Result<()> {
-    let image = Image::open(&args.spec)?;
-    let mut attributes = Attributes::of(&image);
-    if attributes.deffile.is_empty() {
-        attributes.deffile = format!("bootstrap: localimage\nfrom: {}\n", args.spec);
-    }
-    let arch = sif::own_arch();
-    // As reproducible builds everywhere: this variable stands for every time in the file.
-    let time = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
-    describe(&mut attributes, arch, time);
-    if args.image.symlink_metadata().is_ok() {
-        write::may_replace(&args.image, args.force)?;
-    }
-    report::info("Creating SIF file...");
-    let compression = match args.compression.as_str() {
-        "gzip" => Compression::Gzip,
-        _ => Compression::Zstd(args.compression_level),
+/// Runs `pull`.
+///
+/// # Errors
+/// Why the image was not had.
+pub fn pull(session: &Session, args: &PullArgs) -> Result<()> {
+    let (out, from) = match args.words.as_slice() {
+        [from] => (None, from),
+        [out, from, ..] => (Some(PathBuf::from(out)), from),
+        [] => return Err(Error::usage("pull needs the name of an image")),
     };
-    let parts = Parts { root: &image.root, attributes: &attributes, arch, compression, time };
-    let teller = Terminal::default();
-    write::write(&args.image, &parts, args.force, &|done, total| teller.progress(done, total, "compressing"))
+    let uri = Uri::parse(from)?.ok_or_else(|| {
+        Error::usage(format!("\"{from}\" is not the name of an image that can be pulled"))
+            .help(format!("there are {FORMS}"))
+    })?;
+    let ending = if args.make.sandbox { "" } else { ".sif" };
+    let out = out.unwrap_or_else(|| PathBuf::from(format!("{}{ending}", images::default_name(&uri))));
+    make(session, &Source::Named(uri), &out, &args.make, &options(session, &args.make)?)?;
+    report::info(format!("Pulled: {}", out.display()));
+    Ok(())
 }
 
-/// Labels that every image has.
-fn describe(attributes: &mut Attributes, arch: &str, time: Option<u32>) {
-    let now = time.and_then(|time| jiff::Timestamp::from_second(time.into()).ok());
-    let now = now.unwrap_or_else(jiff::Timestamp::now).strftime("%A_%-d_%B_%Y_%-H:%M:%S_UTC").to_string();
-    let mut label = |name: &str, value: &str| {
-        attributes.labels.entry(name.to_owned()).or_insert_with(|| value.to_owned());
-    };
-    label("org.label-schema.build-arch", arch);
-    label("org.label-schema.build-date", &now);
-    label("org.label-schema.schema-version", "1.0");
-    label("org.label-schema.usage.stasis.version", env!("CARGO_PKG_VERSION"));
+fn options(session: &Session, args: &MakeArgs) -> Result<Options> {
+    Ok(Options {
+        force: args.force,
+        fetch: images::options(session, &args.registry),
+        runtime_dir: session.context.runtime_dir()?,
+        ..Options::default()
+    })
 }
 
-fn sandbox(args: &BuildArgs) -> Result<()> {
-    let (file, spec, signed) = Image::look_at(&args.spec)?;
-    if signed {
-        report::info(format!("image \"{}\" is signed; stasis does not check signatures", args.spec));
+fn make(session: &Session, source: &Source, out: &Path, args: &MakeArgs, options: &Options) -> Result<()> {
+    let cache = images::cache(session)?;
+    if args.sandbox {
+        return build::to_directory(source, out, options, &cache, &Shown);
     }
-    let out =
-        std::path::absolute(&args.image).map_err(|e| Error::new("cannot find the directory").because(&e))?;
-    let exists = out.symlink_metadata().is_ok();
-    if exists {
-        replaceable(&out, args.force)?;
-    }
-    let parent = store::DirHandle::open_foreign(out.parent().unwrap_or(Path::new("/")))?;
-    let name = out
-        .file_name()
-        .ok_or_else(|| Error::usage(format!("\"{}\" is no name for an image", out.display())))?;
-    let partial = format!(".stasis-build-{}", std::process::id());
-    report::info("Extracting local image...");
-    let teller = Terminal::default();
-    let watched = |done, total| teller.progress(done, total, "unpacking");
-    store::remove(&parent, &partial)?;
-    let made = attach::unpack_into(&parent.path().join(&partial), &spec, &file, &watched).and_then(|()| {
-        if exists {
-            parent.exchange(&partial, name)?;
-            return Ok(());
+    let var = |name: &str| options.fetch.places.env.get(name).filter(|value| !value.is_empty());
+    let names = ["STASIS_TMPDIR", "APPTAINER_TMPDIR", "SINGULARITY_TMPDIR"];
+    let packing = Packing {
+        compression: match args.compression.as_str() {
+            "gzip" => Compression::Gzip,
+            _ => Compression::Zstd(args.compression_level),
+        },
+        // As reproducible builds everywhere: this variable stands for every time in the file.
+        time: var("SOURCE_DATE_EPOCH").and_then(|text| text.parse().ok()),
+        scratch: names.into_iter().find_map(var).map(PathBuf::from),
+    };
+    build::to_file(source, out, &packing, options, &cache, &Shown)
+}
+
+fn user_binds(typed: &[String]) -> Result<Vec<(PathBuf, PathBuf, bool)>> {
+    let binds = binds::user_binds(typed, &[], &HostFacts::from_process())?;
+    Ok(binds.into_iter().map(|bind| (bind.source, bind.target, bind.writable)).collect())
+}
+
+/// Values of the file first, so that a flag has the last word.
+fn arguments(args: &BuildArgs) -> Result<BTreeMap<String, String>> {
+    let mut all = BTreeMap::new();
+    let mut add = |text: &str, place: &str| match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => {
+            all.insert(name.trim().to_owned(), value.trim().to_owned());
+            Ok(())
         }
-        Ok(parent.rename(&partial, &parent, name)?)
-    });
-    // Either what was replaced, or what never became whole.
-    let removed = store::remove(&parent, &partial);
-    made?;
-    Ok(removed?)
-}
-
-fn replaceable(out: &Path, force: bool) -> Result<()> {
-    if !force {
-        return Err(Error::new(format!("\"{}\" exists already", out.display()))
-            .help("replace it with --force, or choose another name"));
+        _ => Err(Error::usage(format!("{place}{text:?} is no value for a name")).help("write NAME=VALUE")),
+    };
+    if let Some(file) = &args.build_arg_file {
+        let cannot = |e: std::io::Error| Error::new(format!("cannot read {}", file.display())).because(&e);
+        let mut text = String::new();
+        std::fs::File::open(file).map_err(cannot)?.take(1 << 20).read_to_string(&mut text).map_err(cannot)?;
+        for (number, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if !line.is_empty() && !line.starts_with('#') {
+                add(line, &format!("{}, line {}: ", file.display(), number + 1))?;
+            }
+        }
     }
-    let image = image::Image::open(&out.to_string_lossy()).is_ok();
-    let empty = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
-    if image || empty {
-        return Ok(());
+    for text in &args.build_arg {
+        add(text, "--build-arg ")?;
     }
-    Err(Error::new(format!("\"{}\" is no image directory and is not replaced by one", out.display()))
-        .help("choose another name, or move it away"))
+    Ok(all)
 }

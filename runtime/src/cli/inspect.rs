@@ -1,8 +1,8 @@
 //! `inspect`: what an image says about itself. A SIF file carries that beside its file system, so that nothing
 //! has to be mounted for it.
 
-use crate::cli::action_args::ActionArgs;
-use crate::cli::{Session, actions, output, report};
+use crate::cli::images::sources;
+use crate::cli::{Session, images, output, report};
 use crate::error::{Error, Result};
 use crate::image::metadata::Attributes;
 use crate::image::sif::{self, DataType, Sif};
@@ -44,7 +44,7 @@ pub struct InspectArgs {
     /// For programs
     #[arg(short, long)]
     json: bool,
-    /// A SIF file or an image directory
+    #[arg(help = concat!("The image: ", sources!()))]
     image: String,
 }
 
@@ -68,7 +68,7 @@ fn attributes(session: &Session, given: &str) -> Result<Attributes> {
             return Ok(attributes);
         }
     }
-    Ok(Attributes::of(&actions::open(session, given, &ActionArgs::default())?))
+    Ok(Attributes::of(&images::open(session, given, false)?))
 }
 
 fn described(sif: &Sif) -> String {

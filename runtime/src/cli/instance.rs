@@ -3,6 +3,7 @@
 use crate::cli::action_args::{ActionArgs, parse_duration, signal_number};
 use crate::cli::actions::{self, Planned, Wanted, restarted_line};
 use crate::cli::compat::CompatArgs;
+use crate::cli::images::sources;
 use crate::cli::teller::Terminal;
 use crate::cli::{Session, output, report};
 use crate::error::{Error, Result};
@@ -45,7 +46,7 @@ pub struct StartArgs {
     /// Write the pid of the container's first process into this file
     #[arg(long, value_name = "FILE")]
     pid_file: Option<std::path::PathBuf>,
-    /// A SIF file, an image directory, or - for the recorded image of a restart
+    #[arg(help = concat!("The image: ", sources!(), "; or - for the recorded image of a restart"))]
     image: String,
     /// The instance's name
     name: String,

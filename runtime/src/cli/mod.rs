@@ -9,6 +9,7 @@ pub mod compat;
 pub mod engine;
 pub mod generated;
 pub mod gpu;
+pub mod images;
 pub mod inspect;
 pub mod instance;
 pub mod join;
@@ -71,8 +72,13 @@ enum Command {
     Run(actions::RunArgs),
     /// Run a shell in a container
     Shell(actions::ShellArgs),
-    /// Make an image
+    /// Make an image of a definition file or another image
     Build(build::BuildArgs),
+    /// Fetch an image
+    Pull(build::PullArgs),
+    /// What is kept of fetched images
+    #[command(subcommand)]
+    Cache(images::CacheCommand),
     /// Show what an image says about itself
     Inspect(inspect::InspectArgs),
     /// Containers in the background
@@ -194,7 +200,9 @@ fn run(cli: Cli) -> Result<i32> {
         Command::Exec(args) => actions::exec(&session, args),
         Command::Run(args) => actions::run(&session, args),
         Command::Shell(args) => actions::shell(&session, args),
-        Command::Build(args) => build::run(&args).map(|()| 0),
+        Command::Build(args) => build::run(&session, &args).map(|()| 0),
+        Command::Pull(args) => build::pull(&session, &args).map(|()| 0),
+        Command::Cache(command) => images::run_cache(&session, &command).map(|()| 0),
         Command::Inspect(args) => inspect::run(&session, &args).map(|()| 0),
         Command::Instance(command) => instance::run(&session, command),
         Command::Checkpoint(command) => checkpoint::run(&session, command).map(|()| 0),

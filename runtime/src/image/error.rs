@@ -33,9 +33,7 @@ pub enum ImageError {
     #[error("directory \"{}\" is not an image: it has none of bin, usr, etc and .singularity.d", path.display())]
     NotAnImage { path: PathBuf },
     /// A place in the network or in a cache.
-    #[error(
-        "image \"{given}\" is an address ({scheme}), and images are opened from files and directories only"
-    )]
+    #[error("image \"{given}\" is an address ({scheme}), and a file or a directory is needed here")]
     Uri { given: String, scheme: String },
     /// A running instance where an image is needed.
     #[error("\"{given}\" names a running instance, and an image is needed here")]
@@ -67,9 +65,9 @@ impl ImageError {
                 "it was not copied to its end, or is none: fetch or build it again".to_owned()
             }
             Self::NotForUs { help, .. } => (*help).to_owned(),
-            Self::Uri { given, .. } => format!(
-                "fetch it first, for example with `apptainer build IMAGE.sif {given}`, and give the file"
-            ),
+            Self::Uri { given, .. } => {
+                format!("make a file of it first with `stasis build IMAGE.sif {given}`, and give that")
+            }
             Self::Instance { .. } => {
                 "give an image, or use exec, run or shell to enter the instance".to_owned()
             }
@@ -104,7 +102,8 @@ pub(crate) fn io_words(error: &io::Error) -> String {
         Some(errno) => errno.desc().to_lowercase(),
         None => match error.kind() {
             io::ErrorKind::NotFound => "it does not exist".to_owned(),
-            io::ErrorKind::InvalidData => "it is not text in UTF-8".to_owned(),
+            // The standard library's own has no error behind it.
+            io::ErrorKind::InvalidData if error.get_ref().is_none() => "it is not text in UTF-8".to_owned(),
             io::ErrorKind::FileTooLarge => "it is too large".to_owned(),
             _ => error.to_string(),
         },

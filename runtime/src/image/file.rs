@@ -201,6 +201,12 @@ fn runnable(path: &Path, root: &Path, file: &File, sif: Option<&Sif>) -> Result<
 const SIF: &str = "a SIF file";
 const SQUASHFS: &str = "a squashfs file system";
 
+/// Whether there is a file that says that it holds an image.
+#[must_use]
+pub fn is_image_file(path: &Path) -> bool {
+    matches!(kind_of(path), SIF | SQUASHFS)
+}
+
 const NOT_REGULAR: &str = "not a regular file";
 const UNREADABLE: &str = "a file that cannot be read";
 

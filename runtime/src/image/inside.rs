@@ -3,7 +3,8 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -111,6 +112,29 @@ fn components(path: &Path) -> impl Iterator<Item = OsString> + '_ {
         .map(|part| OsStr::from_bytes(part).to_owned())
 }
 
+/// The content of a regular file, `limit` bytes at most; links are followed inside.
+///
+/// # Errors
+/// As open(2); `InvalidInput` for anything but a regular file, `FileTooLarge` above the limit.
+pub(crate) fn read_regular(root: BorrowedFd<'_>, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    // Looked at first: opening a device or a pipe has effects of its own.
+    let regular = |fd: &OwnedFd| fstat(fd).is_ok_and(|s| file_type(&s) == SFlag::S_IFREG);
+    let seen = open_in_root(root, path, OFlag::O_PATH)?;
+    if !regular(&seen) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let fd = open_in_root(root, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?;
+    if !regular(&fd) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut bytes = Vec::new();
+    File::from(fd).take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
+}
+
 /// The type bits of a stat.
 pub(crate) fn file_type(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
@@ -120,7 +144,6 @@ pub(crate) fn file_type(stat: &FileStat) -> SFlag {
 mod tests {
     use super::*;
     use std::fs;
-    use std::io::Read as _;
     use std::os::unix::fs::symlink;
 
     type Opener = fn(BorrowedFd<'_>, &Path, OFlag) -> io::Result<OwnedFd>;

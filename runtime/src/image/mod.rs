@@ -3,8 +3,7 @@
 //! view by [`attach`]; where it is seen in a container is not decided here.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -18,15 +17,22 @@ pub mod attach;
 mod error;
 mod file;
 pub mod identity;
-mod inside;
+pub(crate) mod inside;
 pub mod metadata;
+pub mod oci;
+pub mod output;
 pub mod sif;
+pub mod singularity;
 pub mod squashfs;
 pub mod tools;
+pub mod tree;
+pub mod watch;
 
 pub use error::ImageError;
 pub(crate) use error::io_words;
-pub use file::{ImageFile, Opening, sif_of};
+pub use file::{ImageFile, Opening, is_image_file, sif_of};
+use oci::Rooted;
+use oci::types::ContainerConfig;
 
 /// Where an image keeps what is said about it.
 const META: &str = "/.singularity.d";
@@ -68,11 +74,15 @@ impl FileInfo {
 pub struct Image {
     /// What the user typed.
     pub given: String,
+    /// What the application is told as its image's name.
+    pub name: String,
     /// The directory or the file, absolute, links resolved.
     pub root: PathBuf,
     dir: OwnedFd,
     /// Of an image in a file. Let go after `dir`, which holds the same mount.
     pub file: Option<ImageFile>,
+    /// Of an image that was fetched by name: its place in the cache, kept while this lives.
+    pub fetched: Option<Rooted>,
     /// `/bin/sh` is there and may be executed.
     pub has_sh: bool,
     /// `/bin/bash` is there and may be executed.
@@ -87,6 +97,8 @@ pub struct Image {
     pub has_libs: bool,
     /// From `/.singularity.d/labels.json`; empty when there is none or it is broken.
     pub labels: BTreeMap<String, String>,
+    /// What an image from a registry wants to be run, where it has no shell that could run its runscript.
+    pub oci: Option<ContainerConfig>,
 }
 
 const DIRECTORY: OFlag =
@@ -115,8 +127,10 @@ impl Image {
             .map_err(|errno| at(&path, errno.into()))?;
         let mut image = Self {
             given: arg.to_owned(),
+            name: root.file_name().map_or_else(|| "/".to_owned(), |name| name.to_string_lossy().into_owned()),
             root,
             file,
+            fetched: None,
             dir,
             has_sh: false,
             has_bash: false,
@@ -125,6 +139,7 @@ impl Image {
             has_startscript: false,
             has_libs: false,
             labels: BTreeMap::new(),
+            oci: None,
         };
         // Links count also when they lead nowhere: `bin -> usr/bin` of a half-built image is still one.
         let entries = image.list("/").map_err(|source| at(&path, source))?;
@@ -148,6 +163,10 @@ impl Image {
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
+        if !self.has_sh {
+            let config = self.read_small(singularity::OCI_CONFIG, MAX_LABELS).ok();
+            self.oci = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        }
     }
 
     fn executable(&self, path: &str) -> bool {
@@ -178,24 +197,7 @@ impl Image {
     /// # Errors
     /// What the kernel says; `InvalidInput` for anything but a regular file, `FileTooLarge` above the limit.
     pub fn read_small(&self, path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
-        let path = path.as_ref();
-        // Looked at first: opening a device or a pipe has effects of its own.
-        let regular = |fd: &OwnedFd| fstat(fd).is_ok_and(|s| inside::file_type(&s) == SFlag::S_IFREG);
-        let seen = inside::open_in_root(self.dir(), path, OFlag::O_PATH)?;
-        if !regular(&seen) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let fd = inside::open_in_root(self.dir(), path, flags)?;
-        if !regular(&fd) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let mut bytes = Vec::new();
-        File::from(fd).take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > limit {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        Ok(bytes)
+        inside::read_regular(self.dir(), path.as_ref(), limit)
     }
 
     /// The names in a directory inside, sorted, without `.` and `..`; names that are not UTF-8 are left out.

@@ -81,12 +81,12 @@ fn what_is_not_an_image_directory_is_told_by_kind() {
     check the spelling; a relative path starts at the working directory
     "#);
     insta::assert_snapshot!(refused("docker://alpine"), @r#"
-    image "docker://alpine" is an address (docker), and images are opened from files and directories only
-    fetch it first, for example with `apptainer build IMAGE.sif docker://alpine`, and give the file
+    image "docker://alpine" is an address (docker), and a file or a directory is needed here
+    make a file of it first with `stasis build IMAGE.sif docker://alpine`, and give that
     "#);
     insta::assert_snapshot!(refused("oci:layout:tag"), @r#"
-    image "oci:layout:tag" is an address (oci), and images are opened from files and directories only
-    fetch it first, for example with `apptainer build IMAGE.sif oci:layout:tag`, and give the file
+    image "oci:layout:tag" is an address (oci), and a file or a directory is needed here
+    make a file of it first with `stasis build IMAGE.sif oci:layout:tag`, and give that
     "#);
     insta::assert_snapshot!(refused("instance://web"), @r#"
     "instance://web" names a running instance, and an image is needed here

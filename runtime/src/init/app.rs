@@ -45,7 +45,7 @@ fn becoming<'a>(
         session: spec.stdio != StdioKind::Inherit,
         controls_terminal: spec.stdio == StdioKind::Pty,
         ignored: engine.map_or(&[], |e| &e.needs.ignore_signals),
-        seccomp: engine.map_or(&[], |e| &e.needs.seccomp),
+        seccomp: engine.map_or(&spec.process.seccomp, |e| &e.needs.seccomp),
         subreaper: engine.is_some_and(|e| e.needs.subreaper),
         keep_capabilities: keeps_capabilities(spec),
         umask: spec.process.umask,
@@ -71,6 +71,11 @@ fn command(spec: &ContainerSpec) -> Vec<String> {
 
 /// Where no init is wanted: this process becomes the application. Returns only the reason why not.
 pub fn become_application(spec: &ContainerSpec) -> Error {
+    if spec.process.ends_with_parent
+        && let Err(e) = process::end_with_parent()
+    {
+        return Error::new("cannot tie the application to the command that starts it").because(e.desc());
+    }
     let (argv, env) = (command(spec), pairs(spec));
     children::become_it(&becoming(spec, &argv, &env, &Streams(None)))
 }

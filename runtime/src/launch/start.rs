@@ -77,7 +77,8 @@ fn flags(spec: &ContainerSpec) -> CloneFlags {
     flags
 }
 
-/// Makes the container's first process. The caller has one thread, and holds the image's mount where it is one.
+/// Makes the container's first process, which is an init or, where none is wanted, the application itself. The caller
+/// has one thread, and holds the image's mount where it is one.
 ///
 /// # Errors
 /// What the host refuses, with the remedy.
@@ -85,7 +86,7 @@ pub fn start(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Container> 
     let spec = &order.spec;
     if !spec.namespaces.pid {
         return Err(Error::new(format!(
-            "the container {} asks for an init and for no pid namespace",
+            "the container {} asks for a first process and for no pid namespace",
             spec.name
         )));
     }
@@ -178,6 +179,24 @@ impl Container {
         outcome
     }
 
+    /// Without an init: waits until the application's program runs, which closes the channel.
+    ///
+    /// # Errors
+    /// What the first process says. The container is gone then.
+    pub fn replaced(&self, within: Duration) -> Result<()> {
+        let set = self.channel.set_timeout(Some(within)).map_err(|e| self.lost(Some(&e)));
+        let outcome = set.and_then(|()| match self.channel.recv::<FromInit>() {
+            Ok(None) => Ok(()),
+            Ok(Some((FromInit::Failed(error), _))) => Err(error),
+            Ok(Some(_)) => Err(self.lost(None)),
+            Err(e) => Err(self.lost(Some(&e))),
+        });
+        if outcome.is_err() {
+            self.kill();
+        }
+        outcome
+    }
+
     fn lost(&self, e: Option<&std::io::Error>) -> Error {
         let error = Error::new("the container's first process ended before the application was started");
         match e {
@@ -197,14 +216,20 @@ impl Container {
     }
 }
 
-/// In the new process: waits for the id maps, then becomes init. Returns an exit code; what went wrong was told over
-/// the channel.
+/// In the new process: waits for the id maps, then becomes init or the application. Returns an exit code; what went
+/// wrong was told over the channel.
 fn first_process(order: &Order, channel: &Channel, image: Option<BorrowedFd<'_>>) -> i32 {
     let Ok(Some(((), _))) = channel.recv() else {
         // The monitor died or gave up.
         return 255;
     };
-    let failed = become_init(channel, order, image);
+    let failed = match order.spec.init {
+        true => become_init(channel, order, image),
+        false => match root::make(order, image) {
+            Ok(_) => crate::init::app::become_application(&order.spec),
+            Err(error) => error,
+        },
+    };
     // If nobody listens any more there is nobody to tell.
     let _ = channel.send(&FromInit::Failed(failed));
     255

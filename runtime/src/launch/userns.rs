@@ -2,9 +2,12 @@
 
 use crate::error::{Error, Result};
 use crate::spec::IdSpec;
+use crate::sys::process::{self, Forked};
 use nix::errno::Errno;
+use nix::sched::CloneFlags;
 use stasis_plugin_api::plan::IdMap;
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::Command;
 
@@ -28,9 +31,10 @@ pub fn map(pid: u32, ids: &IdSpec) -> Result<()> {
                 return Err(Error::new("cannot map uid 0 into the container: no subordinate ids are granted")
                     .help("the administrator grants them with `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`"));
             };
-            run_mapper("newuidmap", pid, uid, ids.uid, ids.host_uid)?;
-            run_mapper("newgidmap", pid, gid, ids.gid, ids.host_gid)
+            run_mapper("newuidmap", pid, [0, uid.0, 1, ids.uid, ids.host_uid, 1])?;
+            run_mapper("newgidmap", pid, [0, gid.0, 1, ids.gid, ids.host_gid, 1])
         }
+        IdMap::Root if ids.granted => map_granted(pid, ids.host_uid, ids.host_gid),
         IdMap::Keep | IdMap::Root => {
             write("setgroups", "deny".to_owned())?;
             write("uid_map", format!("{} {} 1\n", ids.uid, ids.host_uid))?;
@@ -39,8 +43,61 @@ pub fn map(pid: u32, ids: &IdSpec) -> Result<()> {
     }
 }
 
-fn run_mapper(tool: &str, pid: u32, zero: u32, inside: u32, outside: u32) -> Result<()> {
-    let numbers = [0, zero, 1, inside, outside, 1].map(|n| n.to_string());
+/// Root and behind it all the ids that are granted.
+fn map_granted(pid: u32, host_uid: u32, host_gid: u32) -> Result<()> {
+    let range = |file| subordinate(file, host_uid);
+    let (Some(uids), Some(gids)) = (range("/etc/subuid"), range("/etc/subgid")) else {
+        return Err(Error::new("no subordinate ids are granted"));
+    };
+    run_mapper("newuidmap", pid, [0, host_uid, 1, 1, uids.0, uids.1])?;
+    run_mapper("newgidmap", pid, [0, host_gid, 1, 1, gids.0, gids.1])
+}
+
+/// Whether root inside can have other ids beside it.
+pub fn grants_more(uid: u32) -> bool {
+    uid != 0 && possible_maps(uid).contains(&IdMap::KeepAndZero)
+}
+
+/// Does `work` as root of a user namespace with all the ids that are granted to the user: what is in files of
+/// theirs can only be reached so. The caller has one thread.
+///
+/// # Errors
+/// Why there is no such namespace.
+pub fn as_granted_root(work: impl FnOnce() -> i32) -> Result<i32> {
+    let cannot = |e: Errno| clone_error(e, true);
+    let (wait, go) = crate::sys::fd::pipe().map_err(|e| Error::new("cannot make a pipe").because(&e))?;
+    match process::clone_into(CloneFlags::CLONE_NEWUSER).map_err(cannot)? {
+        Forked::Child => {
+            drop(go);
+            let mut said = [0];
+            let code = match fs::File::from(wait).read(&mut said) {
+                Ok(1) => work(),
+                _ => 255,
+            };
+            process::end(code)
+        }
+        Forked::Parent(pid, _) => {
+            drop(wait);
+            let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+            let mapped = map_granted(pid.as_raw().unsigned_abs(), uid, gid);
+            if mapped.is_ok() {
+                // A child that is gone is seen below.
+                let _ = fs::File::from(go).write_all(b"x");
+            } else {
+                drop(go);
+            }
+            let status = nix::sys::wait::waitpid(pid, None);
+            mapped?;
+            match status {
+                Ok(nix::sys::wait::WaitStatus::Exited(_, code)) => Ok(code),
+                _ => Err(Error::new("a process in a user namespace was lost")),
+            }
+        }
+    }
+}
+
+fn run_mapper(tool: &str, pid: u32, numbers: [u32; 6]) -> Result<()> {
+    let numbers = numbers.map(|n| n.to_string());
     let output = Command::new(tool).arg(pid.to_string()).args(&numbers).output().map_err(|e| {
         Error::new(format!("cannot start {tool}")).because(&e).help("install the package `uidmap`")
     })?;
@@ -51,8 +108,8 @@ fn run_mapper(tool: &str, pid: u32, zero: u32, inside: u32, outside: u32) -> Res
         .because(String::from_utf8_lossy(&output.stderr).trim()))
 }
 
-/// The first id of the range granted to a user in `/etc/subuid` or `/etc/subgid`.
-fn subordinate(file: &str, uid: u32) -> Option<u32> {
+/// The range granted to a user in `/etc/subuid` or `/etc/subgid`: its first id and their number.
+fn subordinate(file: &str, uid: u32) -> Option<(u32, u32)> {
     let name = nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|u| u.name);
     let text = fs::read_to_string(file).ok()?;
     text.lines().find_map(|line| {
@@ -60,7 +117,8 @@ fn subordinate(file: &str, uid: u32) -> Option<u32> {
         let who = parts.next()?;
         let mine = who == uid.to_string() || name.as_deref() == Some(who);
         let first = parts.next()?.trim().parse().ok()?;
-        mine.then_some(first)
+        let count = parts.next()?.trim().parse().ok()?;
+        mine.then_some((first, count))
     })
 }
 

@@ -1,7 +1,7 @@
 //! A foreground command without an engine and without an init: this process itself becomes the application. There
 //! is nobody in between, so signals, the terminal and the exit status are the application's own. Only where a process
-//! of ours serves the image is this one its parent, and stays: the application must not have a child that it did not
-//! start.
+//! of ours serves the image, or the image is to stay in the cache, is this one its parent, and stays: the application
+//! must not have a child that it did not start, nor a descriptor that it did not open.
 
 use crate::error::{Error, Result};
 use crate::image::attach::Held;
@@ -21,26 +21,29 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Sent by the kernel, to the whole process group of a terminal: the application got it as well.
 const SI_KERNEL: i32 = 0x80;
 
-/// Becomes the application, or runs it to its end and returns the exit code. The caller has one thread.
+/// Becomes the application, or runs it to its end and returns the exit code. The caller has one thread; `holds` where
+/// it holds something as long as the application runs.
 ///
 /// # Errors
 /// Why it was not started.
-pub fn run(order: MonitorOrder, image: Option<Held>) -> Result<i32> {
+pub fn run(order: MonitorOrder, image: Option<Held>, holds: bool) -> Result<i32> {
     let mount_point = mount_point(&order.runtime_dir)?;
     let order = Order { spec: order.spec, mount_point, logs: None, fed: false, size: None };
-    match image {
-        Some(image) if image.is_served() => beside(&order, image),
-        image => Err(start::become_application(&order, image.as_ref().and_then(Held::mount))),
+    if holds || image.as_ref().is_some_and(Held::is_served) {
+        return beside(&order, image);
     }
+    Err(start::become_application(&order, image.as_ref().and_then(Held::mount)))
 }
 
-fn beside(order: &Order, image: Held) -> Result<i32> {
+fn beside(order: &Order, image: Option<Held>) -> Result<i32> {
     let signals = serve::signals(true)?;
     let telling = Telling::new()?;
     let forked = process::clone_into(CloneFlags::empty())
         .map_err(|e| Error::new("cannot start the application").because(e.desc()))?;
     let (pid, pidfd) = match forked {
-        Forked::Child => telling.fail(&start::become_application(order, image.mount())),
+        Forked::Child => {
+            telling.fail(&start::become_application(order, image.as_ref().and_then(Held::mount)))
+        }
         Forked::Parent(pid, pidfd) => (pid, pidfd),
     };
     telling.wait()?;

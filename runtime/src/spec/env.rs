@@ -107,6 +107,13 @@ pub(crate) fn environment(
         all.insert("LANG".to_owned(), "C".to_owned());
     }
     all.insert("PATH".to_owned(), DEFAULT_PATH.to_owned());
+    // Where no shell can source what the image says of its variables.
+    for variable in naming.image.oci.iter().flat_map(|config| config.env.iter().flatten()) {
+        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+        if is_name(name) && (name == "PATH" || !all.contains_key(name)) {
+            all.insert(name.to_owned(), value.to_owned());
+        }
+    }
     if let Some(path) = facts.env.get("PATH") {
         all.insert("USER_PATH".to_owned(), path.clone());
     }
@@ -131,8 +138,7 @@ pub(crate) fn environment(
 impl Naming<'_> {
     fn variables(&self) -> BTreeMap<String, String> {
         let root = self.image.root.to_string_lossy().into_owned();
-        let base =
-            self.image.root.file_name().map_or_else(|| root.clone(), |n| n.to_string_lossy().into_owned());
+        let base = self.image.name.clone();
         let mut vars = BTreeMap::new();
         let mut set = |name: &str, value: &str| vars.insert(name.to_owned(), value.to_owned());
         for prefix in ["APPTAINER", "SINGULARITY"] {

@@ -3,7 +3,7 @@
 
 use crate::image::attach::{FileSpec, Way};
 use serde::{Deserialize, Serialize};
-use stasis_plugin_api::plan::{IdMap, Needs, RestoredRoot, StdioKind};
+use stasis_plugin_api::plan::{IdMap, Needs, RestoredRoot, SeccompRule, StdioKind};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -127,6 +127,9 @@ pub struct NamespaceSpec {
 pub struct IdSpec {
     /// How ids are mapped when there is a user namespace.
     pub map: IdMap,
+    /// Beside root inside there are all the other ids that are granted to the user: for builds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub granted: bool,
     /// On the host.
     pub host_uid: u32,
     /// On the host.
@@ -196,6 +199,12 @@ pub struct ProcessSpec {
     pub cwd: Vec<PathBuf>,
     /// The file mode mask.
     pub umask: u32,
+    /// It is killed when whoever started it ends: for builds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ends_with_parent: bool,
+    /// System calls that are answered without being carried out: for builds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seccomp: Vec<SeccompRule>,
 }
 
 /// What the engine asked for, merged into the spec by [`apply`].

@@ -196,6 +196,8 @@ pub fn resolve(
             env_after: environment.after,
             cwd: wishes.cwd()?,
             umask: facts.umask,
+            ends_with_parent: false,
+            seccomp: Vec::new(),
         },
         stdio: stdio(action, facts, engine),
         init: engine || action.is_instance() || wishes.namespaces.pid,
@@ -239,6 +241,9 @@ fn argv(action: &Action, image: &Image, engine: bool) -> Result<Vec<String>, Spe
             Some(program) if !program.is_empty() => Ok(argv.clone()),
             _ => Err(SpecError::NoCommand { image: given() }),
         },
+        Action::Run { args } | Action::InstanceRun { args } if image.oci.is_some() => {
+            without_shell(image, args)
+        }
         Action::Run { args } | Action::InstanceRun { args } => {
             script(image.has_runscript, "/.singularity.d/runscript", args)
         }
@@ -249,6 +254,22 @@ fn argv(action: &Action, image: &Image, engine: bool) -> Result<Vec<String>, Spe
         Action::Shell if image.has_bash => Ok(vec!["/bin/bash".to_owned(), "--norc".to_owned()]),
         Action::Shell if image.has_sh => Ok(vec!["/bin/sh".to_owned()]),
         Action::Shell => Err(SpecError::NoShell { image: given() }),
+    }
+}
+
+/// What the runscript of an image from a registry would do, had the image a shell to run it.
+fn without_shell(image: &Image, args: &[String]) -> Result<Vec<String>, SpecError> {
+    let list = |list: Option<&Vec<String>>| list.cloned().unwrap_or_default();
+    let config = image.oci.as_ref();
+    let mut argv = list(config.and_then(|config| config.entrypoint.as_ref()));
+    argv.extend(if args.is_empty() {
+        list(config.and_then(|config| config.cmd.as_ref()))
+    } else {
+        args.to_vec()
+    });
+    match argv.first() {
+        Some(program) if !program.is_empty() => Ok(argv),
+        _ => Err(SpecError::NoCommand { image: image.given.clone() }),
     }
 }
 
@@ -285,7 +306,7 @@ fn ids(wishes: &Wishes<'_>) -> IdSpec {
     let facts = wishes.facts;
     let (map, uid, gid) =
         if wishes.root_inside { (IdMap::Root, 0, 0) } else { (IdMap::Keep, facts.euid, facts.egid) };
-    IdSpec { map, host_uid: facts.euid, host_gid: facts.egid, uid, gid }
+    IdSpec { map, granted: false, host_uid: facts.euid, host_gid: facts.egid, uid, gid }
 }
 
 fn stdio(action: &Action, facts: &HostFacts, engine: bool) -> StdioKind {

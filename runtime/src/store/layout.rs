@@ -85,13 +85,6 @@ impl DirHandle {
         }
     }
 
-    /// Exchanges two entries at once.
-    pub(crate) fn exchange(&self, one: impl AsRef<Path>, other: impl AsRef<Path>) -> Result<()> {
-        let (one, other) = (one.as_ref(), other.as_ref());
-        nix::fcntl::renameat2(&self.fd, one, &self.fd, other, nix::fcntl::RenameFlags::RENAME_EXCHANGE)
-            .map_err(|e| StoreError::io("replace", &self.path.join(other), e))
-    }
-
     /// Opens the directory `name`, which must belong to the user and be writable by nobody else.
     pub(crate) fn child(&self, name: impl AsRef<Path>) -> Result<Self> {
         self.child_unchecked(name)?.trusted()

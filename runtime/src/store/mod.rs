@@ -26,6 +26,7 @@ use crate::name::{BackendName, CheckpointName};
 pub use commit::{CommitTimes, Committed};
 pub use error::StoreError;
 pub use generation::Generation;
+pub(crate) use layout::DirHandle;
 pub use lock::{Holder, LiveLock};
 pub use manifest::{
     BackendEntry, FileEntry, HostEntry, ImageIdentity, Listening, Manifest, ManifestDraft, ProcessEntry,
@@ -34,7 +35,6 @@ pub use record::{BackendStamp, CheckpointRecord};
 pub use staging::Staging;
 pub use verify::Level;
 
-pub(crate) use layout::DirHandle;
 use lock::ShortLock;
 pub(crate) use remove::remove;
 

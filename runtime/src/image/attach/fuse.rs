@@ -176,7 +176,7 @@ fn make_in_namespace() -> Result<(OwnedFd, OwnedFd)> {
     };
     drop(theirs);
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-    let ids = IdSpec { map: IdMap::Keep, host_uid: uid, host_gid: gid, uid, gid };
+    let ids = IdSpec { map: IdMap::Keep, granted: false, host_uid: uid, host_gid: gid, uid, gid };
     let outcome = userns::map(pid.as_raw().cast_unsigned(), &ids)
         .and_then(|()| ours.send(&()).map_err(|e| broken(&e)))
         .and_then(|()| ours.recv::<std::result::Result<(), Error>>().map_err(|e| broken(&e)));

@@ -73,7 +73,7 @@ fn key(spec: &FileSpec, file: &File) -> Result<String> {
     Ok(format!(".known-{}", print.trim_start_matches("file1:")))
 }
 
-/// Unpacks it into a new directory.
+/// Unpacks it into a directory, which is made where it is missing, and empty where it is there.
 ///
 /// # Errors
 /// What stands in the way. The directory may have been begun.
@@ -81,6 +81,9 @@ pub fn unpack_into(directory: &Path, spec: &FileSpec, file: &File, watched: Watc
     let mut command = tools::program("unsquashfs", "squashfs-tools")?;
     command.args(["-no-progress", "-offset", &spec.offset.to_string(), "-dest"]);
     command.arg(directory);
+    if directory.is_dir() {
+        command.arg("-force");
+    }
     let root = nix::unistd::geteuid().is_root();
     // What needs a privilege is left out rather than complained about.
     let accepted: &[i32] = if root { &[] } else { &[2] };

@@ -1,0 +1,149 @@
+//! Images made of something else: definition files, which are read and carried out, images by name, directories, files.
+//! What is made is a directory or a SIF file. Stages grow beside the image and are gone when it is done; nothing of it
+//! is seen under its name before it is whole.
+
+mod apps;
+mod bootstrap;
+mod container;
+pub mod definition;
+mod files;
+mod glob;
+mod metadata;
+mod pack;
+mod source;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::error::{Error, Result};
+use crate::image::oci::{self, Cache};
+use crate::image::output::Output;
+use crate::image::singularity;
+use crate::image::tree::Tree;
+use crate::image::watch::Watch;
+use definition::{Definition, Script, Stage};
+pub use pack::{Packing, to_file};
+pub use source::Source;
+
+/// What a user can choose.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Replace an image that is there.
+    pub force: bool,
+    /// Leave `%test` out.
+    pub no_test: bool,
+    /// Values for `{{ NAME }}`, before those of the definition file.
+    pub arguments: BTreeMap<String, String>,
+    /// Shown to `%post` and `%test`: on the host, and inside.
+    pub binds: Vec<(PathBuf, PathBuf, bool)>,
+    /// For images from registries.
+    pub fetch: oci::Options,
+    /// Where roots of containers are put together.
+    pub runtime_dir: PathBuf,
+}
+
+/// What a build works with.
+struct Work<'a> {
+    options: &'a Options,
+    cache: &'a Cache,
+    watch: &'a dyn Watch,
+    /// Roots of the stages that are done, by name.
+    done: BTreeMap<String, PathBuf>,
+}
+
+/// Makes an image directory.
+///
+/// # Errors
+/// What is wrong in the definition file, or what failed; then there is no new image, and an old one is as it was. A
+/// script that failed brings its exit code along.
+pub fn to_directory(
+    source: &Source,
+    out: &Path,
+    options: &Options,
+    cache: &Cache,
+    watch: &dyn Watch,
+) -> Result<()> {
+    let output = Output::new(out, options.force, options.fetch.guarded)?;
+    source.fill(&output, &mut Work::new(options, cache, watch))?;
+    output.commit()
+}
+
+impl<'a> Work<'a> {
+    fn new(options: &'a Options, cache: &'a Cache, watch: &'a dyn Watch) -> Self {
+        Self { options, cache, watch, done: BTreeMap::new() }
+    }
+}
+
+impl Work<'_> {
+    fn definition(&mut self, file: &Path, output: &Output) -> Result<()> {
+        let definition = Definition::load(file, &self.options.arguments)?;
+        self.watch.info("Starting build...");
+        let empty = || Error::new(format!("{} is empty", file.display()));
+        let (last, earlier) = definition.stages.split_last().ok_or_else(empty)?;
+        let mut kept = Vec::new();
+        for (number, stage) in earlier.iter().enumerate() {
+            let place = output.beside(&format!(".stage-{}", number + 1), self.options.fetch.guarded)?;
+            self.stage(stage, &place.tree()?, &definition)?;
+            if let Some(name) = &stage.name {
+                self.done.insert(name.clone(), place.path());
+            }
+            kept.push(place);
+        }
+        self.stage(last, &output.tree()?, &definition)
+    }
+
+    fn stage(&self, stage: &Stage, tree: &Tree, definition: &Definition) -> Result<()> {
+        let facts = container::Facts::find();
+        if let Some(script) = &stage.pre {
+            self.watch.info("Running pre scriptlet");
+            on_host("%pre", script, tree)?;
+        }
+        bootstrap::run(stage, tree, self)?;
+        singularity::skeleton(tree)?;
+        if let Some(script) = &stage.setup {
+            self.watch.info("Running setup scriptlet");
+            on_host("%setup", script, tree)?;
+        }
+        for files in &stage.files {
+            files::copy(files, tree, &self.done, &self.options.fetch.cwd, &definition.file, self.watch)?;
+        }
+        apps::files(stage, tree, self, &definition.file)?;
+        if let Some(script) = &stage.post {
+            if let Some(remark) = facts.cannot() {
+                self.watch.warning(remark);
+            }
+            self.watch.info("Running post scriptlet");
+            container::run("%post", script, tree, &facts, self.options)?;
+        }
+        apps::install(stage, tree, &facts, self)?;
+        metadata::write(stage, tree, definition, self.watch)?;
+        if let Some(script) = stage.test.as_ref().filter(|_| !self.options.no_test) {
+            self.watch.info("Running testscript");
+            container::run("%test", script, tree, &facts, self.options)?;
+        }
+        let installs = stage.apps.values().any(|app| app.install.is_some());
+        if stage.post.is_some() || stage.test.is_some() || installs { facts.settle(tree) } else { Ok(()) }
+    }
+}
+
+/// Runs a script of the definition file on the host, as whoever builds.
+fn on_host(what: &str, script: &Script, tree: &Tree) -> Result<()> {
+    let mut command = Command::new(script.shell.as_deref().unwrap_or("/bin/sh"));
+    command.args(["-e", "-x", "-c", &script.text, what]);
+    for name in ["STASIS_ROOTFS", "APPTAINER_ROOTFS", "SINGULARITY_ROOTFS"] {
+        command.env(name, tree.path());
+    }
+    let status = command.status().map_err(|e| Error::new(format!("cannot run {what}")).because(&e))?;
+    match status.code() {
+        Some(0) => Ok(()),
+        code => Err(ended(what, code.unwrap_or(255))),
+    }
+}
+
+/// A script that has failed.
+fn ended(what: &str, code: i32) -> Error {
+    Error::new(format!("{what} failed with exit code {code}"))
+        .because("the image was not made")
+        .code(u8::try_from(code).ok().filter(|code| *code != 0).unwrap_or(crate::error::FATAL))
+}

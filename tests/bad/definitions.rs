@@ -1,0 +1,230 @@
+//! Builds that go wrong: what is wrong, the exit code, nothing half made, the old image as it was.
+
+use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
+
+use super::*;
+use crate::need::need;
+use crate::registry::small;
+
+fn place() -> Outcome<Env> {
+    let env = Env::new(Who::User)?;
+    small(&env)?.layout(&env, "home/layout")?;
+    Ok(env)
+}
+
+/// Builds `text` and tells what came of it; nothing may be left.
+fn told(env: &Env, text: &str) -> Outcome<String> {
+    env.write("home/image.def", text)?;
+    let told = env.fails(&["build", "--sandbox", "image", "image.def"])?;
+    let left = left(env);
+    if left.is_empty() { Ok(told) } else { Err(format!("left behind: {left:?}\n{told}").into()) }
+}
+
+/// What a build may not leave beside the image.
+fn left(env: &Env) -> Vec<PathBuf> {
+    let entries =
+        std::fs::read_dir(env.path("home")).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().contains("image") && name != "image.def")
+        })
+        .collect()
+}
+
+#[test]
+fn mistakes_in_the_file() {
+    need!(image, userns);
+    let env = place().unwrap();
+    insta::assert_snapshot!(told(&env, "Bootstrap: oci\nFrom: layout\n%pots\n  true\n").unwrap(), @"
+    exit 255
+    FATAL:   image.def, line 3: there is no section %pots
+             hint:    sections are %arguments %environment %files %help %labels %post %pre %runscript %setup %startscript %test %appenv %appfiles %apphelp %appinstall %applabels %apprun %appstart %apptest
+    ");
+    insta::assert_snapshot!(told(&env, "Bootstrap: dnf\n").unwrap(), @r#"
+    exit 255
+    FATAL:   image.def, line 1: there is no bootstrap agent "dnf"
+             hint:    agents are docker, oci, oci-archive, docker-archive, localimage, debootstrap, scratch
+    "#);
+    insta::assert_snapshot!(told(&env, "Bootstrap: oci\n").unwrap(), @"
+    exit 255
+    FATAL:   image.def, line 1: bootstrap agent oci needs from
+             hint:    add a line `From: ...`
+    ");
+    insta::assert_snapshot!(told(&env, "Bootstrap: oci\nFrom: no-such-layout\n").unwrap(), @"
+    exit 255
+    INFO:    Starting build...
+    FATAL:   cannot open the directory $DIR/home/no-such-layout
+             because: it does not exist
+             hint:    check the spelling; write oci:DIRECTORY[:TAG]
+    ");
+    insta::assert_snapshot!(told(&env, "Bootstrap: localimage\nFrom: no-such-image\n").unwrap(), @r#"
+    exit 255
+    INFO:    Starting build...
+    FATAL:   image "$DIR/home/no-such-image" does not exist
+             hint:    check the spelling
+    "#);
+    insta::assert_snapshot!(told(&env, "Bootstrap: docker\nFrom: Capital\n").unwrap(), @r#"
+    exit 255
+    FATAL:   image.def, line 1: image "docker://Capital" is not a name of an image: "Capital" has capital letters
+             hint:    write it as docker://python:3.12, docker://ghcr.io/owner/name:tag or docker://name@sha256:...
+    "#);
+    insta::assert_snapshot!(told(&env, "Bootstrap: debootstrap\n").unwrap(), @"
+    exit 255
+    FATAL:   image.def, line 1: bootstrap agent debootstrap needs osversion
+             hint:    add a line `OSVersion: bookworm`, or another name of a release
+    ");
+    insta::assert_snapshot!(told(&env, "Bootstrap: oci\nFrom: layout\n%files\n  no-such-file /x\n").unwrap(), @r#"
+    exit 255
+    INFO:    Starting build...
+    FATAL:   image.def, line 4: "no-such-file" cannot be copied
+             because: there is no $DIR/home/no-such-file on the host
+             hint:    check the spelling; a relative path on the host starts at the working directory
+    "#);
+    insta::assert_snapshot!(env.fails(&["build", "--sandbox", "image", "none.def"]).unwrap(), @"
+    exit 255
+    FATAL:   cannot read the definition file none.def
+             because: it does not exist
+    ");
+    insta::assert_snapshot!(env.fails(&["build", "--sandbox", "--build-arg", "X", "image", "image.def"]).unwrap(), @r#"
+    exit 1
+    ERROR:   --build-arg "X" is no value for a name
+             hint:    write NAME=VALUE
+    "#);
+    env.finish().unwrap();
+}
+
+#[test]
+fn scripts_that_fail_bring_their_code_along() {
+    need!(image, userns);
+    let env = place().unwrap();
+    let head = "Bootstrap: oci\nFrom: layout\n";
+    let told = |text: &str| told(&env, &format!("{head}{text}")).unwrap();
+    insta::assert_snapshot!(told("%post\n  echo before\n  exit 7\n"), @"
+    exit 7
+    before
+    INFO:    Starting build...
+    WARNING: no subordinate ids are granted to you, so there is one user inside: giving files to other users and becoming another user do nothing there, and are answered as if they had worked. What needs several users fails; the administrator grants ids with `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`
+    INFO:    Running post scriptlet
+    + echo before
+    + exit 7
+    ERROR:   %post failed with exit code 7
+             because: the image was not made
+    ");
+    insta::assert_snapshot!(told("%post\n  false\n  echo never\n"), @"
+    exit 1
+    INFO:    Starting build...
+    WARNING: no subordinate ids are granted to you, so there is one user inside: giving files to other users and becoming another user do nothing there, and are answered as if they had worked. What needs several users fails; the administrator grants ids with `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`
+    INFO:    Running post scriptlet
+    + false
+    ERROR:   %post failed with exit code 1
+             because: the image was not made
+    ");
+    insta::assert_snapshot!(told("%test\n  exit 3\n"), @"
+    exit 3
+    INFO:    Starting build...
+    INFO:    Adding labels
+    INFO:    Adding testscript
+    INFO:    Running testscript
+    + exit 3
+    ERROR:   %test failed with exit code 3
+             because: the image was not made
+    ");
+    insta::assert_snapshot!(told("%setup\n  exit 4\n"), @"
+    exit 4
+    INFO:    Starting build...
+    INFO:    Running setup scriptlet
+    + exit 4
+    ERROR:   %setup failed with exit code 4
+             because: the image was not made
+    ");
+    insta::assert_snapshot!(told("%post -c /bin/no-such-shell\n  true\n"), @"
+    exit 255
+    INFO:    Starting build...
+    WARNING: no subordinate ids are granted to you, so there is one user inside: giving files to other users and becoming another user do nothing there, and are answered as if they had worked. What needs several users fails; the administrator grants ids with `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`
+    INFO:    Running post scriptlet
+    FATAL:   %post cannot run: the image has no /bin/no-such-shell
+             hint:    bootstrap from an image with a shell, or leave the section out
+    ");
+    env.finish().unwrap();
+}
+
+#[test]
+fn what_is_there_is_not_touched() {
+    need!(image, userns);
+    let env = place().unwrap();
+    env.write("home/image.def", "Bootstrap: oci\nFrom: layout\n%post\n  exit 1\n").unwrap();
+    let build = |flags: &[&str]| {
+        env.fails(&[&["build", "--sandbox"], flags, &["out", "image.def"]].concat()).unwrap()
+    };
+    env.make_dir("home/out").unwrap();
+    env.write("home/out/precious", "mine").unwrap();
+    insta::assert_snapshot!(build(&[]), @r#"
+    exit 255
+    FATAL:   "$DIR/home/out" exists already
+             hint:    replace it with --force, or choose another name
+    "#);
+    insta::assert_snapshot!(build(&["--force"]), @r#"
+    exit 255
+    FATAL:   "$DIR/home/out" holds something else than an image, and is not replaced
+             hint:    choose another name, or move it away
+    "#);
+    assert_eq!(std::fs::read_to_string(env.path("home/out/precious")).unwrap(), "mine");
+    std::fs::create_dir_all(env.path("home/out/etc")).unwrap();
+    assert!(build(&["--force"]).contains("%post failed with exit code 1"));
+    assert_eq!(std::fs::read_to_string(env.path("home/out/precious")).unwrap(), "mine");
+    env.write("home/file", "x").unwrap();
+    insta::assert_snapshot!(env.fails(&["build", "--sandbox", "--force", "file", "image.def"]).unwrap(), @r#"
+    exit 255
+    FATAL:   "$DIR/home/file" is not an image directory, and is not replaced by one
+             hint:    choose another name, or move it away
+    "#);
+    insta::assert_snapshot!(env.fails(&["build", "--sandbox", "no/such/place", "image.def"]).unwrap(), @"
+    exit 255
+    FATAL:   cannot make the image $DIR/home/no/such/place
+             because: there is no directory $DIR/home/no/such
+             hint:    make it first, or choose another name
+    ");
+    env.finish().unwrap();
+}
+
+/// However it ends, nothing stays: neither the half image nor what ran in it.
+#[test]
+fn an_interrupted_build_leaves_nothing() {
+    need!(image, userns);
+    for (who, signal, kind) in [
+        (Who::User, Signal::SIGINT, &["--sandbox"][..]),
+        (Who::User, Signal::SIGTERM, &["--sandbox"]),
+        (Who::User, Signal::SIGKILL, &["--sandbox"]),
+        (Who::User, Signal::SIGKILL, &[]),
+        (Who::Granted, Signal::SIGKILL, &["--sandbox"]),
+        (Who::Granted, Signal::SIGHUP, &[]),
+    ] {
+        if who == Who::Granted && crate::need::uidmap().is_err() {
+            continue;
+        }
+        let env = Env::new(who).unwrap();
+        small(&env).unwrap().layout(&env, "home/layout").unwrap();
+        let image = super::image(&env, "server");
+        let text = format!(
+            "Bootstrap: localimage\nFrom: {image}\n%post\n  \
+             mkdir -p /closed/inside; touch /closed/inside/file; chmod 0 /closed\n  \
+             chown -R 5:5 /closed\n  echo reached\n  python3 -c 'import time; time.sleep(600)'\n"
+        );
+        env.write("home/image.def", &text).unwrap();
+        let running = env.spawn(&[&["build"], kind, &["image", "image.def"]].concat()).unwrap();
+        running.wait_for("reached").unwrap();
+        running.signal(signal).unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !(left(&env).is_empty() && env.survivors().is_empty()) {
+            let late = std::time::Instant::now() > deadline;
+            assert!(!late, "{who:?} {signal} {kind:?}: left {:?}, runs {:?}", left(&env), env.survivors());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let run = running.wait().unwrap();
+        assert_ne!(run.code, 0);
+        env.finish().unwrap();
+    }
+}
