@@ -10,7 +10,7 @@ use crate::{Result, dist, host, image};
 /// Prepares the host, then checks format and lints, runs the tests and tries the tarball. The last line tells the
 /// engines that a test really saved and brought back something with.
 pub(crate) fn everything() -> Result<()> {
-    host::prepare()?;
+    host::prepare_tests()?;
     let images = image::make()?;
     let required = std::env::var("STASIS_TESTS_REQUIRE").unwrap_or_default();
     let required: Vec<&str> = required.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();

@@ -7,22 +7,26 @@ use crate::Result;
 use crate::shell::{command, on_path, output, run};
 
 /// A program and the package that brings it.
-const NEEDED: [(&str, &str); 12] = [
+const NEEDED: [(&str, &str); 6] = [
     // Makes the root directory of the test image.
     ("mmdebstrap", "mmdebstrap"),
     // Builds the small programs of the test image, among them a static one.
     ("gcc", "gcc libc6-dev"),
     // Builds the program that uses another C library.
     ("musl-gcc", "musl-tools"),
-    // Makes and unpacks the file system of an image in a file, and serves it where the kernel may not mount it.
-    ("mksquashfs", "squashfs-tools"),
-    ("squashfuse_ll", "squashfuse"),
     // Gives a test a controlling terminal.
     ("setsid", "util-linux"),
     // Gives an ordinary user the ids that the administrator has granted him.
     ("newuidmap", "uidmap"),
     // Makes the root directory where that is not done by root.
     ("fakechroot", "fakechroot fakeroot"),
+];
+
+/// What only tests use; those skip what is not there, with one line.
+const FOR_TESTS: [(&str, &str); 6] = [
+    // Makes and unpacks the file system of an image in a file, and serves it where the kernel may not mount it.
+    ("mksquashfs", "squashfs-tools"),
+    ("squashfuse_ll", "squashfuse"),
     // A registry for the tests, what fills it, what gives it a password and a certificate.
     ("docker-registry", "docker-registry"),
     ("skopeo", "skopeo"),
@@ -30,9 +34,23 @@ const NEEDED: [(&str, &str); 12] = [
     ("openssl", "openssl"),
 ];
 
+/// Installs what the tests use on top. Not every release has all of it.
+pub(crate) fn prepare_tests() -> Result<()> {
+    prepare()?;
+    if let Err(why) = install(&FOR_TESTS) {
+        eprintln!("some tests will be skipped: {why}");
+    }
+    Ok(())
+}
+
 /// Installs what is missing; where that cannot be done it says what to type.
 pub(crate) fn prepare() -> Result<()> {
-    let missing: Vec<(&str, &str)> = NEEDED.into_iter().filter(|(program, _)| !on_path(program)).collect();
+    install(&NEEDED)
+}
+
+fn install(wanted: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<(&str, &str)> =
+        wanted.iter().copied().filter(|(program, _)| !on_path(program)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -96,7 +114,8 @@ pub(crate) fn is_root() -> bool {
 /// The root's apt-get.
 fn apt(words: &[&str]) -> Result<()> {
     let mut all = if is_root() { vec![] } else { vec!["sudo"] };
-    all.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+    // A registry that is installed for tests need not run as a service, too.
+    all.extend(["env", "DEBIAN_FRONTEND=noninteractive", "SYSTEMD_OFFLINE=1", "apt-get"]);
     all.extend(words);
     run(&mut command(&all))
 }
