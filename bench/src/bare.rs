@@ -75,7 +75,7 @@ impl Bare {
         runs.add("start to first answer", WHO, begun.elapsed());
         settle(place, job)?;
         ask(job.port, "/gap")?;
-        let dump = ["-t", "100", "-D", "/mnt/work/images", "-W", "/mnt/work/images", "--display-stats"];
+        let dump = ["-t", "100", "-D", "/mnt/scratch/images", "-W", "/mnt/scratch/images", "--display-stats"];
         let dump = [&dump[..], &["--network-lock", "skip", "-R"]].concat();
         runs.add("capture: the engine", WHO, timed(&mut self.inside(&container, "dump", &dump))?);
         runs.add("pause seen by the application", WHO, gap(job.port)?);
@@ -86,7 +86,7 @@ impl Bare {
         let begun = Instant::now();
         let container = Container::new(place, self, work, &[])?;
         let made = begun.elapsed();
-        let restore = ["-d", "-D", "/mnt/work/images", "-W", "/mnt", "--pidfile", "root-pid"];
+        let restore = ["-d", "-D", "/mnt/scratch/images", "-W", "/mnt", "--pidfile", "root-pid"];
         let engine = timed(&mut self.inside(&container, "restore", &restore))?;
         ask(job.port, "/")?;
         runs.add("restart to first answer", WHO, begun.elapsed());

@@ -152,7 +152,7 @@ fn a_mapped_file_that_changed_since() {
     let work = env.make_dir("work").unwrap();
     let program = work.join("idle");
     std::fs::copy(env.site.image("small").join("opt/subjects/bin/idle"), &program).unwrap();
-    let bind = format!("{}:/work", work.display());
+    let bind = format!("{}:/srv", work.display());
     let start = [
         "instance",
         "start",
@@ -164,7 +164,7 @@ fn a_mapped_file_that_changed_since() {
         "kept",
         &small,
         "one",
-        "/work/idle",
+        "/srv/idle",
     ];
     env.ok(&start).unwrap();
     env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
@@ -175,14 +175,14 @@ fn a_mapped_file_that_changed_since() {
     insta::assert_snapshot!(env.fails(&restart).unwrap(), @"
     exit 255
     FATAL:   the saved state could not be brought back
-             because: /work/idle has changed since the state was saved: it has N bytes instead of N
+             because: /srv/idle has changed since the state was saved: it has N bytes instead of N
              hint:    put the file back as it was when the state was saved: the same image, the same binds
     ");
     std::fs::remove_file(&program).unwrap();
     insta::assert_snapshot!(env.fails(&restart).unwrap(), @"
     exit 255
     FATAL:   the saved state could not be brought back
-             because: /work/idle, which was open when the state was saved, is not there any more
+             because: /srv/idle, which was open when the state was saved, is not there any more
              hint:    put the file back to its place (an empty one may do for a log), or bind the directory that holds it
     ");
     bytes.truncate(bytes.len() - 4);

@@ -120,31 +120,31 @@ fn a_mapped_file_that_changed_since_with_the_native_engine() {
     let work = env.make_dir("work").unwrap();
     let program = work.join("idle");
     std::fs::copy(env.site.image("small").join("opt/subjects/bin/idle"), &program).unwrap();
-    let bind = format!("{}:/work", work.display());
+    let bind = format!("{}:/srv", work.display());
     let start =
         ["instance", "start", "-B", &bind, "--backend", "native", "--checkpoint", "kept", &small, "one"];
-    env.ok(&[&start[..], &["/work/idle"]].concat()).unwrap();
+    env.ok(&[&start[..], &["/srv/idle"]].concat()).unwrap();
     env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
     let restart = ["instance", "start", "--restart", "kept", &small, "one"];
     let (bytes, times) = (std::fs::read(&program).unwrap(), std::fs::metadata(&program).unwrap());
     std::fs::write(&program, [&bytes[..], b"more"].concat()).unwrap();
     insta::assert_snapshot!(env.fails(&restart).unwrap(), @"
     exit 255
-    FATAL:   the file /work/idle cannot be mapped again
+    FATAL:   the file /srv/idle cannot be mapped again
              because: it has N bytes instead of N
              hint:    restart in the very image that was saved, with the same binds
     ");
     std::fs::remove_file(&program).unwrap();
     insta::assert_snapshot!(env.fails(&restart).unwrap(), @"
     exit 255
-    FATAL:   the file /work/idle cannot be mapped again
+    FATAL:   the file /srv/idle cannot be mapped again
              because: No such file or directory (os error 2)
              hint:    restart in the very image that was saved, with the same binds
     ");
     std::fs::write(&program, &bytes).unwrap();
     insta::assert_snapshot!(env.fails(&restart).unwrap(), @"
     exit 255
-    FATAL:   the file /work/idle cannot be mapped again
+    FATAL:   the file /srv/idle cannot be mapped again
              because: it was written to since
              hint:    restart in the very image that was saved, with the same binds
     ");

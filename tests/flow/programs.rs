@@ -84,12 +84,12 @@ fn files(who: Who) -> Outcome<()> {
     let (env, port) = (Env::new(who)?, free_port()?);
     let image = env.site.image("any").to_string_lossy().into_owned();
     let work = env.make_dir("work")?;
-    let bind = format!("{}:/work", work.display());
+    let bind = format!("{}:/srv", work.display());
     let number = port.to_string();
-    let program = ["python3", "/opt/subjects/files.py", &number, "/work"];
+    let program = ["python3", "/opt/subjects/files.py", &number, "/srv"];
     let mut start =
         // DMTCP brings a working directory back only where the program was started there.
-        vec!["instance", "start", "-B", &bind, "--cwd", "/work", "--backend", "dmtcp", "--checkpoint", "job", &image, "job"];
+        vec!["instance", "start", "-B", &bind, "--cwd", "/srv", "--backend", "dmtcp", "--checkpoint", "job", &image, "job"];
     start.extend(program);
     env.ok(&start)?;
     assert_eq!(post(port, "first")?, "next line 1; log 1; deleted but held; in True");
