@@ -166,9 +166,8 @@ impl Kernel<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::selftest::tests::{NoServices, context, elsewhere, prefix};
+    use crate::selftest::tests::{NoServices, as_users, context};
     use std::os::unix::fs::PermissionsExt as _;
-    use std::path::PathBuf;
 
     fn told(probe: &Probe) -> String {
         let line = |f: &Feature| format!("{} {}: {}\n", f.name, f.available, f.reason);
@@ -236,20 +235,11 @@ on Debian 13 or newer `apt install criu`; elsewhere unpack a private CRIU (docs/
 
     #[test]
     fn a_real_one_is_tried_as_root_and_as_an_ordinary_user() {
-        let Some(prefix) = prefix() else { return };
-        let variables = [("STASIS_TESTS_CRIU", prefix.as_str())];
-        elsewhere("probe::tests::tried_here", None, &variables);
-        if nix::unistd::geteuid().is_root() {
-            elsewhere("probe::tests::tried_here", Some(1001), &variables);
-        }
+        as_users("probe::tests::a_real_one_is_tried_as_root_and_as_an_ordinary_user", tried_here);
     }
 
-    #[test]
-    #[ignore = "a part of another test, which runs it as several users"]
-    fn tried_here() {
-        let scratch = PathBuf::from(std::env::var_os("STASIS_TESTS_SCRATCH").unwrap());
-        let prefix = std::env::var("STASIS_TESTS_CRIU").unwrap();
-        let mut host = Host::new(&NoServices, context(&scratch, &prefix));
+    fn tried_here(scratch: &Path, prefix: &str) {
+        let mut host = Host::new(&NoServices, context(scratch, prefix));
         let mut ask = |thorough| probe(&mut host, &ProbeRequest { thorough, id_maps: vec![] }).unwrap();
         let names = |probe: &Probe| probe.features.iter().map(|f| f.name.clone()).collect::<Vec<_>>();
         let before = ask(false);

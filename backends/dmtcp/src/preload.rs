@@ -59,8 +59,13 @@ mod tests {
         assert!(SHIM.len() < 16 * 1024, "{} bytes", SHIM.len());
     }
 
-    /// Runs one of the ignored tests below in a process that has the library preloaded.
-    fn child(test: &str, own_path: &str, vars: &[(&str, &str)]) {
+    /// Runs a part of the test of this name in a process that has the library preloaded: the test is started anew and
+    /// comes to this place again.
+    fn preloaded(test: &str, own_path: &str, vars: &[(&str, &str)], part: fn(&Path)) {
+        if let Some(dir) = std::env::var_os("TEST_DIR") {
+            return part(Path::new(&dir));
+        }
+        let test = format!("preload::tests::{test}");
         let dir = tempfile::tempdir().unwrap();
         let library = dir.path().join("shim.so");
         let socket = dir.path().join("sock");
@@ -81,7 +86,7 @@ mod tests {
             let _ = stream.write_all(b"coordinator");
         });
         let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", test, "--ignored", "--nocapture"])
+            .args(["--exact", &test, "--nocapture"])
             .env("LD_PRELOAD", &library)
             .env("TEST_DIR", dir.path())
             .envs(vars.iter().copied())
@@ -97,12 +102,10 @@ mod tests {
 
     #[test]
     fn preloaded_process_reaches_the_unix_socket() {
-        child("preload::tests::in_child_connect", "/none", &[]);
+        preloaded("preloaded_process_reaches_the_unix_socket", "/none", &[], in_child_connect);
     }
 
-    #[test]
-    #[ignore = "runs as a child of preloaded_process_reaches_the_unix_socket"]
-    fn in_child_connect() {
+    fn in_child_connect(_: &Path) {
         let mut stream = TcpStream::connect((HOST, PORT.parse().unwrap())).unwrap();
         let mut said = String::new();
         stream.read_to_string(&mut said).unwrap();
@@ -130,12 +133,10 @@ mod tests {
 
     #[test]
     fn preloaded_process_binds_streams_with_reuseaddr() {
-        child("preload::tests::in_child_bind", "/none", &[]);
+        preloaded("preloaded_process_binds_streams_with_reuseaddr", "/none", &[], in_child_bind);
     }
 
-    #[test]
-    #[ignore = "runs as a child of preloaded_process_binds_streams_with_reuseaddr"]
-    fn in_child_bind() {
+    fn in_child_bind(_: &Path) {
         use nix::sys::socket::*;
         let reuse = |family, kind, address: &dyn SockaddrLike| {
             let socket = socket(family, kind, SockFlag::empty(), None).unwrap();
@@ -157,12 +158,10 @@ mod tests {
     #[test]
     fn constructor_edits_the_engine_environment() {
         let vars = [("DMTCP_HIJACK_LIBS", "/a/libdmtcp.so:"), ("DMTCP_ORIG_LD_PRELOAD", "/x/shim.so:/u.so")];
-        child("preload::tests::in_child_environment", "/x/shim.so", &vars);
+        preloaded("constructor_edits_the_engine_environment", "/x/shim.so", &vars, in_child_environment);
     }
 
-    #[test]
-    #[ignore = "runs as a child of constructor_edits_the_engine_environment"]
-    fn in_child_environment() {
+    fn in_child_environment(_: &Path) {
         assert_eq!(std::env::var("DMTCP_HIJACK_LIBS").unwrap(), "/a/libdmtcp.so:/x/shim.so");
         assert_eq!(std::env::var("DMTCP_ORIG_LD_PRELOAD").unwrap(), "/u.so");
     }
@@ -171,12 +170,10 @@ mod tests {
     fn constructor_leaves_what_it_does_not_own() {
         let long = "/l".repeat(5000);
         let vars = [("DMTCP_HIJACK_LIBS", long.as_str()), ("DMTCP_ORIG_LD_PRELOAD", "/x/shim.so.2")];
-        child("preload::tests::in_child_untouched", "/x/shim.so", &vars);
+        preloaded("constructor_leaves_what_it_does_not_own", "/x/shim.so", &vars, in_child_untouched);
     }
 
-    #[test]
-    #[ignore = "runs as a child of constructor_leaves_what_it_does_not_own"]
-    fn in_child_untouched() {
+    fn in_child_untouched(_: &Path) {
         assert_eq!(std::env::var("DMTCP_HIJACK_LIBS").unwrap(), "/l".repeat(5000));
         assert_eq!(std::env::var("DMTCP_ORIG_LD_PRELOAD").unwrap(), "/x/shim.so.2");
     }
@@ -184,13 +181,10 @@ mod tests {
     #[test]
     fn constructor_links_the_saved_files_of_a_generation() {
         let vars = [("STASIS_DMTCP_LINKS", "ckpt_a_files:../evil::ckpt_b_files")];
-        child("preload::tests::in_child_links", "/none", &vars);
+        preloaded("constructor_links_the_saved_files_of_a_generation", "/none", &vars, in_child_links);
     }
 
-    #[test]
-    #[ignore = "runs as a child of constructor_links_the_saved_files_of_a_generation"]
-    fn in_child_links() {
-        let dir = std::path::PathBuf::from(std::env::var_os("TEST_DIR").unwrap());
+    fn in_child_links(dir: &Path) {
         let mut names: Vec<_> = dir
             .join("capture")
             .read_dir()

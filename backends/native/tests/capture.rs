@@ -48,11 +48,9 @@ fn state(pid: u64) -> String {
 
 #[test]
 fn objects_are_described_and_left_as_they_are() {
-    inside("objects_inside");
+    inside("objects_are_described_and_left_as_they_are", objects_inside);
 }
 
-#[test]
-#[ignore = "run inside namespaces"]
 fn objects_inside() {
     let program = compile("objects", &["-lutil", "-lrt"]);
     let (mut subject, output) = ready(&program, &[]);
@@ -169,13 +167,11 @@ fn check_process(core: &Value, pid: u32) {
 
 #[test]
 fn the_moment_of_a_capture_is_one() {
-    inside("moment_inside");
+    inside("the_moment_of_a_capture_is_one", moment_inside);
 }
 
 /// Two pages far apart are written one after the other, for ever, while the rest of the memory is being saved: in the
 /// image they are never further apart than the program lets them be.
-#[test]
-#[ignore = "run inside namespaces"]
 fn moment_inside() {
     let (subject, output) = python(
         "import mmap, ctypes, sys\n\
@@ -212,11 +208,9 @@ fn moment_inside() {
 
 #[test]
 fn stopped_processes_stay_stopped_and_their_parents_are_not_told() {
-    inside("stopped_inside");
+    inside("stopped_processes_stay_stopped_and_their_parents_are_not_told", stopped_inside);
 }
 
-#[test]
-#[ignore = "run inside namespaces"]
 fn stopped_inside() {
     let (subject, output) = python(
         "import os, signal, threading, time\n\
@@ -249,11 +243,9 @@ fn stopped_inside() {
 
 #[test]
 fn what_fails_leaves_the_application_running() {
-    inside("failures_inside");
+    inside("what_fails_leaves_the_application_running", failures_inside);
 }
 
-#[test]
-#[ignore = "run inside namespaces"]
 fn failures_inside() {
     let (mut subject, output) = python(
         "import time\n\

@@ -225,11 +225,9 @@ fn campaign(root: &mut Subject, watched: &[Watched]) {
 
 #[test]
 fn an_engine_that_is_killed_does_no_harm() {
-    inside("kills_inside");
+    inside("an_engine_that_is_killed_does_no_harm", kills_inside);
 }
 
-#[test]
-#[ignore = "run by an_engine_that_is_killed_does_no_harm inside namespaces"]
 fn kills_inside() {
     let program = compile("restless", &["-lpthread"]);
     let state = state_file(0);
@@ -239,11 +237,9 @@ fn kills_inside() {
 
 #[test]
 fn an_engine_that_is_killed_does_no_harm_to_a_tree() {
-    inside("kills_in_a_tree_inside");
+    inside("an_engine_that_is_killed_does_no_harm_to_a_tree", kills_in_a_tree_inside);
 }
 
-#[test]
-#[ignore = "run by an_engine_that_is_killed_does_no_harm_to_a_tree inside namespaces"]
 fn kills_in_a_tree_inside() {
     let program = compile("restless", &["-lpthread"]);
     let states = [state_file(0), state_file(1)];

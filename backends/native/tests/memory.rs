@@ -44,12 +44,10 @@ impl Drop for Group {
 
 #[test]
 fn no_copy_is_made_that_may_not_fit() {
-    inside("limit_inside");
+    inside("no_copy_is_made_that_may_not_fit", limit_inside);
 }
 
 /// It writes to all of its memory again and again: every page of a copy would be one more page.
-#[test]
-#[ignore = "run by no_copy_is_made_that_may_not_fit inside namespaces"]
 fn limit_inside() {
     let script = "import mmap, time\n\
                   m = mmap.mmap(-1, 100 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n\

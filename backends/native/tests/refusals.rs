@@ -165,11 +165,9 @@ fn here(name: &str) -> PathBuf {
 
 #[test]
 fn everything_else_is_refused_by_name() {
-    inside("refusals_inside");
+    inside("everything_else_is_refused_by_name", refusals_inside);
 }
 
-#[test]
-#[ignore = "run inside namespaces"]
 fn refusals_inside() {
     for (number, (script, expected)) in SCRIPTS.iter().enumerate() {
         let (path, output) = (here(&format!("{number}.py")), here(&format!("{number}.out")));
@@ -212,11 +210,9 @@ fn end_children() {
 
 #[test]
 fn a_pipe_to_the_outside_is_told_before_anything_is_stopped() {
-    inside("pipe_inside");
+    inside("a_pipe_to_the_outside_is_told_before_anything_is_stopped", pipe_inside);
 }
 
-#[test]
-#[ignore = "run inside namespaces"]
 fn pipe_inside() {
     let mut child =
         std::process::Command::new("sleep").arg("1000").stdin(std::process::Stdio::piped()).spawn().unwrap();

@@ -1,16 +1,16 @@
 //! What was saved comes back in other namespaces, again and again, and checks itself.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 #[allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 mod engine;
 
-use engine::{compile, dump, engine, inside, refusal, report, soon, start};
+use engine::{compile, dump, engine, refusal, report, soon, start};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// What a round is told: the program or the image to begin with, and the words for it.
+/// What a round is told: which it is, and the words for it.
 const ROUND: &str = "STASIS_NATIVE_TEST_ROUND";
 /// The pid of the subject.
 const PID: u32 = 100;
@@ -19,12 +19,24 @@ fn here(name: &str) -> PathBuf {
     std::env::current_dir().unwrap().join(name)
 }
 
-/// Pid and mount namespaces of their own, in which this program runs a part of a test.
-fn apart(part: &str, words: &[&str]) -> Output {
+/// Runs the test inside; the rounds that it starts there come to this place too.
+fn inside(test: &str, part: fn()) {
+    let Ok(round) = std::env::var(ROUND) else { return engine::inside(test, part) };
+    match round.split('\n').collect::<Vec<_>>()[..] {
+        ["round", from, program, signal, how, mode, to] => {
+            round_apart(from, program, signal, [how, mode], to)
+        }
+        ["fails", what] => fails_apart(what),
+        _ => panic!("{round:?}"),
+    }
+}
+
+/// Pid and mount namespaces of their own, in which the test runs a round.
+fn apart(words: &[&str]) -> Output {
+    let again = engine::again();
     let mut command = Command::new("unshare");
     command.args(["--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]);
-    command.arg(std::env::current_exe().unwrap());
-    command.args(["--exact", part, "--ignored", "--nocapture", "--test-threads=1"]);
+    command.arg(again.get_program()).args(again.get_args());
     command.env(ROUND, words.join("\n")).stdin(Stdio::null());
     command.output().unwrap()
 }
@@ -33,10 +45,6 @@ fn passed(out: &Output) -> String {
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success() && said.contains("1 passed"), "{said}");
     said
-}
-
-fn words() -> Vec<String> {
-    std::env::var(ROUND).unwrap().split('\n').map(str::to_owned).collect()
 }
 
 fn next_pid(pid: u32) {
@@ -68,15 +76,10 @@ fn restore(image: &Path, how: &str) -> Output {
 
 /// Started or brought back, it is well; then it is saved.
 fn round(from: Option<&str>, program: &Path, signal: &str, [how, mode]: [&str; 2], to: &str) {
-    let words = [from.unwrap_or(""), program.to_str().unwrap(), signal, how, mode, to];
-    passed(&apart("round_inside", &words));
+    passed(&apart(&["round", from.unwrap_or(""), program.to_str().unwrap(), signal, how, mode, to]));
 }
 
-#[test]
-#[ignore = "run inside namespaces"]
-fn round_inside() {
-    let words = words();
-    let [from, program, signal, how, mode, to] = words.as_slice() else { panic!("{words:?}") };
+fn round_apart(from: &str, program: &str, signal: &str, [how, mode]: [&str; 2], to: &str) {
     let output = here("output");
     let _subject = if from.is_empty() {
         fs::create_dir_all(here("files")).unwrap();
@@ -130,22 +133,18 @@ const ALL: [[&str; 2]; 4] =
 
 #[test]
 fn nearly_everything_comes_back() {
-    inside("nearly_everything_inside");
+    inside("nearly_everything_comes_back", nearly_everything_inside);
 }
 
-#[test]
-#[ignore = "run inside namespaces"]
 fn nearly_everything_inside() {
     generations(&compile("many", &["-pthread"]), "", &ALL);
 }
 
 #[test]
 fn registers_come_back() {
-    inside("registers_inside");
+    inside("registers_come_back", registers_inside);
 }
 
-#[test]
-#[ignore = "run inside namespaces"]
 fn registers_inside() {
     generations(&compile("registers", &[]), "", &ALL);
     generations(&compile("registers", &["-static"]), "", &ALL[..2]);
@@ -153,33 +152,27 @@ fn registers_inside() {
 
 #[test]
 fn sockets_keep_what_is_under_way() {
-    inside("sockets_inside");
+    inside("sockets_keep_what_is_under_way", sockets_inside);
 }
 
-#[test]
-#[ignore = "run inside namespaces"]
 fn sockets_inside() {
     generations(&compile("sockets", &[]), "", &ALL[..2]);
 }
 
 #[test]
 fn terminals_keep_their_sessions() {
-    inside("terminals_inside");
+    inside("terminals_keep_their_sessions", terminals_inside);
 }
 
-#[test]
-#[ignore = "run inside namespaces"]
 fn terminals_inside() {
     generations(&compile("terminal", &["-lutil"]), "", &ALL[..2]);
 }
 
 #[test]
 fn calls_that_wait_go_on_waiting() {
-    inside("waits_inside");
+    inside("calls_that_wait_go_on_waiting", waits_inside);
 }
 
-#[test]
-#[ignore = "run inside namespaces"]
 fn waits_inside() {
     let program = compile("waits", &["-pthread"]);
     let _ = fs::remove_file(here("output"));
@@ -190,11 +183,9 @@ fn waits_inside() {
 
 #[test]
 fn memory_grows_and_is_given_back_as_before() {
-    inside("memory_inside");
+    inside("memory_grows_and_is_given_back_as_before", memory_inside);
 }
 
-#[test]
-#[ignore = "run inside namespaces"]
 fn memory_inside() {
     let program = compile("memory", &[]);
     generations(&program, "-USR1 -USR2", &[["--copy", "--fork"], ["--copy", "--plain"]]);
@@ -203,20 +194,17 @@ fn memory_inside() {
 }
 
 /// A restore that fails: what it says, and nothing is left of it.
-fn fails(part: &str) -> String {
-    let said = passed(&apart("failing_inside", &[part]));
+fn fails(what: &str) -> String {
+    let said = passed(&apart(&["fails", what]));
     let told: Vec<&str> = said.lines().filter_map(|line| Some(line.split_once("told: ")?.1)).collect();
     let work = std::env::current_dir().unwrap();
     told.join("\n").replace(work.to_str().unwrap(), "WORK")
 }
 
-#[test]
-#[ignore = "run inside namespaces"]
-fn failing_inside() {
-    let words = words();
+fn fails_apart(what: &str) {
     let image = here("broken");
     let mut other = None;
-    if words[0] == "taken" {
+    if what == "taken" {
         next_pid(PID);
         other = Some(Command::new("sleep").arg("100").spawn().unwrap());
         assert_eq!(other.as_ref().map(std::process::Child::id), Some(PID));
@@ -241,11 +229,9 @@ fn failing_inside() {
 
 #[test]
 fn what_cannot_come_back_is_told_and_nothing_is_left() {
-    inside("broken_inside");
+    inside("what_cannot_come_back_is_told_and_nothing_is_left", broken_inside);
 }
 
-#[test]
-#[ignore = "run inside namespaces"]
 fn broken_inside() {
     let program = compile("many", &["-pthread"]);
     let _ = fs::remove_file(here("output"));

@@ -36,9 +36,25 @@ pub(crate) fn context(scratch: &Path, prefix: &str) -> CallContext {
     }
 }
 
-/// Runs one ignored test of this program as that user, without the descriptors that the caller left open: CRIU refuses
-/// processes with descriptors from outside their mount namespace, and the runtime hands none to a worker.
-pub(crate) fn elsewhere(test: &str, uid: Option<u32>, variables: &[(&str, &str)]) {
+/// The directory of a part of a test that runs elsewhere.
+const SCRATCH: &str = "STASIS_TESTS_SCRATCH";
+
+/// Runs a part of the test of this name with a real CRIU, as the user who runs the tests and, for root, also as an
+/// ordinary one: the test is started anew for each and comes to this place again.
+pub(crate) fn as_users(test: &str, part: fn(&Path, &str)) {
+    let Some(prefix) = prefix() else { return };
+    if let Some(scratch) = std::env::var_os(SCRATCH) {
+        return part(Path::new(&scratch), &prefix);
+    }
+    elsewhere(test, None);
+    if nix::unistd::geteuid().is_root() {
+        elsewhere(test, Some(1001));
+    }
+}
+
+/// Without the descriptors that the caller left open: CRIU refuses processes with descriptors from outside their mount
+/// namespace, and the runtime hands none to a worker.
+fn elsewhere(test: &str, uid: Option<u32>) {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("tests");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
@@ -56,8 +72,7 @@ pub(crate) fn elsewhere(test: &str, uid: Option<u32>, variables: &[(&str, &str)]
         let id = uid.to_string();
         command.args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"]);
     }
-    command.arg(&program).args(["--exact", test, "--ignored", "--nocapture"]);
-    command.envs(variables.iter().copied()).env("STASIS_TESTS_SCRATCH", &scratch);
+    command.arg(&program).args(["--exact", test, "--nocapture"]).env(SCRATCH, &scratch);
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
@@ -87,19 +102,11 @@ pub(crate) fn prefix() -> Option<String> {
 
 #[test]
 fn a_process_is_saved_and_brought_back() {
-    let Some(prefix) = prefix() else { return };
-    let variables = [("STASIS_TESTS_CRIU", prefix.as_str())];
-    elsewhere("selftest::tests::passes_here", None, &variables);
-    if nix::unistd::geteuid().is_root() {
-        elsewhere("selftest::tests::passes_here", Some(1001), &variables);
-    }
+    as_users("selftest::tests::a_process_is_saved_and_brought_back", passes_here);
 }
 
-#[test]
-#[ignore = "a part of another test, which runs it as several users"]
-fn passes_here() {
-    let scratch = PathBuf::from(std::env::var_os("STASIS_TESTS_SCRATCH").unwrap());
-    let host = Host::new(&NoServices, context(&scratch, &std::env::var("STASIS_TESTS_CRIU").unwrap()));
+fn passes_here(scratch: &Path, prefix: &str) {
+    let host = Host::new(&NoServices, context(scratch, prefix));
     let criu = discover::search(&host).chosen.unwrap();
     let rootless = host.context().euid != 0;
     assert_eq!(known(&host, &criu, rootless), None);

@@ -17,11 +17,17 @@ use std::time::{Duration, Instant};
 
 /// Names the directory with the engine, its libraries and the test's program, for what runs inside.
 const DIRECTORY: &str = "STASIS_NATIVE_TEST_DIR";
+/// Names the test that is run inside.
+const TEST: &str = "STASIS_NATIVE_TEST";
 /// An ordinary user, whoever that is.
 const USER: u32 = 1001;
 
-/// Runs the ignored test of this name inside, as the user who runs the tests and, for root, also as an ordinary one.
-pub fn inside(test: &str) {
+/// Runs a part of the test of this name inside, as the user who runs the tests and, for root, also as an ordinary one:
+/// the test is started anew there and comes to this place again.
+pub fn inside(test: &str, part: fn()) {
+    if std::env::var_os(DIRECTORY).is_some() {
+        return part();
+    }
     let directory = tempfile::tempdir().unwrap();
     prepare(directory.path());
     run(directory.path(), test, None);
@@ -44,9 +50,8 @@ fn run(directory: &Path, test: &str, user: Option<u32>) {
         "--kill-child",
         "--mount-proc",
     ]);
-    command.arg(directory.join("test"));
-    command.args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"]);
-    command.env(DIRECTORY, directory).current_dir(&work).stdin(Stdio::null());
+    command.arg(directory.join("test")).args(alone(test));
+    command.env(DIRECTORY, directory).env(TEST, test).current_dir(&work).stdin(Stdio::null());
     if let Some(user) = user {
         command.uid(user).gid(user);
         nix::unistd::chown(&work, Some(user.into()), Some(user.into())).unwrap();
@@ -57,6 +62,18 @@ fn run(directory: &Path, test: &str, user: Option<u32>) {
     assert!(said.contains("1 passed"), "{test} did not run inside:\n{said}");
     println!("{said}");
     fs::remove_dir_all(&work).unwrap();
+}
+
+/// What the test's program is told to run this test and nothing else.
+fn alone(test: &str) -> [&str; 4] {
+    ["--exact", test, "--nocapture", "--test-threads=1"]
+}
+
+/// The test that runs inside, alone.
+pub fn again() -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(alone(&std::env::var(TEST).expect("this part of a test runs inside namespaces")));
+    command
 }
 
 /// Loader, C library and engine side by side, as the backend binds them into a container.
