@@ -1,13 +1,18 @@
-//! What engines that save a tree from outside of it look for in a survey, and how they keep pids apart. Pure.
+//! What engines that save a tree from outside of it have in common: what they look for in a survey, what they tell of a
+//! running application, and what stands before a tree that is made again.
 
-use crate::report::Finding;
-use crate::request::InstanceView;
+use crate::error::{BackendError, Result, kind};
+use crate::host::Host;
+use crate::report::{Finding, ReadyReport, StatusReport};
+use crate::request::{GenerationView, InstanceView, RestartRequest};
 use crate::survey::{DescriptorInfo, ProcessInfo, SocketInfo, Survey};
 use std::collections::{BTreeSet, HashMap};
 
 /// Processes of the runtime's and the engine's own, and what an application starts at once after a restart, get pids
 /// from a range of this size.
 const ROOM: i32 = 1000;
+/// A slow disk reads so many bytes in a second.
+const SLOWEST: u64 = 50 << 20;
 
 impl DescriptorInfo {
     /// Whether it is a device with a state of its own: all but memory (1) and terminals (5, 136 to 143).
@@ -69,16 +74,103 @@ pub fn detached(process: &ProcessInfo, why: &str, help: &str) -> Finding {
     Finding::fatal("detached", format!("{} (pid {})", process.name, process.pid), why, help)
 }
 
-/// The most pids that this host has.
+impl GenerationView {
+    /// The bytes of its files.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        let bytes = |file| std::fs::metadata(self.directory.join(file)).map_or(0, |m| m.len());
+        self.files.iter().map(bytes).sum()
+    }
+
+    /// Whether a fact of that name was recorded as true.
+    #[must_use]
+    pub fn flag(&self, name: &str) -> bool {
+        self.facts.get(name).and_then(serde_json::Value::as_bool).unwrap_or(false)
+    }
+}
+
+/// How many milliseconds a helper may take that reads a whole generation from a slow disk.
 #[must_use]
-pub fn pid_max(text: &str) -> i32 {
+pub fn rebuild_timeout_ms(generation: &GenerationView) -> u64 {
+    60_000 + 1000 * (generation.size() / SLOWEST)
+}
+
+/// Root's processes come back for root and an ordinary user's for an ordinary user. Who saved them is the fact
+/// `rootless`.
+///
+/// # Errors
+/// Saved by one and to be brought back by the other.
+pub fn of_the_same_kind_of_user(request: &RestartRequest) -> Result<()> {
+    let generation = &request.generation;
+    if generation.flag("rootless") == request.rootless {
+        return Ok(());
+    }
+    let (then, now) =
+        if request.rootless { ("root", "an ordinary user") } else { ("an ordinary user", "root") };
+    let what = format!("generation {} cannot be rebuilt", generation.number);
+    let why =
+        format!("it was saved by {then}, and this is {now}: the processes would get ids that are not there");
+    Err(BackendError::new(kind::UNSUPPORTED, what).because(why).help(format!("restart it as {then}")))
+}
+
+/// The application has been started.
+///
+/// # Errors
+/// It ended meanwhile; what the runtime says.
+pub fn ready(host: &Host<'_>, instance: &InstanceView) -> Result<ReadyReport> {
+    running(host, "the application ended while it was started")?;
+    Ok(ReadyReport { processes: count(&instance.survey).max(1), notes: Vec::new() })
+}
+
+/// The application has been brought back, by an engine that succeeds only as a whole.
+///
+/// # Errors
+/// It ended meanwhile; what the runtime says.
+pub fn alive(host: &Host<'_>) -> Result<ReadyReport> {
+    running(host, "the application ended right after it was brought back")?;
+    Ok(ReadyReport { processes: count(&host.survey()?), notes: Vec::new() })
+}
+
+/// What is told of a running application.
+///
+/// # Errors
+/// What the runtime says.
+pub fn status(host: &Host<'_>, instance: &InstanceView) -> Result<StatusReport> {
+    let (processes, can_capture) = (count(&instance.survey), host.application()?.running);
+    let summary = match (can_capture, processes) {
+        (false, _) => "the application has ended".to_owned(),
+        (true, 1) => "1 process, can be saved".to_owned(),
+        (true, n) => format!("{n} processes, can be saved"),
+    };
+    Ok(StatusReport { can_capture, processes, summary })
+}
+
+fn running(host: &Host<'_>, otherwise: &str) -> Result<()> {
+    let state = host.application()?;
+    if state.running {
+        return Ok(());
+    }
+    let how = state.ended.unwrap_or_else(|| "nothing tells how".to_owned());
+    Err(BackendError::new(kind::APPLICATION_ENDED, otherwise).because(how))
+}
+
+fn count(survey: &Survey) -> u32 {
+    u32::try_from(survey.processes.len()).unwrap_or(u32::MAX)
+}
+
+/// A pid above which there is room for others than those that are taken, on this host.
+#[must_use]
+pub fn reserve_above(taken: &BTreeSet<i32>) -> i32 {
+    free_above(taken, pid_max(&std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default()))
+}
+
+fn pid_max(text: &str) -> i32 {
     text.trim().parse().unwrap_or(32768)
 }
 
 /// A pid above which there is room for others: above all of a generation's, or in a gap between them when those reach
 /// the end of the range. `max` is the host's `kernel.pid_max`.
-#[must_use]
-pub fn free_above(taken: &BTreeSet<i32>, max: i32) -> i32 {
+fn free_above(taken: &BTreeSet<i32>, max: i32) -> i32 {
     let highest = taken.last().copied().unwrap_or(0);
     if highest < max - ROOM {
         // The engine's own processes of this restart must not meet those of the next generation.
@@ -107,6 +199,21 @@ mod tests {
         assert_eq!(free_above(&set(&[100, 310, 500, 32700]), 32768), 501);
         assert_eq!(free_above(&set(&[32700]), 32768), 300);
         assert_eq!((pid_max("4194304\n"), pid_max("")), (4_194_304, 32768));
+    }
+
+    #[test]
+    fn root_and_users_do_not_bring_back_each_others() {
+        let request = |saved: bool, rootless| {
+            let facts = [("rootless".to_owned(), saved.into())].into();
+            let generation = GenerationView { number: 3, facts, ..GenerationView::default() };
+            RestartRequest { generation, rootless, ..RestartRequest::default() }
+        };
+        let told =
+            |saved, rootless| of_the_same_kind_of_user(&request(saved, rootless)).map_err(|e| e.to_string());
+        assert_eq!((told(true, true), told(false, false)), (Ok(()), Ok(())));
+        let why = |error: String| assert!(error.starts_with("generation 3 cannot be rebuilt"), "{error}");
+        why(told(true, false).unwrap_err());
+        why(told(false, true).unwrap_err());
     }
 
     #[test]

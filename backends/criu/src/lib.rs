@@ -17,6 +17,7 @@ mod stats;
 
 use discover::Criu;
 use stasis_plugin_api::capability;
+use stasis_plugin_api::outside;
 use stasis_plugin_api::prelude::*;
 
 /// The backend.
@@ -61,24 +62,11 @@ impl CheckpointBackend for CriuBackend {
     }
 
     fn ready(&self, host: &mut Host<'_>, instance: &InstanceView) -> Result<ReadyReport> {
-        let state = host.application()?;
-        if !state.running {
-            let how = state.ended.unwrap_or_else(|| "nothing tells how".to_owned());
-            let what = "the application ended while it was started";
-            return Err(BackendError::new(kind::APPLICATION_ENDED, what).because(how));
-        }
-        let processes = u32::try_from(instance.survey.processes.len().max(1)).unwrap_or(u32::MAX);
-        Ok(ReadyReport { processes, notes: Vec::new() })
+        outside::ready(host, instance)
     }
 
     fn status(&self, host: &mut Host<'_>, instance: &InstanceView) -> Result<StatusReport> {
-        let processes = u32::try_from(instance.survey.processes.len()).unwrap_or(u32::MAX);
-        let can_capture = host.application()?.running;
-        let summary = match processes {
-            1 => "1 process, can be saved".to_owned(),
-            n => format!("{n} processes, can be saved"),
-        };
-        Ok(StatusReport { can_capture, processes, summary })
+        outside::status(host, instance)
     }
 
     fn capture(&self, host: &mut Host<'_>, request: &CaptureRequest) -> Result<CaptureReport> {
@@ -91,8 +79,8 @@ impl CheckpointBackend for CriuBackend {
         restart::plan(host, &criu, request)
     }
 
-    fn alive(&self, host: &mut Host<'_>, request: &AliveRequest) -> Result<ReadyReport> {
-        restart::alive(host, request)
+    fn alive(&self, host: &mut Host<'_>, _: &AliveRequest) -> Result<ReadyReport> {
+        outside::alive(host)
     }
 
     fn explain(&self, _: &mut Host<'_>, failed: &FailedHelper) -> Result<BackendError> {

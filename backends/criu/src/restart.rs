@@ -10,38 +10,23 @@ use stasis_plugin_api::prelude::*;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// A slow disk reads so many bytes in a second; the deadline of a restart follows from it.
-const SLOWEST: u64 = 50 << 20;
-
 /// The plan.
 pub(crate) fn plan(host: &mut Host<'_>, criu: &Criu, request: &RestartRequest) -> Result<RestartPlan> {
     let generation = &request.generation;
     let fact = |name: &str| generation.facts.get(name);
-    let flag = |name: &str| fact(name).and_then(serde_json::Value::as_bool).unwrap_or(false);
     let tcp = options::recorded_tcp(generation);
     options::remember_tcp(host);
     for tcp in [tcp, options::tcp(host)] {
         launch::connections(tcp, request.rootless, request.own_network)?;
     }
-    if flag("rootless") != request.rootless {
-        let (then, now) =
-            if request.rootless { ("root", "an ordinary user") } else { ("an ordinary user", "root") };
-        return Err(BackendError::new(
-            kind::UNSUPPORTED,
-            format!("generation {} cannot be rebuilt", generation.number),
-        )
-        .because(format!(
-            "it was saved by {then}, and this is {now}: the processes would get ids that are not there"
-        ))
-        .help(format!("restart it as {then}")));
-    }
+    outside::of_the_same_kind_of_user(request)?;
     let setting = Setting {
         rootless: request.rootless,
         tcp,
         ghost_limit: fact("ghost-limit").and_then(|v| v.as_str()).unwrap_or("64M").to_owned(),
     };
     let mut needs = launch::needs(criu, id_map(request)?);
-    if flag("tmpfs") {
+    if generation.flag("tmpfs") {
         needs.tmpfs_content = Some(Path::new(IMAGE_DIR).join(TMPFS));
     }
     let lazy = host.option_bool("lazy").unwrap_or(false);
@@ -58,17 +43,16 @@ pub(crate) fn plan(host: &mut Host<'_>, criu: &Criu, request: &RestartRequest) -
         readiness: Readiness::Succeeded,
         essential: false,
         identity: Identity::Root,
-        timeout_ms: 60_000 + 1000 * (size(generation) / SLOWEST),
+        timeout_ms: outside::rebuild_timeout_ms(generation),
     };
     let highest = fact("highest-pid").and_then(serde_json::Value::as_i64);
     let mut taken = threads(generation);
     taken.extend(highest.and_then(|n| i32::try_from(n).ok()));
-    let pid_max = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
     Ok(RestartPlan::Rebuild {
         needs,
         helper,
         root: RestoredRoot::PidFile(Path::new(WORK).join(PID_FILE)),
-        reserve_pids_up_to: outside::free_above(&taken, outside::pid_max(&pid_max)),
+        reserve_pids_up_to: outside::reserve_above(&taken),
     })
 }
 
@@ -110,11 +94,6 @@ fn lazy_helper(criu: &Criu) -> Helper {
     }
 }
 
-fn size(generation: &GenerationView) -> u64 {
-    let bytes = |file| std::fs::metadata(generation.directory.join(file)).map_or(0, |m| m.len());
-    generation.files.iter().map(bytes).sum()
-}
-
 /// Every thread id of a generation, as its files' names tell them.
 fn threads(generation: &GenerationView) -> BTreeSet<i32> {
     let id = |path: &std::path::PathBuf| {
@@ -145,20 +124,6 @@ pub(crate) fn examine(criu: &Criu, generation: &GenerationView) -> Vec<Finding> 
         ));
     }
     findings
-}
-
-/// All of it runs: CRIU only succeeds as a whole, so the root process is the question.
-pub(crate) fn alive(host: &mut Host<'_>, request: &AliveRequest) -> Result<ReadyReport> {
-    let state = host.application()?;
-    if !state.running {
-        return Err(BackendError::new(
-            kind::APPLICATION_ENDED,
-            "the application ended right after it was brought back",
-        )
-        .because(state.ended.unwrap_or_else(|| "nothing tells how".to_owned())));
-    }
-    let processes = request.generation.processes.len();
-    Ok(ReadyReport { processes: u32::try_from(processes).unwrap_or(u32::MAX), notes: Vec::new() })
 }
 
 /// Why CRIU failed.

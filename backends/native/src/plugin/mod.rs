@@ -10,6 +10,7 @@ mod probe;
 mod restart;
 
 use stasis_plugin_api::capability;
+use stasis_plugin_api::outside;
 use stasis_plugin_api::prelude::*;
 
 /// The backend.
@@ -48,18 +49,11 @@ impl CheckpointBackend for NativeBackend {
     }
 
     fn ready(&self, host: &mut Host<'_>, instance: &InstanceView) -> Result<ReadyReport> {
-        running(host, "the application ended while it was started")?;
-        Ok(ReadyReport { processes: count(&instance.survey).max(1), notes: Vec::new() })
+        outside::ready(host, instance)
     }
 
     fn status(&self, host: &mut Host<'_>, instance: &InstanceView) -> Result<StatusReport> {
-        let processes = count(&instance.survey);
-        let can_capture = host.application()?.running;
-        let summary = match processes {
-            1 => "1 process, can be saved".to_owned(),
-            n => format!("{n} processes, can be saved"),
-        };
-        Ok(StatusReport { can_capture, processes, summary })
+        outside::status(host, instance)
     }
 
     fn capture(&self, host: &mut Host<'_>, request: &CaptureRequest) -> Result<CaptureReport> {
@@ -71,8 +65,7 @@ impl CheckpointBackend for NativeBackend {
     }
 
     fn alive(&self, host: &mut Host<'_>, _: &AliveRequest) -> Result<ReadyReport> {
-        running(host, "the application ended right after it was brought back")?;
-        Ok(ReadyReport { processes: count(&host.survey()?), notes: Vec::new() })
+        outside::alive(host)
     }
 
     fn explain(&self, _: &mut Host<'_>, failed: &FailedHelper) -> Result<BackendError> {
@@ -84,19 +77,6 @@ impl CheckpointBackend for NativeBackend {
         };
         Ok(explain::explain("rebuilding the application", &outcome))
     }
-}
-
-fn running(host: &Host<'_>, otherwise: &str) -> Result<()> {
-    let state = host.application()?;
-    if state.running {
-        return Ok(());
-    }
-    let how = state.ended.unwrap_or_else(|| "nothing tells how".to_owned());
-    Err(BackendError::new(kind::APPLICATION_ENDED, otherwise).because(how))
-}
-
-fn count(survey: &Survey) -> u32 {
-    u32::try_from(survey.processes.len()).unwrap_or(u32::MAX)
 }
 
 stasis_plugin_api::export_backend!(NativeBackend);

@@ -7,27 +7,12 @@ use stasis_plugin_api::prelude::*;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// A slow disk reads so many bytes in a second; the deadline of a restart follows from it.
-const SLOWEST: u64 = 50 << 20;
-
 /// The plan.
 pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartPlan> {
     let generation = &request.generation;
-    let flag = |name: &str| generation.facts.get(name).and_then(serde_json::Value::as_bool).unwrap_or(false);
-    if flag("rootless") != request.rootless {
-        let (then, now) =
-            if request.rootless { ("root", "an ordinary user") } else { ("an ordinary user", "root") };
-        return Err(BackendError::new(
-            kind::UNSUPPORTED,
-            format!("generation {} cannot be rebuilt", generation.number),
-        )
-        .because(format!(
-            "it was saved by {then}, and this is {now}: the processes would get ids that are not there"
-        ))
-        .help(format!("restart it as {then}")));
-    }
+    outside::of_the_same_kind_of_user(request)?;
     let mut needs = launch::needs(host)?;
-    if flag("tmpfs") {
+    if generation.flag("tmpfs") {
         needs.tmpfs_content = Some(Path::new(IMAGE_DIR).join(TMPFS));
     }
     let pid_file = launch::pid_file();
@@ -41,22 +26,15 @@ pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartP
         env: launch::environment(),
         readiness: Readiness::Succeeded,
         identity: Identity::Capable,
-        timeout_ms: 60_000 + 1000 * (size(generation) / SLOWEST),
+        timeout_ms: outside::rebuild_timeout_ms(generation),
         ..Helper::default()
     };
-    let pids = pids(generation);
-    let pid_max = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
     Ok(RestartPlan::Rebuild {
         needs,
         helper,
         root: RestoredRoot::PidFile(pid_file),
-        reserve_pids_up_to: outside::free_above(&pids, outside::pid_max(&pid_max)),
+        reserve_pids_up_to: outside::reserve_above(&pids(generation)),
     })
-}
-
-fn size(generation: &GenerationView) -> u64 {
-    let bytes = |file| std::fs::metadata(generation.directory.join(file)).map_or(0, |m| m.len());
-    generation.files.iter().map(bytes).sum()
 }
 
 /// Every process and thread id of a generation.
