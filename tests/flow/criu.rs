@@ -57,6 +57,14 @@ fn what_lies_in_the_containers_own_memory_file_systems() {
 }
 
 #[test]
+fn a_bind_over_a_memory_file_system() {
+    need!(root, image, userns, criu);
+    for who in [Who::Myself, Who::User] {
+        CRIU.bind_over_memory(who).unwrap();
+    }
+}
+
+#[test]
 fn several_processes_and_threads() {
     need!(image, userns, criu);
     CRIU.workers().unwrap();

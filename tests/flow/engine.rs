@@ -1,7 +1,7 @@
 //! What every engine that saves from outside has to bring back; `criu` and `native` say for whom.
 
 use super::programs::Job;
-use crate::env::Who;
+use crate::env::{Env, Who};
 use crate::http::{get, post};
 use crate::running::Outcome;
 
@@ -60,6 +60,23 @@ impl Engine {
             job.restart()?;
             assert_eq!(get(job.port, "/")?, "p");
         }
+        job.env.finish()
+    }
+
+    /// A bind that hides one of the container's own memory file systems is the host's as ever.
+    pub(super) fn bind_over_memory(self, who: Who) -> Outcome<()> {
+        let env = Env::new(who)?;
+        let host = env.make_dir("host")?;
+        env.make_dir("host/tmp")?;
+        env.write("host/tmp/note", "as at the capture")?;
+        let bind = format!("{}:/var", host.display());
+        let job = Job::within(env, self.0, &["--contain", "-B", &bind], "server", &["PORT"])?;
+        post(job.port, "b")?;
+        job.save()?;
+        job.env.write("host/tmp/note", "changed since")?;
+        job.restart()?;
+        assert_eq!(get(job.port, "/")?, "b");
+        assert_eq!(std::fs::read_to_string(host.join("tmp/note"))?, "changed since");
         job.env.finish()
     }
 

@@ -1,5 +1,6 @@
 //! Programs that are more than one character of state.
 
+use super::engine::Engine;
 use crate::env::{Env, Who};
 use crate::http::{free_port, get, post};
 use crate::need::need;
@@ -20,7 +21,18 @@ impl Job {
 
     /// With another engine, and further flags.
     pub(super) fn with(engine: &str, who: Who, flags: &[&str], image: &str, words: &[&str]) -> Outcome<Self> {
-        let (env, port) = (Env::new(who)?, free_port()?);
+        Self::within(Env::new(who)?, engine, flags, image, words)
+    }
+
+    /// Among files that were made before.
+    pub(super) fn within(
+        env: Env,
+        engine: &str,
+        flags: &[&str],
+        image: &str,
+        words: &[&str],
+    ) -> Outcome<Self> {
+        let port = free_port()?;
         let image = env.site.image(image).to_string_lossy().into_owned();
         let number = port.to_string();
         let mut all = vec!["instance", "start", "--backend", engine, "--checkpoint", "job"];
@@ -276,4 +288,10 @@ fn what_lies_in_the_containers_own_memory_file_systems() {
         assert_eq!(get(job.port, "/").unwrap(), "works");
     }
     job.env.finish().unwrap();
+}
+
+#[test]
+fn a_bind_over_a_memory_file_system() {
+    need!(image, userns, dmtcp);
+    Engine("dmtcp").bind_over_memory(Who::User).unwrap();
 }

@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 struct HelperProcess {
@@ -33,6 +33,8 @@ pub struct Init<'a> {
     spec: ContainerSpec,
     children: SignalFd,
     keep_capabilities: bool,
+    /// Where the container has memory file systems of its own.
+    tmpfs: Vec<PathBuf>,
     application: i32,
     supervisor: Option<(i32, File)>,
     helpers: HashMap<i32, HelperProcess>,
@@ -74,6 +76,7 @@ impl<'a> Init<'a> {
             spec,
             children,
             keep_capabilities,
+            tmpfs: made.tmpfs,
             application: 0,
             supervisor: None,
             helpers: HashMap::new(),
@@ -102,7 +105,7 @@ impl<'a> Init<'a> {
                 .map_err(|e| Error::new("cannot make a time namespace").because(e.desc()))?;
         }
         if let Some(content) = engine.as_ref().and_then(|e| e.needs.tmpfs_content.as_ref()) {
-            tmpfs::restore(content, &tmpfs::mounts(&self.spec))?;
+            tmpfs::restore(content, &self.tmpfs)?;
         }
         for helper in engine.iter().flat_map(|e| &e.needs.helpers) {
             let seccomp = engine.as_ref().map_or(&[][..], |e| &e.needs.seccomp);
@@ -255,7 +258,7 @@ impl<'a> Init<'a> {
                 }
                 Ok(())
             }
-            ToInit::SaveTmpfs { id, file } => match Job::save_tmpfs(id, &tmpfs::mounts(&self.spec), &file) {
+            ToInit::SaveTmpfs { id, file } => match Job::save_tmpfs(id, &self.tmpfs, &file) {
                 Ok(job) => {
                     self.jobs.push(job);
                     Ok(())
@@ -268,7 +271,7 @@ impl<'a> Init<'a> {
                     &self.own(),
                     &self.besides.keys().copied().collect::<Vec<_>>(),
                 );
-                survey.tmpfs = tmpfs::occupied(&tmpfs::mounts(&self.spec));
+                survey.tmpfs = tmpfs::occupied(&self.tmpfs);
                 self.tell(&FromInit::Surveyed { id, survey })
             }
             ToInit::End => Ok(()),

@@ -2,7 +2,6 @@
 //! The content of a bind is the host's and is never touched.
 
 use crate::error::{Error, Result};
-use crate::spec::{ContainerSpec, Mount};
 use nix::sys::stat::Mode;
 use stasis_plugin_api::host::TmpfsSaved;
 use std::collections::HashMap;
@@ -16,16 +15,6 @@ use tar::{Archive, Builder, EntryType, Header};
 
 /// Directories in each other beyond this are no use of memory.
 const DEPTH: usize = 64;
-
-/// Where they are.
-#[must_use]
-pub fn mounts(spec: &ContainerSpec) -> Vec<PathBuf> {
-    let own = |mount: &Mount| match mount {
-        Mount::Tmpfs { target, .. } => Some(target.clone()),
-        _ => None,
-    };
-    spec.mounts.iter().filter_map(own).collect()
-}
 
 /// Those that hold anything.
 #[must_use]
@@ -198,8 +187,7 @@ fn fifo(path: &Path, header: &Header) -> io::Result<()> {
         nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_CLOEXEC,
         Mode::empty(),
     )?;
-    let mode = Mode::from_bits_truncate(header.mode()? & 0o777);
-    nix::sys::stat::mknodat(&parent, name, nix::sys::stat::SFlag::S_IFIFO, mode, 0)?;
+    nix::sys::stat::mknodat(&parent, name, nix::sys::stat::SFlag::S_IFIFO, Mode::empty(), 0)?;
     let id = |n: io::Result<u64>| n.ok().and_then(|n| u32::try_from(n).ok());
     nix::unistd::fchownat(
         &parent,
@@ -208,6 +196,9 @@ fn fifo(path: &Path, header: &Header) -> io::Result<()> {
         id(header.gid()).map(nix::unistd::Gid::from_raw),
         nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW,
     )?;
+    // Not at once: our own mask would take bits away. Nobody runs yet who could have put a link there.
+    let mode = Mode::from_bits_truncate(header.mode()? & 0o7777);
+    nix::sys::stat::fchmodat(&parent, name, mode, nix::sys::stat::FchmodatFlags::FollowSymlink)?;
     Ok(())
 }
 
@@ -227,6 +218,7 @@ mod tests {
         fs::hard_link(mount.join("a/deep/file"), mount.join("second-name")).unwrap();
         symlink("/etc/passwd", mount.join("link")).unwrap();
         nix::unistd::mkfifo(&mount.join("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
+        fs::set_permissions(mount.join("pipe"), fs::Permissions::from_mode(0o666)).unwrap();
         let sparse = File::create(mount.join("sparse")).unwrap();
         sparse.set_len(3 << 20).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&sparse, b"x", 2 << 20).unwrap();
@@ -248,7 +240,8 @@ mod tests {
         let meta = fs::metadata(mount.join("a/deep/file")).unwrap();
         assert_eq!((meta.mode() & 0o7777, meta.nlink()), (0o640, 2));
         assert_eq!(fs::read_link(mount.join("link")).unwrap(), Path::new("/etc/passwd"));
-        assert!(fs::symlink_metadata(mount.join("pipe")).unwrap().file_type().is_fifo());
+        let pipe = fs::symlink_metadata(mount.join("pipe")).unwrap();
+        assert_eq!((pipe.file_type().is_fifo(), pipe.mode() & 0o7777), (true, 0o666));
         let meta = fs::metadata(mount.join("sparse")).unwrap();
         assert_eq!(meta.len(), 3 << 20);
         assert!(meta.blocks() < 1000, "holes are holes again");

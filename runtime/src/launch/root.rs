@@ -24,6 +24,8 @@ pub struct Made {
     pub notes: Vec<String>,
     /// Listening sockets for the engine's helpers, by their path inside.
     pub listeners: BTreeMap<PathBuf, UnixListener>,
+    /// Where the container has memory file systems of its own.
+    pub tmpfs: Vec<PathBuf>,
 }
 
 pub(crate) fn cannot(doing: &str, object: &Path, e: Errno) -> Error {
@@ -51,7 +53,8 @@ pub fn make(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Made> {
     // which has to clone it.
     sys::propagation(&sys::path_of(workshop.as_fd()), MsFlags::MS_UNBINDABLE)
         .map_err(|e| cannot("separate", &order.mount_point, e))?;
-    let mut making = Making { root, workshop, rooms, notes: Vec::new(), files: 0, made: Vec::new() };
+    let mut making =
+        Making { root, workshop, rooms, notes: Vec::new(), files: 0, made: Vec::new(), tmpfs: Vec::new() };
     for (index, mount) in order.spec.mounts.iter().enumerate() {
         if !done.contains(&index) {
             making.mount(mount)?;
@@ -67,6 +70,7 @@ pub fn make(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Made> {
 
 fn finish(making: Making, order: &Order, mode: RootMode) -> Result<Made> {
     let slash = Path::new("/");
+    let tmpfs = making.visible_tmpfs();
     if order.spec.root.write == RootWrite::ReadOnly {
         for part in std::iter::once(&making.root).chain(&making.rooms) {
             sys::make_top_read_only(part.as_fd()).map_err(|e| cannot("make read-only", slash, e))?;
@@ -88,7 +92,7 @@ fn finish(making: Making, order: &Order, mode: RootMode) -> Result<Made> {
         crate::sys::process::loopback_up()
             .map_err(|e| Error::new("cannot bring up the container's own network").because(&e))?;
     }
-    Ok(Made { mode, notes: making.notes, listeners })
+    Ok(Made { mode, notes: making.notes, listeners, tmpfs })
 }
 
 /// A tmpfs of our own, below the coming root and hidden by it: upper directories, generated files.
@@ -227,6 +231,10 @@ fn closed(order: &Order, root: BorrowedFd<'_>, missing: &[PathBuf]) -> Vec<PathB
     all
 }
 
+fn device_of(top: &OwnedFd, path: &Path) -> Result<libc::dev_t> {
+    Ok(fstat(top).map_err(|e| cannot("look at", path, e))?.st_dev)
+}
+
 /// A root in the making.
 pub(crate) struct Making {
     pub(crate) root: OwnedFd,
@@ -236,9 +244,19 @@ pub(crate) struct Making {
     files: u32,
     /// Where something was mounted, and which directory of the host it is.
     made: Vec<(PathBuf, Option<PathBuf>)>,
+    /// Where a memory file system of the container's own was mounted, and its device.
+    tmpfs: Vec<(PathBuf, libc::dev_t)>,
 }
 
 impl Making {
+    /// Those that no later mount hides: a bind of `/var` shows the host's `/var/tmp`.
+    fn visible_tmpfs(&self) -> Vec<PathBuf> {
+        let visible = |(path, device): &&(PathBuf, libc::dev_t)| {
+            self.open(path).and_then(|top| device_of(&top, path)).is_ok_and(|d| d == *device)
+        };
+        self.tmpfs.iter().filter(visible).map(|(path, _)| path.clone()).collect()
+    }
+
     fn mount(&mut self, mount: &Mount) -> Result<()> {
         match mount {
             Mount::Bind { source, target, writable, optional, .. } => {
@@ -257,7 +275,10 @@ impl Making {
             Mount::Devpts => self.devpts(),
             Mount::Tmpfs { target, size, mode } => {
                 let size = size.map(|s| format!(",size={s}")).unwrap_or_default();
-                self.fresh("tmpfs", target, MsFlags::empty(), Some(&format!("mode={mode:o}{size}")))
+                self.fresh("tmpfs", target, MsFlags::empty(), Some(&format!("mode={mode:o}{size}")))?;
+                let device = device_of(&self.open(target)?, target)?;
+                self.tmpfs.push((target.clone(), device));
+                Ok(())
             }
             Mount::File { target, content, optional } => match self.file(target, content) {
                 Err(error) if *optional => {
