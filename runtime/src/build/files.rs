@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, futimens, mkdirat};
-use nix::sys::time::{TimeSpec, TimeValLike as _};
 use nix::unistd::{linkat, symlinkat};
 
 use super::definition::{Copy, Files};
@@ -18,7 +17,7 @@ use super::glob;
 use crate::error::{Error, Result};
 use crate::image::inside::file_type;
 use crate::image::io_words;
-use crate::image::tree::{Tree, create_in, list, remove_in, stat_in};
+use crate::image::tree::{Tree, create_in, list, remove_in, stat_in, time_of};
 use crate::image::watch::Watch;
 
 /// A link that leads back to where it is makes no end.
@@ -48,8 +47,8 @@ pub(super) fn copy(
     let root = nix::unistd::geteuid().is_root();
     let how = How { follow: stage.is_none(), owners: stage.is_some() && root };
     for copy in &files.copies {
-        let pattern = if stage.is_some() { Path::new("/").join(&copy.from) } else { cwd.join(&copy.from) };
-        let found = glob::expand(&source, &pattern);
+        let base = if stage.is_some() { Path::new("/") } else { cwd };
+        let found = glob::expand(&source, base, Path::new(&copy.from));
         if found.is_empty() {
             let place =
                 files.from.as_ref().map_or("on the host".to_owned(), |stage| format!("in stage {stage:?}"));
@@ -59,7 +58,7 @@ pub(super) fn copy(
                 copy.line,
                 copy.from
             ))
-            .because(format!("there is no {} {place}", pattern.display()))
+            .because(format!("there is no {} {place}", base.join(&copy.from).display()))
             .help("check the spelling; a relative path on the host starts at the working directory"));
         }
         for from in &found {
@@ -184,7 +183,7 @@ impl Copying<'_> {
                     rustix::fs::fchown(&made, Some(uid), Some(gid))?;
                 }
                 fchmod(&made, mode)?;
-                let time = TimeSpec::seconds(stat.st_mtime);
+                let time = time_of(stat.st_mtime);
                 futimens(&made, &time, &time)?;
                 if stat.st_nlink > 1 && !how.follow {
                     self.seen.insert((stat.st_dev, stat.st_ino), place);

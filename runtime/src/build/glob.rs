@@ -1,6 +1,6 @@
 //! Paths with `*`, `?` and `[...]`, sought below a root.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
@@ -10,12 +10,20 @@ use std::os::fd::AsFd as _;
 /// More than this many nobody means.
 const MOST: usize = 100_000;
 
-/// What there is of `pattern`, sorted. A path without any of these characters stands for itself, if it is there.
-pub(super) fn expand(tree: &Tree, pattern: &Path) -> Vec<PathBuf> {
-    let mut found = vec![PathBuf::from("/")];
+/// What there is of `pattern`, sorted; it starts at `base`, which is taken as it is. A path without any of these
+/// characters stands for itself, if it is there.
+pub(super) fn expand(tree: &Tree, base: &Path, pattern: &Path) -> Vec<PathBuf> {
+    let mut found = vec![base.to_owned()];
     for part in pattern.components() {
-        let std::path::Component::Normal(part) = part else { continue };
-        let part = part.to_string_lossy();
+        let part = match part {
+            Component::Normal(part) => part.to_string_lossy(),
+            Component::ParentDir => "..".into(),
+            Component::RootDir => {
+                found = vec![PathBuf::from("/")];
+                continue;
+            }
+            Component::CurDir | Component::Prefix(_) => continue,
+        };
         if !part.contains(['*', '?', '[']) {
             found.iter_mut().for_each(|path| path.push(&*part));
             continue;
@@ -163,12 +171,22 @@ mod tests {
         std::os::unix::fs::symlink("/etc", top.path().join("c")).unwrap();
         let tree = Tree::open(top.path()).unwrap();
         let found = |pattern: &str| -> Vec<String> {
-            expand(&tree, Path::new(pattern)).iter().map(|p| p.display().to_string()).collect()
+            expand(&tree, Path::new("/"), Path::new(pattern))
+                .iter()
+                .map(|p| p.display().to_string())
+                .collect()
         };
         assert_eq!(found("/a/*.py"), ["/a/1.py", "/a/2.py"]);
         assert_eq!(found("/*/[23].py"), ["/a/2.py", "/b/3.py"]);
         assert_eq!(found("/a"), ["/a"]);
         assert_eq!(found("/c/*"), Vec::<String>::new());
         assert_eq!(found("/none"), Vec::<String>::new());
+        assert_eq!(found("/a/../b/*.py"), ["/a/../b/3.py"]);
+        assert_eq!(found("/../../a/1.py"), ["/../../a/1.py"], "which leads nowhere outside");
+        std::fs::create_dir(top.path().join("run[1]")).unwrap();
+        std::fs::write(top.path().join("run[1]/file"), "").unwrap();
+        let below = |pattern: &str| expand(&tree, Path::new("/run[1]"), Path::new(pattern));
+        assert_eq!(below("f*"), [Path::new("/run[1]/file")]);
+        assert_eq!(below("../b/3.py"), [Path::new("/run[1]/../b/3.py")]);
     }
 }

@@ -12,6 +12,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, mkdirat};
+use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use super::inside::{file_type, open_in_root};
@@ -21,6 +22,11 @@ use crate::error::{Error, Result};
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY);
 /// Deeper than this no image goes; every level costs a descriptor while something is removed.
 const MAX_DEPTH: usize = 256;
+
+/// Seconds since 1970 as the kernel takes them. A file system keeps what it can hold of it.
+pub(crate) fn time_of(seconds: i64) -> TimeSpec {
+    TimeSpec::new(seconds, 0)
+}
 
 /// A directory that is, or becomes, an image.
 #[derive(Debug)]

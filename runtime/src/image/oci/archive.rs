@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 use crate::image::tree::failed;
 
 const MAX_ENTRIES: usize = 100_000;
+/// Longer paths the kernel does not take.
+const MAX_NAME: usize = 4096;
 /// A compressed archive is unpacked to disk first; more than this no image has.
 const MAX_SIZE: u64 = 1 << 40;
 
@@ -156,6 +158,10 @@ fn members(file: &File) -> io::Result<BTreeMap<String, Member>> {
     let mut entries = Entries::new(counting);
     let mut members = BTreeMap::new();
     while let Some(entry) = entries.next()? {
+        // All of them are kept in memory.
+        if entry.path.len().max(entry.link.len()) > MAX_NAME {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a file in it has too long a name"));
+        }
         let Some(name) = std::str::from_utf8(&entry.path).ok().and_then(clean) else { continue };
         let member = match entry.kind {
             Kind::File if entry.pieces.is_none() => Member::At(entries.inner().passed, entry.size),

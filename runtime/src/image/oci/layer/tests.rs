@@ -258,6 +258,9 @@ fn long_names_of_both_kinds() {
     assert_eq!(root.read(&long), "gnu");
     assert_eq!(root.read("päx/name"), "pax");
     assert_eq!(fs::metadata(root.at("päx/name")).unwrap().mtime(), 7);
+    for time in ["99999999999999", "-99999999999999", "9223372036854775807"] {
+        root.put(Layer::new().pax(&[("path", b"x"), ("mtime", time.as_bytes())]).file("x", "")).unwrap();
+    }
     assert_eq!((root.read("to"), root.read("too")), ("gnu".to_owned(), "gnu".to_owned()));
     assert!(!root.at("short").exists() && !root.at("ignored").exists());
 }

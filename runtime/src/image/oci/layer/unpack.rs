@@ -13,14 +13,13 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::UtimensatFlags;
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, mkdirat, utimensat};
-use nix::sys::time::{TimeSpec, TimeValLike as _};
 use nix::unistd::{Uid, linkat, symlinkat};
 
 use super::entries::{Entries, Entry, Kind};
 use crate::error::{Error, Result};
 use crate::image::inside::file_type;
 use crate::image::io_words;
-use crate::image::tree::{Tree, clear_but, create_in, remove_but, remove_in, stat_in};
+use crate::image::tree::{Tree, clear_but, create_in, remove_but, remove_in, stat_in, time_of};
 
 /// A file of this name removes the one that it names from the layers below.
 const WHITEOUT: &[u8] = b".wh.";
@@ -47,7 +46,7 @@ impl Limits {
     /// hundredth; a small image may.
     #[must_use]
     pub(crate) fn for_stored(bytes: u64) -> Self {
-        Self { bytes: (8 << 30) + bytes.saturating_mul(100), entries: 10_000_000 }
+        Self { bytes: bytes.saturating_mul(100).saturating_add(8 << 30), entries: 10_000_000 }
     }
 }
 
@@ -265,7 +264,7 @@ impl Work<'_> {
         }
         let mode = if self.as_root { entry.mode } else { entry.mode | 0o400 };
         fchmod(&file, Mode::from_bits_truncate(mode & self.allowed()))?;
-        let time = TimeSpec::seconds(entry.mtime);
+        let time = time_of(entry.mtime);
         Ok(nix::sys::stat::futimens(&file, &time, &time)?)
     }
 
@@ -322,7 +321,7 @@ impl Work<'_> {
             let mode = Mode::from_bits_truncate(entry.mode & 0o777);
             fchmodat(parent, name, mode, FchmodatFlags::FollowSymlink)?;
         }
-        let time = TimeSpec::seconds(entry.mtime);
+        let time = time_of(entry.mtime);
         Ok(utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink)?)
     }
 
