@@ -21,7 +21,8 @@ fn odd(
 /// What a run of it tells, and that nothing of the image was kept.
 fn told(env: &Env, registry: &Odd) -> Outcome<String> {
     let told = env.fails(&["run", &registry.name("x/y:v1")])?;
-    let left = |dir: &str| std::fs::read_dir(env.path("data/cache/oci").join(dir)).map_or(0, Iterator::count);
+    let left =
+        |dir: &str| std::fs::read_dir(env.path("data/cache/_oci").join(dir)).map_or(0, Iterator::count);
     if left("roots") + left("work") > 0 {
         return Err(format!("an image was left in the cache: {told}").into());
     }
@@ -396,6 +397,6 @@ fn no_room_for_an_image() {
     let name = format!("oci:{}", layout.display());
     let told = env.fails(&["run", &name]).unwrap();
     assert!(told.contains("no space left on device") && told.contains("hint:    make room"), "{told}");
-    assert_eq!(std::fs::read_dir(env.path("data/cache/oci/work")).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(env.path("data/cache/_oci/work")).unwrap().count(), 0);
     env.finish().unwrap();
 }

@@ -1,6 +1,7 @@
 //! Definition files become images.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -195,6 +196,25 @@ fn stages_hand_files_on() {
     assert_eq!(fs::read_to_string(at("got/tool")).unwrap(), "made\n");
     assert_eq!(fs::read_link(at("each/link")).unwrap(), Path::new("tool"));
     assert_eq!(fs::read_link(at("got/away")).unwrap(), Path::new("/etc/passwd"));
+    env.finish().unwrap();
+}
+
+/// A directory lies open on the host.
+#[test]
+fn root_makes_no_directories_with_programs_that_give_rights() {
+    need!(root, image);
+    let env = place(Who::Myself).unwrap();
+    let text = "Bootstrap: oci\nFrom: layout\n%setup\n  cp /bin/true \"$STASIS_ROOTFS/right\"; \
+                chmod 6755 \"$STASIS_ROOTFS/right\"\n";
+    env.write("home/image.def", text).unwrap();
+    env.ok(&["build", "image.sif", "image.def"]).unwrap();
+    env.ok(&["build", "--sandbox", "of-a-file", "image.sif"]).unwrap();
+    env.ok(&["build", "--sandbox", "made", "image.def"]).unwrap();
+    env.ok(&["build", "--sandbox", "copied", "made"]).unwrap();
+    for image in ["of-a-file", "copied"] {
+        let mode = fs::metadata(env.path("home").join(image).join("right")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o755, "{image}");
+    }
     env.finish().unwrap();
 }
 

@@ -76,7 +76,7 @@ fn what_is_in_use_stays_in_the_cache() {
     let told = env.ok(&["cache", "clean", "--all"]).unwrap();
     assert!(told.err.contains("1 thing was removed"), "{}", told.err);
     assert_eq!(env.ok(&["cache", "list"]).unwrap().out.lines().count(), 1);
-    assert_eq!(fs::read_dir(env.path("data/cache/oci/roots")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(env.path("data/cache/_oci/roots")).unwrap().count(), 0);
     env.finish().unwrap();
 }
 
@@ -221,6 +221,21 @@ fn every_form_of_the_same_image() {
 }
 
 #[test]
+fn an_archive_for_another_machine() {
+    need!(image, userns, registry);
+    let env = Env::new(Who::User).unwrap();
+    let other = if here() == "amd64" { "arm64" } else { "amd64" };
+    let layout = image(&[], other, &json!({})).layout(&env, "layout").unwrap();
+    let to = format!("docker-archive:{}:some/name:v1", env.path("home/d.tar").display());
+    let from = format!("oci:{}:v1", layout.display());
+    skopeo(&env, &["copy", "--override-arch", other, &from, &to]).unwrap();
+    let told = env.fails(&["pull", "--sandbox", "foreign", "docker-archive:d.tar"]).unwrap();
+    assert!(told.contains("d.tar is not made for linux/"), "{told}");
+    env.ok(&["pull", "--sandbox", "--arch", other, "foreign", "docker-archive:d.tar"]).unwrap();
+    env.finish().unwrap();
+}
+
+#[test]
 fn the_image_for_this_machine_is_taken() {
     need!(image, userns);
     let env = Env::new(Who::User).unwrap();
@@ -325,7 +340,7 @@ fn a_saved_state_finds_its_image_again() {
     env.ok(&["instance", "stop", "one"]).unwrap();
     assert_eq!(registry.asked().len(), asked);
     env.ok(&["cache", "clean", "--all"]).unwrap();
-    assert_eq!(fs::read_dir(env.path("data/cache/oci/roots")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(env.path("data/cache/_oci/roots")).unwrap().count(), 0);
     moved.store(true, std::sync::atomic::Ordering::Relaxed);
     env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
     env.ok(&["instance", "stop", "one"]).unwrap();

@@ -1,6 +1,7 @@
 //! Where the first files of a stage come from.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -12,7 +13,8 @@ use crate::image::Image;
 use crate::image::attach::unpack_into;
 use crate::image::oci::reference::Uri;
 use crate::image::oci::{Limits, Unpacked, fill_from, unpack};
-use crate::image::tree::{Tree, failed};
+use crate::image::tools;
+use crate::image::tree::{Tree, clear_set_id, failed};
 use crate::image::watch::{self, Watch};
 
 /// For messages.
@@ -89,7 +91,11 @@ pub(super) fn local(path: &Path, tree: &Tree, watch: &dyn Watch) -> Result<()> {
             watch.info(&format!("image \"{name}\" is signed; stasis does not check signatures"));
         }
         watch.info("Extracting local image...");
-        return unpack_into(tree.path(), &spec, &file, &watch::standing(watch, "unpacking"));
+        unpack_into(tree.path(), &spec, &file, &watch::standing(watch, "unpacking"))?;
+        if nix::unistd::geteuid().is_root() {
+            clear_set_id(tree.dir(), 0).map_err(|e| failed("take set-id bits from", tree.path(), &e))?;
+        }
+        return Ok(());
     }
     let image = Image::open(&name)?;
     let how = How { follow: false, owners: nix::unistd::geteuid().is_root() };
@@ -98,7 +104,7 @@ pub(super) fn local(path: &Path, tree: &Tree, watch: &dyn Watch) -> Result<()> {
 
 /// A Debian, through mmdebstrap: as an archive, so that owners and devices are what our own unpacker makes of them.
 fn debootstrap(stage: &Stage, suite: &str, tree: &Tree) -> Result<()> {
-    let mut command = Command::new("mmdebstrap");
+    let mut command = tools::program("mmdebstrap", "mmdebstrap")?;
     command.args(["--quiet", "--variant=minbase", "--format=tar"]);
     if let Some(include) = stage.header.get("include") {
         let all: Vec<&str> = include.split([' ', ',']).filter(|name| !name.is_empty()).collect();
@@ -109,24 +115,42 @@ fn debootstrap(stage: &Stage, suite: &str, tree: &Tree) -> Result<()> {
     if let Some(mirror) = named.or_else(|| host_mirror(suite)) {
         command.arg(mirror);
     }
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(|e| {
-        Error::new("cannot start mmdebstrap")
-            .because(&e)
-            .help("install the package `mmdebstrap` on this host")
-    })?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|e| Error::new("cannot start mmdebstrap").because(&e))?;
     let limits = Limits::for_stored(1 << 30);
-    let unpacked = match child.stdout.take() {
-        Some(stdout) => unpack(tree, stdout, limits, &mut Unpacked::default()),
-        None => Ok(()),
+    let cannot_unpack =
+        |error: &Error| Error::new("cannot unpack what mmdebstrap has made").because_of(error);
+    let (unpacked, more) = match child.stdout.take() {
+        Some(mut stdout) => {
+            received(&mut stdout, |stdout| unpack(tree, stdout, limits, &mut Unpacked::default()))
+        }
+        None => (Ok(()), false),
     };
     let status = child.wait().map_err(|e| Error::new("cannot wait for mmdebstrap").because(&e))?;
+    if let (Err(error), true) = (&unpacked, more) {
+        return Err(cannot_unpack(error));
+    }
     // Where both failed, it was mmdebstrap that stopped writing, and it has said why.
     if !status.success() {
         return Err(Error::new(format!("mmdebstrap could not make a {suite}"))
             .because(format!("it ended with {status}"))
             .help("its own words are above; check OSVersion, MirrorURL and Include"));
     }
-    unpacked.map_err(|error| Error::new("cannot unpack what mmdebstrap has made").because_of(&error))
+    unpacked.map_err(|error| cannot_unpack(&error))
+}
+
+/// Takes an archive from a pipe, and whether more came than was taken after a failure: then the failure is ours. What
+/// stands behind a whole archive is read, so that the writer does not meet a closed pipe.
+fn received<R: io::Read>(pipe: &mut R, take: impl FnOnce(&mut R) -> Result<()>) -> (Result<()>, bool) {
+    let taken = take(pipe);
+    let more = match &taken {
+        Ok(()) => io::copy(pipe, &mut io::sink()).is_err(),
+        Err(_) => pipe.read(&mut [0]).is_ok_and(|n| n > 0),
+    };
+    (taken, more)
 }
 
 /// The mirror from which this host itself installs that release; mmdebstrap has its own where there is none.
@@ -140,4 +164,19 @@ fn host_mirror(suite: &str) -> Option<String> {
         .ok()?;
     let text = String::from_utf8(out.stdout).ok()?;
     text.lines().next().map(str::to_owned).filter(|line| !line.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_failure_it_is() {
+        let ours = || Err(Error::new("no space is left"));
+        let mut whole = &b"archive, and padding"[..];
+        assert!(matches!(received(&mut whole, |_| Ok(())), (Ok(()), false)));
+        assert!(whole.is_empty());
+        assert!(matches!(received(&mut &b"more"[..], |_| ours()), (Err(_), true)));
+        assert!(matches!(received(&mut io::empty(), |_| ours()), (Err(_), false)));
+    }
 }

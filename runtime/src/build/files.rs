@@ -105,7 +105,7 @@ pub(super) fn copy_one(source: &Tree, from: &Path, tree: &Tree, to: &Path, how: 
     };
     let parent = source.open_at(parent, DIRECTORY)?;
     let (to_parent, to_name) = tree.parent_of(to)?;
-    let mut copying = Copying { tree, how, seen: HashMap::new() };
+    let mut copying = Copying::new(tree, how);
     let here = to.parent().unwrap_or(Path::new(""));
     copying.entry((parent.as_fd(), name), (to_parent.as_fd(), &to_name), here, 0)
 }
@@ -113,17 +113,21 @@ pub(super) fn copy_one(source: &Tree, from: &Path, tree: &Tree, to: &Path, how: 
 /// Copies everything in a directory into an image.
 pub(super) fn copy_all(from: BorrowedFd<'_>, tree: &Tree, how: How) -> io::Result<()> {
     let to = tree.open_at(Path::new(""), DIRECTORY)?;
-    Copying { tree, how, seen: HashMap::new() }.inside(from, to.as_fd(), Path::new(""), 0)
+    Copying::new(tree, how).inside(from, to.as_fd(), Path::new(""), 0)
 }
 
 struct Copying<'a> {
     tree: &'a Tree,
     how: How,
+    root: bool,
     /// Files with several names, by device and inode: where the first name was copied to.
     seen: HashMap<(u64, u64), PathBuf>,
 }
 
-impl Copying<'_> {
+impl<'a> Copying<'a> {
+    fn new(tree: &'a Tree, how: How) -> Self {
+        Self { tree, how, root: nix::unistd::geteuid().is_root(), seen: HashMap::new() }
+    }
     fn inside(
         &mut self,
         from: BorrowedFd<'_>,
@@ -156,7 +160,9 @@ impl Copying<'_> {
         };
         let stat = fstatat(from, name, at)?;
         let (uid, gid) = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
-        let mode = Mode::from_bits_truncate(stat.st_mode & 0o7777);
+        // As `clear_set_id` says.
+        let allowed = if self.root { 0o1777 } else { 0o7777 };
+        let mode = Mode::from_bits_truncate(stat.st_mode & allowed);
         let open = open | OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let place = here.join(new);
         match file_type(&stat) {

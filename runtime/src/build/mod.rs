@@ -66,7 +66,7 @@ pub fn to_directory(
 ) -> Result<()> {
     let output = Output::new(out, options.force, options.fetch.guarded)?;
     source.fill(&output, &mut Work::new(options, cache, watch))?;
-    output.commit()
+    output.commit(watch)
 }
 
 impl<'a> Work<'a> {

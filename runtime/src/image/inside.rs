@@ -104,7 +104,7 @@ fn by_walk(root: BorrowedFd<'_>, path: &Path, flags: OFlag, follow: bool) -> io:
     Ok(openat(here, ".", flags | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
-fn components(path: &Path) -> impl Iterator<Item = OsString> + '_ {
+pub(super) fn components(path: &Path) -> impl Iterator<Item = OsString> + '_ {
     path.as_os_str()
         .as_bytes()
         .split(|&b| b == b'/')

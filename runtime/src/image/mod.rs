@@ -34,10 +34,8 @@ pub use file::{ImageFile, Opening, is_image_file, sif_of};
 use oci::Rooted;
 use oci::types::ContainerConfig;
 
-/// Where an image keeps what is said about it.
-const META: &str = "/.singularity.d";
-/// Labels beyond this size are not an image author's work.
-const MAX_LABELS: u64 = 1 << 20;
+/// One of these is in every image.
+pub(crate) const SIGNS: [&str; 4] = ["bin", "usr", "etc", ".singularity.d"];
 
 /// What something inside an image is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +141,7 @@ impl Image {
         };
         // Links count also when they lead nowhere: `bin -> usr/bin` of a half-built image is still one.
         let entries = image.list("/").map_err(|source| at(&path, source))?;
-        if !["bin", "usr", "etc", ".singularity.d"].iter().any(|name| entries.iter().any(|e| e == name)) {
+        if !SIGNS.iter().any(|name| entries.iter().any(|e| e == name)) {
             return Err(ImageError::NotAnImage { path });
         }
         image.look();
@@ -159,12 +157,12 @@ impl Image {
             self.list("/.singularity.d/env").is_ok_and(|names| names.iter().any(|n| n.ends_with(".sh")));
         self.has_libs = self.list("/.singularity.d/libs").is_ok_and(|names| !names.is_empty());
         self.labels = self
-            .read_small(format!("{META}/labels.json"), MAX_LABELS)
+            .read_small(format!("{}/labels.json", singularity::META), singularity::MAX_LABELS)
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
         if !self.has_sh {
-            let config = self.read_small(singularity::OCI_CONFIG, MAX_LABELS).ok();
+            let config = self.read_small(singularity::OCI_CONFIG, singularity::MAX_LABELS).ok();
             self.oci = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         }
     }

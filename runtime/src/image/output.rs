@@ -12,7 +12,9 @@ use std::process::Child;
 
 use rustix::fs::RenameFlags;
 
+use super::SIGNS;
 use super::tree::{Tree, failed};
+use super::watch::Watch;
 use crate::error::{Error, Result};
 use crate::launch::userns;
 use crate::store::{self, DirHandle};
@@ -113,13 +115,14 @@ impl Output {
         Tree::open(&self.path())
     }
 
-    /// Puts it in its place. What was there goes.
+    /// Puts it in its place when it is on disk. What was there goes; where it cannot, `watch` is told.
     ///
     /// # Errors
     /// What the file system says; the old image is there then.
-    pub fn commit(mut self) -> Result<()> {
+    pub fn commit(mut self, watch: &dyn Watch) -> Result<()> {
         check_place(&self.out, self.force)?;
         let parent = std::fs::File::open(&self.parent).map_err(|e| failed("open", &self.parent, &e))?;
+        rustix::fs::syncfs(&parent).map_err(|e| failed("write to disk", &self.path(), &e.into()))?;
         let old = self.out.symlink_metadata().is_ok();
         let flags = if old { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
         let renamed = rustix::fs::renameat_with(&parent, &self.staging, &parent, &self.name, flags);
@@ -131,7 +134,11 @@ impl Output {
             }
             Err(e) => return Err(failed("put the image at", &self.out, &e.into())),
         }
-        self.committed = !old;
+        self.committed = true;
+        if old && let Err(error) = remove(&self.parent, &self.staging) {
+            let left = self.path();
+            watch.warning(&format!("the old image is left at {} and can go: {error}", left.display()));
+        }
         Ok(())
     }
 
@@ -180,8 +187,7 @@ fn check_place(out: &Path, force: bool) -> Result<()> {
         ))
         .help("choose another name, or move it away"));
     }
-    let image =
-        ["bin", "usr", "etc", ".singularity.d"].iter().any(|name| out.join(name).symlink_metadata().is_ok());
+    let image = SIGNS.iter().any(|name| out.join(name).symlink_metadata().is_ok());
     let empty = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
     if image || empty {
         return Ok(());

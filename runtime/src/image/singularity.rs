@@ -14,7 +14,8 @@ pub const META: &str = "/.singularity.d";
 pub const LATE_ENVIRONMENT: &str = "/.singularity.d/env/91-environment.sh";
 /// The configuration of an image from a registry, for images without a shell.
 pub const OCI_CONFIG: &str = "/.singularity.d/oci-config.json";
-const MAX_LABELS: u64 = 1 << 20;
+/// Labels beyond this size are not an image author's work.
+pub(super) const MAX_LABELS: u64 = 1 << 20;
 
 const DIRECTORIES: &[&str] = &[
     "dev",

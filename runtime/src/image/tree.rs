@@ -15,11 +15,14 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
-use super::inside::{file_type, open_in_root};
+use super::inside::{components, file_type, open_in_root};
 use super::io_words;
 use crate::error::{Error, Result};
+use crate::store::{self, DirHandle};
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY);
+/// Programs that run with their owner's or group's rights.
+const SET_ID: u32 = 0o6000;
 /// Deeper than this no image goes; every level costs a descriptor while something is removed.
 const MAX_DEPTH: usize = 256;
 
@@ -84,7 +87,7 @@ impl Tree {
         }
         let mut walked = PathBuf::new();
         let mut here = self.open_at(Path::new(""), DIRECTORY)?;
-        for name in names(path) {
+        for name in components(path) {
             walked.push(&name);
             here = match self.open_at(&walked, DIRECTORY) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -106,7 +109,7 @@ impl Tree {
     /// # Errors
     /// What the kernel says; `InvalidInput` for a path without a name.
     pub fn parent_of(&self, path: &Path) -> io::Result<(OwnedFd, OsString)> {
-        let mut names: Vec<OsString> = names(path).collect();
+        let mut names: Vec<OsString> = components(path).collect();
         let last = names.pop().filter(|name| name != "..").ok_or(io::ErrorKind::InvalidInput)?;
         Ok((self.make_dirs(&names.iter().collect::<PathBuf>())?, last))
     }
@@ -209,7 +212,7 @@ pub(crate) fn stat_in(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option
 
 /// Removes an entry of an open directory, with everything below it and through no link.
 pub(crate) fn remove_in(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    remove_but(parent, name, &mut |_, _| false, 0).map(drop)
+    store::remove(&DirHandle::of(parent)?, name).map_err(io::Error::from)
 }
 
 /// Removes an entry and everything below it but what `keep` says yes to, and what leads there. Answers
@@ -254,6 +257,27 @@ pub(crate) fn clear_but(
     Ok(empty)
 }
 
+/// Takes the set-id bits from everything below. Programs with another user's rights are of no use in a container, and
+/// on the host a stranger would have put them there.
+pub(crate) fn clear_set_id(dir: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
+    if depth > MAX_DEPTH {
+        return Err(io::Error::from_raw_os_error(Errno::ENAMETOOLONG as i32));
+    }
+    for name in list(dir)? {
+        let Some(stat) = stat_in(dir, &name)? else { continue };
+        let kind = file_type(&stat);
+        if kind == SFlag::S_IFDIR {
+            let flags = DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            clear_set_id(openat(dir, name.as_os_str(), flags, Mode::empty())?.as_fd(), depth + 1)?;
+        } else if kind == SFlag::S_IFREG && stat.st_mode & SET_ID != 0 {
+            let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let file = openat(dir, name.as_os_str(), flags, Mode::empty())?;
+            fchmod(&file, Mode::from_bits_truncate(stat.st_mode & 0o7777 & !SET_ID))?;
+        }
+    }
+    Ok(())
+}
+
 /// The names in an open directory.
 pub(crate) fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
     // A description of its own: reading a directory moves an offset.
@@ -268,14 +292,6 @@ pub(crate) fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
     }
     names.sort_unstable();
     Ok(names)
-}
-
-fn names(path: &Path) -> impl Iterator<Item = OsString> + '_ {
-    path.as_os_str()
-        .as_bytes()
-        .split(|&b| b == b'/')
-        .filter(|part| !part.is_empty() && *part != b".")
-        .map(|part| OsStr::from_bytes(part).to_owned())
 }
 
 /// What could not be done with a file, with the remedy where there is one.

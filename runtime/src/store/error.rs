@@ -48,6 +48,16 @@ pub enum StoreError {
     WrongLock { name: CheckpointName, lock_of: CheckpointName },
 }
 
+/// For who says himself what was done with which file.
+impl From<StoreError> for io::Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Io { source, .. } => source,
+            other => Self::other(other.to_string()),
+        }
+    }
+}
+
 impl StoreError {
     pub(crate) fn io(doing: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
         Self::Io { doing, path: path.to_owned(), source: source.into() }

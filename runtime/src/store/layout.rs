@@ -85,6 +85,11 @@ impl DirHandle {
         }
     }
 
+    /// A directory that is not the store's and is open already.
+    pub(crate) fn of(directory: BorrowedFd<'_>) -> std::io::Result<Self> {
+        Ok(Self { fd: directory.try_clone_to_owned()?, path: PathBuf::new() })
+    }
+
     /// Opens the directory `name`, which must belong to the user and be writable by nobody else.
     pub(crate) fn child(&self, name: impl AsRef<Path>) -> Result<Self> {
         self.child_unchecked(name)?.trusted()

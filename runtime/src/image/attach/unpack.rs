@@ -12,6 +12,7 @@ use super::{FileSpec, Wanted};
 use crate::error::{Error, Result};
 use crate::image::identity;
 use crate::image::tools::{self, Watched};
+use crate::image::tree::failed;
 use crate::store::{DirHandle, remove};
 
 /// No backend's own cache has this name: they begin with a letter or a digit.
@@ -56,6 +57,7 @@ pub fn unpack(wanted: &Wanted<'_>, watched: Watched<'_>) -> Result<PathBuf> {
         remove(&cache, PARTIAL)?;
         let partial = cache.path().join(PARTIAL);
         let made = unpack_into(&partial, &wanted.spec, wanted.file, watched)
+            .and_then(|()| written(&cache))
             .and_then(|()| Ok(cache.rename(PARTIAL, &cache, &digest)?));
         if let Err(error) = made {
             // What is left is in nobody's way and goes with the next try.
@@ -65,6 +67,11 @@ pub fn unpack(wanted: &Wanted<'_>, watched: Watched<'_>) -> Result<PathBuf> {
     }
     cache.replace(&key, digest.as_bytes())?;
     Ok(cache.path().join(digest))
+}
+
+/// Its name says that it is whole, also after a power failure.
+fn written(cache: &DirHandle) -> Result<()> {
+    rustix::fs::syncfs(cache).map_err(|e| failed("write to disk", cache.path(), &e.into()))
 }
 
 /// The name under which the digest of a file is noted that was unpacked before: it need not be read again.

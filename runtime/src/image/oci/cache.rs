@@ -16,6 +16,8 @@ use crate::image::tree::failed;
 use crate::instance::Host;
 use crate::store::{self, DirHandle};
 
+/// Below the data directory. No backend's own cache has this name: they begin with a letter or a digit.
+const CACHE: &str = "cache/_oci";
 const FORMAT: u32 = 1;
 const NOTE: &str = "image.json";
 /// The root directory of an unpacked image.
@@ -87,7 +89,7 @@ impl Cache {
     /// # Errors
     /// What the file system says; a directory of somebody else's.
     pub fn open(data_root: &Path) -> Result<Self> {
-        let path = data_root.join("cache/oci");
+        let path = data_root.join(CACHE);
         // Owner and modes are looked at there.
         DirHandle::open_or_make(&path)?;
         for name in ["blobs", "roots", "work", "locks"] {
@@ -357,7 +359,10 @@ impl Kept {
 pub fn hold(root: &Path) -> Option<File> {
     let image = root.parent()?;
     let (roots, hex) = (image.parent()?, image.file_name()?.to_str()?);
-    if root.file_name()? != ROOT || !roots.ends_with("cache/oci/roots") || read_note(image).is_none() {
+    if root.file_name()? != ROOT
+        || !roots.ends_with(Path::new(CACHE).join("roots"))
+        || read_note(image).is_none()
+    {
         return None;
     }
     let lock = lock_file(roots.parent()?, hex).ok()?;

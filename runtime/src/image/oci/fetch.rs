@@ -14,6 +14,7 @@ use super::cache::{Cache, Kept, Rooted};
 use super::digest::{Digest, Hashing};
 use super::layer::{Limits, Unpacked, decoded, unpack};
 use super::reference::Uri;
+use super::registry::UNREACHABLE;
 use super::source::{Found, Layer, Source, damaged};
 use super::types::ContainerConfig;
 use crate::error::{Error, Result};
@@ -117,7 +118,7 @@ fn without_network(
     watch: &dyn Watch,
     error: Error,
 ) -> Result<Rooted> {
-    let cut_off = matches!(uri, Uri::Registry(_)) && error.what.ends_with("cannot be reached");
+    let cut_off = matches!(uri, Uri::Registry(_)) && error.what.ends_with(UNREACHABLE);
     let Some(kept) = cache.last_of(name).filter(|_| cut_off) else { return Err(error) };
     match cached(&kept.digest, &exact(uri, &kept.digest, options), cache)? {
         Some(rooted) => {

@@ -21,6 +21,8 @@ use crate::image::watch::Watch;
 const TRIES: u32 = 4;
 /// The longest that a registry can make us wait.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The end of what is told where there is no network: an image that is there already is taken then.
+pub(super) const UNREACHABLE: &str = "cannot be reached";
 const MAX_ANSWER: u64 = 64 << 10;
 const MAX_TOKEN: u64 = 1 << 20;
 
@@ -325,7 +327,7 @@ impl<'a> Client<'a> {
 
     fn unreachable(&self, why: &NoAnswer) -> Error {
         let host = &self.reference.host;
-        let error = Error::new(format!("registry {host} cannot be reached"));
+        let error = Error::new(format!("registry {host} {UNREACHABLE}"));
         match why {
             NoAnswer::NoHost => error
                 .because("no such host is known")

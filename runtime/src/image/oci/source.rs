@@ -85,7 +85,7 @@ impl<'a> Source<'a> {
     /// Which of the images it is, and what it is made of.
     pub(super) fn find(&self, name: &str, options: &Options) -> Result<Found> {
         if let Self::DockerArchive { archive, tag, path } = self {
-            return saved(archive, tag.as_deref(), path);
+            return saved(archive, tag.as_deref(), path, options.arch.as_deref());
         }
         let mut document = self.top(name)?;
         let top = document.digest.clone();
@@ -289,7 +289,7 @@ fn check_machine(config: &Config, wanted: &str, name: &str) -> Result<()> {
 }
 
 /// An image of an archive as `docker save` writes it.
-fn saved(archive: &Archive, tag: Option<&str>, path: &Path) -> Result<Found> {
+fn saved(archive: &Archive, tag: Option<&str>, path: &Path, arch: Option<&str>) -> Result<Found> {
     let shown = path.display();
     if !archive.has("manifest.json") && archive.has("index.json") {
         return Err(Error::new(format!("{shown} is not an archive of docker's"))
@@ -319,7 +319,7 @@ fn saved(archive: &Archive, tag: Option<&str>, path: &Path) -> Result<Found> {
     let bytes = archive.small(&found.config, MAX_CONFIG)?;
     let config: Config = serde_json::from_slice(&bytes)
         .map_err(|e| Error::new(format!("{:?} in {shown} cannot be understood", found.config)).because(e))?;
-    check_machine(&config, own_arch(), &shown.to_string())?;
+    check_machine(&config, arch.unwrap_or(own_arch()), &shown.to_string())?;
     let plain = &config.rootfs.diff_ids;
     if plain.len() != found.layers.len() || plain.len() > MAX_LAYERS {
         return Err(Error::new(format!("{shown} is damaged")).because(format!(
