@@ -75,13 +75,6 @@ pub fn detached(process: &ProcessInfo, why: &str, help: &str) -> Finding {
 }
 
 impl GenerationView {
-    /// The bytes of its files.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        let bytes = |file| std::fs::metadata(self.directory.join(file)).map_or(0, |m| m.len());
-        self.files.iter().map(bytes).sum()
-    }
-
     /// Whether a fact of that name was recorded as true.
     #[must_use]
     pub fn flag(&self, name: &str) -> bool {
@@ -92,7 +85,7 @@ impl GenerationView {
 /// How many milliseconds a helper may take that reads a whole generation from a slow disk.
 #[must_use]
 pub fn rebuild_timeout_ms(generation: &GenerationView) -> u64 {
-    60_000 + 1000 * (generation.size() / SLOWEST)
+    60_000 + 1000 * (generation.size / SLOWEST)
 }
 
 /// Root's processes come back for root and an ordinary user's for an ordinary user. Who saved them is the fact
@@ -158,19 +151,10 @@ fn count(survey: &Survey) -> u32 {
     u32::try_from(survey.processes.len()).unwrap_or(u32::MAX)
 }
 
-/// A pid above which there is room for others than those that are taken, on this host.
+/// A pid above which there is room for others than those that are taken: above all of a generation's, or in a gap
+/// between them when those reach the end of the range. `max` is [`RestartRequest::pid_max`].
 #[must_use]
-pub fn reserve_above(taken: &BTreeSet<i32>) -> i32 {
-    free_above(taken, pid_max(&std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default()))
-}
-
-fn pid_max(text: &str) -> i32 {
-    text.trim().parse().unwrap_or(32768)
-}
-
-/// A pid above which there is room for others: above all of a generation's, or in a gap between them when those reach
-/// the end of the range. `max` is the host's `kernel.pid_max`.
-fn free_above(taken: &BTreeSet<i32>, max: i32) -> i32 {
+pub fn free_above(taken: &BTreeSet<i32>, max: i32) -> i32 {
     let highest = taken.last().copied().unwrap_or(0);
     if highest < max - ROOM {
         // The engine's own processes of this restart must not meet those of the next generation.
@@ -198,7 +182,6 @@ mod tests {
         assert_eq!(free_above(&set(&[]), 32768), 1);
         assert_eq!(free_above(&set(&[100, 310, 500, 32700]), 32768), 501);
         assert_eq!(free_above(&set(&[32700]), 32768), 300);
-        assert_eq!((pid_max("4194304\n"), pid_max("")), (4_194_304, 32768));
     }
 
     #[test]

@@ -169,6 +169,8 @@ pub struct GenerationView {
     pub directory: PathBuf,
     /// Paths relative to the directory, as committed.
     pub files: Vec<PathBuf>,
+    /// The bytes of all its files together.
+    pub size: u64,
     /// The version of the engine that made it.
     pub engine_version: String,
     /// The processes it holds.
@@ -195,6 +197,8 @@ pub struct RestartRequest {
     pub own_network: bool,
     /// As in [`LaunchRequest::id_maps`].
     pub id_maps: Vec<IdMap>,
+    /// The first pid that this host never gives, `kernel.pid_max`.
+    pub pid_max: i32,
     /// What the standard streams will be.
     pub stdio: Option<StdioKind>,
 }

@@ -227,7 +227,7 @@ fn a_second_copy_and_a_taken_port() {
     insta::assert_snapshot!(env.fails(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap(), @"
     exit 255
     FATAL:   port N is taken
-             because: the application listened on 127.0.0.1:N, and binding it again fails: Address already in use
+             because: the application listened on 127.0.0.1:N, where a program listens now that is not shown to you
              hint:    end the program that listens there, or restart with --net
     ");
     drop(taken);
@@ -349,8 +349,8 @@ fn a_user_may_not_restart_lazily_where_userfaultfd_is_closed() {
         insta::assert_snapshot!(env.fails(&lazy).unwrap(), @"
         exit 255
         FATAL:   a lazy restart is not possible here
-                 because: userfaultfd is closed to ordinary users
-                 hint:    leave the option lazy out; the administrator opens it with `sysctl vm.unprivileged_userfaultfd=1`
+                 because: ordinary users may not use userfaultfd (sysctl vm.unprivileged_userfaultfd=1)
+                 hint:    leave the option lazy out
         ");
     }
     env.finish().unwrap();

@@ -37,7 +37,7 @@ fn the_port_is_taken() {
     insta::assert_snapshot!(told.replace(&number, "$PORT"), @"
     exit 255
     FATAL:   port N is taken
-             because: the application listened on 127.0.0.1:N, and binding it again fails: Address already in use
+             because: the application listened on 127.0.0.1:N, where a program listens now that is not shown to you
              hint:    end the program that listens there, or restart with --net
     ");
     assert_eq!(env.ok(&["instance", "list"]).unwrap().out.lines().count(), 1);

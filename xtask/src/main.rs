@@ -21,8 +21,8 @@ const USAGE: &str = "usage: cargo xtask test | images | criu | demo [BACKEND] | 
   test     installs what the tests need, makes images and CRIU, checks format and lints, runs every test
   images   only makes the test images; prints their directory
   criu     only fetches a CRIU that is new enough into your cache, where the host has none; prints its prefix
-  demo     saves a running server, stops it and brings it back, with the times; by dmtcp where it is installed, else
-           by criu, or by the backend that is named
+  demo     saves a running server, stops it and brings it back, with the times; by the native engine where it runs
+           (x86_64), or by the backend that is named
   dist     makes a tarball that needs no Rust: program, backends, pages, completions; prints its path";
 
 fn main() -> ExitCode {

@@ -8,7 +8,7 @@ use crate::options::{self, Tcp};
 use crate::stats::{self, DumpStats};
 use stasis_plugin_api::prelude::*;
 use stasis_plugin_api::still;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -137,50 +137,63 @@ impl Capturing<'_, '_> {
                 "CRIU said that it saved the application and left no inventory",
             ));
         }
-        let highest = files.iter().filter_map(|f| thread(f)).max().unwrap_or(0);
+        let highest = files.iter().filter_map(|f| number(f, "core-")).max().unwrap_or(0);
         let mended =
             mend::timers(&staging.join(IMAGES)).map_err(|e| staging_failed(&staging.join(IMAGES), e))?;
         if mended > 0 {
             tracing::debug!(mended, "timers that expired during the capture");
         }
         let stats = fs::read(staging.join(IMAGES).join("stats-dump")).ok().and_then(|b| stats::dump(&b));
-        let stats = stats.unwrap_or_default();
         if tmpfs.entries > 0 {
             files.push(TMPFS.to_owned());
         }
-        let facts: BTreeMap<String, serde_json::Value> = [
+        let mut facts: BTreeMap<String, serde_json::Value> = [
             ("tcp", self.setting.tcp.word().into()),
             ("rootless", self.setting.rootless.into()),
             ("tmpfs", (tmpfs.entries > 0).into()),
             ("highest-pid", highest.into()),
             ("ghost-limit", self.setting.ghost_limit.clone().into()),
-            ("statistics", statistics(&stats)),
         ]
         .map(|(k, v): (&str, serde_json::Value)| (k.to_owned(), v))
         .into();
+        if let Some(stats) = &stats {
+            facts.insert("statistics".to_owned(), statistics(stats, memory(staging, &files)));
+        }
         let mut notes = Vec::new();
-        let open =
-            survey.sockets.iter().filter(|s| s.protocol.starts_with("tcp") && s.state == "established");
-        let open = open.count();
+        let open = survey.sockets.iter().filter(|s| s.is_connection()).count();
         if self.setting.tcp == Tcp::Close && open > 0 {
             notes.push(format!("after a restart the application finds {open} TCP connection(s) closed"));
         }
         Ok(CaptureReport {
             engine_version: self.criu.version.to_string(),
+            processes: processes(&files, [&self.request.instance.survey, survey]),
             files,
-            processes: survey
-                .processes
-                .iter()
-                .map(|p| SavedProcess { pid: p.pid, name: p.name.clone() })
-                .collect(),
-            pause_us: (stats != DumpStats::default()).then_some(stats.freezing_us + stats.frozen_us),
+            pause_us: stats.map(|stats| stats.freezing_us + stats.frozen_us),
             facts,
             notes,
         })
     }
 }
 
-fn statistics(stats: &DumpStats) -> serde_json::Value {
+/// Who is in the images. The looks were taken before and after, while the application ran: they only tell the names.
+fn processes(files: &[String], looks: [&Survey; 2]) -> Vec<SavedProcess> {
+    let of = |kind| files.iter().filter_map(move |file| number(file, kind)).collect::<BTreeSet<i32>>();
+    let (tasks, memories) = (of("core-"), of("mm-"));
+    let known = || looks.into_iter().flat_map(|look| &look.processes);
+    // A thread has no memory of its own; neither has a zombie, which only a look tells from a thread.
+    let zombies = known().map(|p| p.pid).filter(|pid| tasks.contains(pid));
+    let pids: BTreeSet<i32> = memories.iter().copied().chain(zombies).collect();
+    let name = |pid| known().find(|p| p.pid == pid).map_or_else(|| "?".to_owned(), |p| p.name.clone());
+    pids.into_iter().map(|pid| SavedProcess { pid, name: name(pid) }).collect()
+}
+
+/// The bytes of memory in the images.
+fn memory(staging: &Path, files: &[String]) -> u64 {
+    let pages = files.iter().filter(|f| f.rsplit('/').next().is_some_and(|name| name.starts_with("pages-")));
+    pages.map(|file| fs::metadata(staging.join(file)).map_or(0, |m| m.len())).sum()
+}
+
+fn statistics(stats: &DumpStats, bytes: u64) -> serde_json::Value {
     serde_json::json!({
         "freezing-us": stats.freezing_us,
         "frozen-us": stats.frozen_us,
@@ -189,6 +202,8 @@ fn statistics(stats: &DumpStats) -> serde_json::Value {
         "pages-scanned": stats.pages_scanned,
         "pages-skipped": stats.pages_skipped,
         "pages-written": stats.pages_written,
+        "pages-lazy": stats.pages_lazy,
+        "bytes-written": bytes,
     })
 }
 
@@ -212,9 +227,9 @@ fn listed(staging: &Path, directory: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The thread id of `images/core-ID.img`.
-fn thread(file: &str) -> Option<i32> {
-    file.rsplit('/').next()?.strip_prefix("core-")?.strip_suffix(".img")?.parse().ok()
+/// The id of `images/KIND-ID.img`.
+pub(crate) fn number(file: &str, kind: &str) -> Option<i32> {
+    file.rsplit('/').next()?.strip_prefix(kind)?.strip_suffix(".img")?.parse().ok()
 }
 
 #[cfg(test)]
@@ -223,9 +238,24 @@ mod tests {
 
     #[test]
     fn thread_ids_of_files() {
-        assert_eq!(thread("images/core-100.img"), Some(100));
-        assert_eq!(thread("images/mm-100.img"), None);
-        assert_eq!(thread("images/core-x.img"), None);
+        assert_eq!(number("images/core-100.img", "core-"), Some(100));
+        assert_eq!(number("images/mm-100.img", "core-"), None);
+        assert_eq!(number("images/core-x.img", "core-"), None);
+    }
+
+    #[test]
+    fn processes_are_those_in_the_images() {
+        let process = |pid, name: &str| ProcessInfo { pid, name: name.into(), ..ProcessInfo::default() };
+        let look = |all: Vec<ProcessInfo>| Survey { processes: all, ..Survey::default() };
+        let before = look(vec![process(100, "python3"), process(101, "ended-since"), process(104, "zombie")]);
+        let after = look(vec![process(100, "python3"), process(103, "begun-since"), process(104, "zombie")]);
+        let files =
+            ["core-100", "mm-100", "core-101", "mm-101", "core-102", "core-104", "core-105", "mm-105"];
+        let files: Vec<String> = files.iter().map(|name| format!("images/{name}.img")).collect();
+        let told: Vec<_> =
+            processes(&files, [&before, &after]).into_iter().map(|p| (p.pid, p.name)).collect();
+        let expected = [(100, "python3"), (101, "ended-since"), (104, "zombie"), (105, "?")];
+        assert_eq!(told, expected.map(|(pid, name)| (pid, name.to_owned())));
     }
 
     #[test]

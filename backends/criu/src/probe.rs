@@ -108,7 +108,7 @@ fn keeps_uid(rootless: bool, id_maps: &[IdMap]) -> Feature {
     )
 }
 
-fn lazy_restart(kernel: &Kernel<'_>) -> Feature {
+pub(crate) fn lazy_restart(kernel: &Kernel<'_>) -> Feature {
     let name = "lazy-restart";
     let allowed = std::fs::read_to_string(USERFAULTFD).is_ok_and(|text| text.trim() == "1");
     if kernel.rootless && !allowed {
@@ -136,11 +136,11 @@ fn pre_dump(kernel: &Kernel<'_>) -> Feature {
 }
 
 /// The kernel, as CRIU sees it.
-struct Kernel<'a> {
-    criu: &'a Criu,
-    rootless: bool,
+pub(crate) struct Kernel<'a> {
+    pub(crate) criu: &'a Criu,
+    pub(crate) rootless: bool,
     /// CRIU writes down there what it found out, when it can.
-    scratch: &'a Path,
+    pub(crate) scratch: &'a Path,
 }
 
 impl Kernel<'_> {

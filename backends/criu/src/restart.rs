@@ -1,9 +1,10 @@
 //! A generation brought back: CRIU makes the processes under init, with their old pids.
 
-use crate::capture::TMPFS;
+use crate::capture::{TMPFS, number};
 use crate::command::{self, IMAGES, PID_FILE, Setting, WORK};
 use crate::discover::Criu;
 use crate::explain::{During, Outcome, explain};
+use crate::probe::{self, Kernel};
 use crate::{launch, options};
 use stasis_plugin_api::outside;
 use stasis_plugin_api::prelude::*;
@@ -31,7 +32,7 @@ pub(crate) fn plan(host: &mut Host<'_>, criu: &Criu, request: &RestartRequest) -
     }
     let lazy = host.option_bool("lazy").unwrap_or(false);
     if lazy {
-        lazy_is_allowed(host)?;
+        lazy_is_allowed(host, criu, request.rootless)?;
         needs.helpers.push(lazy_helper(criu));
     }
     let helper = Helper {
@@ -52,7 +53,7 @@ pub(crate) fn plan(host: &mut Host<'_>, criu: &Criu, request: &RestartRequest) -
         needs,
         helper,
         root: RestoredRoot::PidFile(Path::new(WORK).join(PID_FILE)),
-        reserve_pids_up_to: outside::reserve_above(&taken),
+        reserve_pids_up_to: outside::free_above(&taken, request.pid_max),
     })
 }
 
@@ -70,14 +71,14 @@ fn id_map(request: &RestartRequest) -> Result<IdMap> {
         .help("the administrator grants them with `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER` and installs the package uidmap"))
 }
 
-fn lazy_is_allowed(host: &Host<'_>) -> Result<()> {
-    let open = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd");
-    if host.context().euid == 0 || open.is_ok_and(|text| text.trim() == "1") {
+fn lazy_is_allowed(host: &Host<'_>, criu: &Criu, rootless: bool) -> Result<()> {
+    let feature = probe::lazy_restart(&Kernel { criu, rootless, scratch: &host.context().scratch });
+    if feature.available {
         return Ok(());
     }
     Err(BackendError::new(kind::UNSUPPORTED, "a lazy restart is not possible here")
-        .because("userfaultfd is closed to ordinary users")
-        .help("leave the option lazy out; the administrator opens it with `sysctl vm.unprivileged_userfaultfd=1`"))
+        .because(feature.reason)
+        .help("leave the option lazy out"))
 }
 
 fn lazy_helper(criu: &Criu) -> Helper {
@@ -96,10 +97,7 @@ fn lazy_helper(criu: &Criu) -> Helper {
 
 /// Every thread id of a generation, as its files' names tell them.
 fn threads(generation: &GenerationView) -> BTreeSet<i32> {
-    let id = |path: &std::path::PathBuf| {
-        path.file_name()?.to_str()?.strip_prefix("core-")?.strip_suffix(".img")?.parse().ok()
-    };
-    generation.files.iter().filter_map(id).collect()
+    generation.files.iter().filter_map(|file| number(file.to_str()?, "core-")).collect()
 }
 
 /// A generation that this CRIU may not understand.

@@ -172,12 +172,7 @@ pub(crate) fn instance(instance: &InstanceView) -> Vec<Finding> {
     }
     findings.extend(instance.survey.processes.iter().filter_map(outside));
     findings.extend(instance.survey.processes.iter().filter_map(|p| elsewhere(p, &instance.cwd)));
-    for socket in instance
-        .survey
-        .sockets
-        .iter()
-        .filter(|s| s.protocol.starts_with("tcp") && s.state == "established" && !s.peer_inside)
-    {
+    for socket in instance.survey.sockets.iter().filter(|s| s.is_connection() && !s.peer_inside) {
         findings.push(Finding::fatal(
             "tcp-connection",
             format!("the connection of pid {} to {}:{}", socket.pid, socket.peer, socket.peer_port),

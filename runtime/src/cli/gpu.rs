@@ -4,6 +4,7 @@ use crate::cli::action_args::ActionArgs;
 use crate::cli::report;
 use crate::spec::Mount;
 use crate::spec::gpu::{self, Found, Vendor};
+use crate::sys::process;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -34,7 +35,7 @@ fn find(vendor: Vendor) -> Found {
     let (libraries, programs) = gpu::entries(list);
     Found {
         libraries: gpu::libraries(&libraries, &loader()),
-        programs: programs.iter().filter_map(|name| program(name)).collect(),
+        programs: programs.iter().filter_map(|name| process::find_program(name, &PROGRAMS)).collect(),
         sockets: vendor.sockets().iter().map(PathBuf::from).filter(|path| path.exists()).collect(),
         devices: devices(vendor),
     }
@@ -47,12 +48,6 @@ fn loader() -> String {
         out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
     };
     ["/sbin/ldconfig", "/usr/sbin/ldconfig", "ldconfig"].iter().find_map(|p| run(p)).unwrap_or_default()
-}
-
-fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&path).chain(PROGRAMS.iter().map(PathBuf::from));
-    places.filter(|dir| dir.is_absolute()).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
 fn devices(vendor: Vendor) -> Vec<PathBuf> {

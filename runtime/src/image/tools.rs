@@ -27,9 +27,7 @@ const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 /// Where a program is.
 #[must_use]
 pub fn find(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).filter(|dir| dir.is_absolute());
-    dirs.chain(PLACES.iter().map(PathBuf::from)).map(|dir| dir.join(name)).find(|file| file.is_file())
+    process::find_program(name, &PLACES)
 }
 
 /// A program of the host, or the package that brings it.

@@ -72,6 +72,16 @@ pub fn listening(survey: &Survey) -> Vec<(String, String, u16)> {
     ports
 }
 
+/// Who of those that may be seen has that port of this network open.
+#[must_use]
+pub fn holder(udp: bool, port: u16) -> Option<ProcessInfo> {
+    let all = survey(Path::new("/proc"), &[], &[]);
+    let has =
+        |s: &&SocketInfo| s.local_port == port && s.protocol.starts_with("udp") == udp && s.peer_port == 0;
+    let pid = all.sockets.iter().find(has)?.pid;
+    all.processes.into_iter().find(|process| process.pid == pid)
+}
+
 /// `None` when it is gone.
 fn process(proc: &Path, pid: i32) -> Option<ProcessInfo> {
     let dir = proc.join(pid.to_string());

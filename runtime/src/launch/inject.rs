@@ -1,7 +1,7 @@
 //! Fills `/.stasis`: what the engine asked for, the staging directory, the generation, the logs.
 
 use crate::error::{Error, Result};
-use crate::launch::root::{Making, cannot};
+use crate::launch::making::{Making, cannot};
 use crate::spec::{EngineSpec, RestartStep};
 use crate::sys::mount as sys;
 use nix::fcntl::OFlag;

@@ -2,6 +2,7 @@
 //! init exchange. Decides nothing that the spec has decided.
 
 pub mod inject;
+pub(crate) mod making;
 pub mod protocol;
 mod room;
 pub mod root;

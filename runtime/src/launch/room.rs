@@ -3,8 +3,8 @@
 //! is copied up, and there is room also in directories of owners who are not mapped, where the user may make nothing.
 
 use crate::error::{Error, Result};
+use crate::launch::making::{cannot, is_directory};
 use crate::launch::protocol::Order;
-use crate::launch::root::{cannot, is_directory};
 use crate::spec::{Mount, RootWrite};
 use crate::sys::mount as sys;
 use nix::errno::Errno;

@@ -2,7 +2,7 @@
 //! room for the mount points that the image lacks.
 
 use crate::error::Result;
-use crate::launch::root::cannot;
+use crate::launch::making::cannot;
 use crate::sys::mount as sys;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::mount::MsFlags;

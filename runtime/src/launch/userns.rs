@@ -124,10 +124,7 @@ fn subordinate(file: &str, uid: u32) -> Option<(u32, u32)> {
 
 /// The id maps that a user's containers can have; root needs no user namespace and has every id.
 pub fn possible_maps(uid: u32) -> Vec<IdMap> {
-    let found = |tool: &str| {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).any(|dir| dir.join(tool).is_file())
-    };
+    let found = |tool: &str| process::find_program(tool, &[]).is_some();
     let mut maps = vec![IdMap::Keep, IdMap::Root];
     if uid == 0 || (has_subordinate_ids(uid) && found("newuidmap") && found("newgidmap")) {
         maps.push(IdMap::KeepAndZero);

@@ -64,8 +64,17 @@ pub fn ask(
     let subject = Subject::Generation { generation: view.clone(), image: image.clone() };
     let findings = engine::examine(worker, &subject, memory, &NoServices)?;
     judge("bring this generation back", asked.engine_name, findings, asked.accept_loss)?;
-    let request =
-        RestartRequest { generation: view, image, process, hostname, rootless, own_network, id_maps, stdio };
+    let request = RestartRequest {
+        generation: view,
+        image,
+        process,
+        hostname,
+        rootless,
+        own_network,
+        id_maps,
+        pid_max: crate::sys::process::pid_max(),
+        stdio,
+    };
     let plan = engine::plan_restart(worker, &request, memory, &NoServices)?;
     let planned = apply::restart(spec.clone(), &plan, asked.backend, staging, generation.path(), cover)?;
     Ok((planned, Vec::new()))

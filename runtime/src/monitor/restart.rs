@@ -1,11 +1,13 @@
 //! A generation opened for a restart: verified, the same image, its ports free, this machine fit for it.
 
 use crate::error::{Error, Result};
+use crate::init::survey;
 use crate::monitor::Teller;
 use crate::monitor::capture::cpu_features;
 use crate::monitor::order::EngineOrder;
 use crate::spec::ContainerSpec;
 use crate::store::{Checkpoint, Generation, Level, Manifest};
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, setsockopt, socket, sockopt,
 };
@@ -81,34 +83,37 @@ fn same_machine(checkpoint: &Checkpoint, number: u64, manifest: &Manifest) -> Re
 /// Tries every port that the application listened on, as a restart will: with SO_REUSEADDR, so that
 /// connections that are only waiting to be forgotten do not count.
 fn ports_free(manifest: &Manifest) -> Result<()> {
-    for port in manifest.listening.iter().filter(|l| l.proto.starts_with("tcp")) {
+    for port in &manifest.listening {
         let Ok(address) = port.address.parse::<IpAddr>() else { continue };
-        if let Err(errno) = try_bind(SocketAddr::new(address, port.port)) {
-            return Err(Error::new(format!("port {} is taken", port.port))
-                .because(format!(
-                    "the application listened on {address}:{}, and binding it again fails: {}",
-                    port.port,
-                    errno.desc()
-                ))
+        let (address, udp) = (SocketAddr::new(address, port.port), port.proto.starts_with("udp"));
+        if try_bind(address, udp) == Err(Errno::EADDRINUSE) {
+            let who = match survey::holder(udp, port.port) {
+                Some(process) => format!("where {} (pid {}) listens now", process.name, process.pid),
+                None => "where a program listens now that is not shown to you".to_owned(),
+            };
+            let what = if udp { "UDP port" } else { "port" };
+            return Err(Error::new(format!("{what} {} is taken", port.port))
+                .because(format!("the application listened on {address}, {who}"))
                 .help("end the program that listens there, or restart with --net"));
         }
     }
     Ok(())
 }
 
-fn try_bind(address: SocketAddr) -> std::result::Result<(), nix::errno::Errno> {
+/// An address that this machine lacks is the engine's to complain about.
+fn try_bind(address: SocketAddr, udp: bool) -> std::result::Result<(), Errno> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let kind = if udp { SockType::Datagram } else { SockType::Stream };
+    let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    if udp {
+        // Where others share it, the application may have done so as well.
+        setsockopt(&socket, sockopt::ReusePort, &true)?;
+    }
     let number = std::os::fd::AsRawFd::as_raw_fd(&socket);
-    let bound = match address {
+    match address {
         SocketAddr::V4(v4) => bind(number, &SockaddrIn::from(v4)),
         SocketAddr::V6(v6) => bind(number, &SockaddrIn6::from(v6)),
-    };
-    match bound {
-        Err(nix::errno::Errno::EADDRINUSE) => Err(nix::errno::Errno::EADDRINUSE),
-        // An address that this machine lacks is the engine's to complain about.
-        _ => Ok(()),
     }
 }
 
@@ -119,6 +124,7 @@ pub fn view(generation: &Generation) -> GenerationView {
         number: generation.number(),
         directory: generation.path().to_path_buf(),
         files: manifest.files.iter().map(|f| f.path.clone().into()).collect(),
+        size: manifest.files.iter().map(|f| f.size).sum(),
         engine_version: manifest.backend.engine_version.clone(),
         processes: manifest.processes.iter().filter_map(|p| i32::try_from(p.pid).ok()).collect(),
         facts: manifest

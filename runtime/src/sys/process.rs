@@ -8,7 +8,16 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command};
+
+/// Where a program of the host is: on PATH, else in one of these directories.
+#[must_use]
+pub fn find_program(name: &str, beyond: &[&str]) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).chain(beyond.iter().map(PathBuf::from));
+    places.filter(|dir| dir.is_absolute()).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
 
 /// Which side of a fork this is.
 #[derive(Debug)]
@@ -193,6 +202,12 @@ pub fn descriptor_of(pid: i32) -> Result<OwnedFd, Errno> {
 fn prctl(option: i32, argument: libc::c_ulong) -> Result<(), Errno> {
     // SAFETY: every option used in this file takes plain numbers.
     Errno::result(unsafe { libc::prctl(option, argument, 0usize, 0usize, 0usize) }).map(drop)
+}
+
+/// The first pid that the kernel never gives, `kernel.pid_max`; where that cannot be read, its smallest default.
+pub fn pid_max() -> i32 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    text.trim().parse().unwrap_or(32768)
 }
 
 /// Nothing started from here gains privileges by an exec.

@@ -33,7 +33,7 @@ pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartP
         needs,
         helper,
         root: RestoredRoot::PidFile(pid_file),
-        reserve_pids_up_to: outside::reserve_above(&pids(generation)),
+        reserve_pids_up_to: outside::free_above(&pids(generation), request.pid_max),
     })
 }
 
