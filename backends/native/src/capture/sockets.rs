@@ -6,9 +6,11 @@ use super::process::hex;
 use super::unix;
 use crate::model::{Kind, Object, Socket, SocketOption};
 use crate::sys::netlink::Diagnosis;
-use crate::sys::socket;
+use crate::sys::{fd, socket};
+use nix::poll::PollFlags;
 use stasis_plugin_api::error::{BackendError, Result};
 use std::collections::HashMap;
+use std::os::fd::AsFd as _;
 
 const SOL_SOCKET: i32 = libc::SOL_SOCKET;
 const TCP: i32 = libc::IPPROTO_TCP;
@@ -97,6 +99,9 @@ fn internet(seen: &Seen<'_>, family: i32, socket_type: i32, protocol: i32) -> Re
         }
         listening = tcp(seen, accepts)?;
     }
+    if !seen.runs {
+        left_over(seen, stream)?;
+    }
     let local = socket::local(&seen.copy).map_err(seen.errno())?;
     let peer = socket::peer(&seen.copy).map_err(seen.errno())?.filter(|_| family != libc::AF_NETLINK);
     let mut options_found = general_options(seen);
@@ -148,6 +153,22 @@ fn tcp(seen: &Seen<'_>, accepts: bool) -> Result<Option<i32>> {
     }
     let peer = socket::peer(&seen.copy).ok().flatten().map_or_else(String::new, |peer| readable(&peer));
     Err(connected(seen, &peer))
+}
+
+/// Refuses a socket that holds something for the application: what nobody reads again would be lost. Poll tells of it
+/// without taking anything, also of a pending error, which a read would take.
+fn left_over(seen: &Seen<'_>, stream: bool) -> Result<()> {
+    let events = fd::ready(seen.copy.as_fd(), PollFlags::POLLIN).map_err(seen.errno())?;
+    let why = if events.contains(PollFlags::POLLERR) {
+        "an error waits in it that nobody has been told"
+    } else if !events.contains(PollFlags::POLLIN) {
+        return Ok(());
+    } else if stream {
+        "its connection has ended, and what is left of it would be lost"
+    } else {
+        "a message waits in it that nobody has read"
+    };
+    Err(seen.refuse(why).help("try again once the application has looked at it, or let it close it"))
 }
 
 fn connected(seen: &Seen<'_>, peer: &str) -> BackendError {
