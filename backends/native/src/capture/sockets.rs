@@ -73,10 +73,11 @@ pub(crate) fn options(seen: &Seen<'_>, level: i32, names: &[i32]) -> Vec<SocketO
     names.iter().filter_map(value).collect()
 }
 
-/// The general ones, and the buffer sizes that the application chose (the kernel doubles what it is given).
+/// The general ones, and the buffer sizes that the application chose, as it gave them: the kernel doubles what it is
+/// given. A kernel before 5.14 does not tell who chose; there both are kept.
 pub(crate) fn general_options(seen: &Seen<'_>) -> Vec<SocketOption> {
     let mut found = options(seen, SOL_SOCKET, &GENERAL);
-    let locked = socket::number(&seen.copy, SOL_SOCKET, SO_BUF_LOCK).unwrap_or(0);
+    let locked = socket::number(&seen.copy, SOL_SOCKET, SO_BUF_LOCK).unwrap_or(3);
     for (bit, name) in [(1, libc::SO_SNDBUF), (2, libc::SO_RCVBUF)] {
         let size = socket::number(&seen.copy, SOL_SOCKET, name).unwrap_or(0) / 2;
         if locked & bit != 0 && size > 0 {
