@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A python script that ends up waiting, and what is said of it. `P` stands for its pid, `N` for other numbers.
-const SCRIPTS: [(&str, &str); 25] = [
+const SCRIPTS: [(&str, &str); 26] = [
     (
         "import socket\n\
          l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a, _ = l.accept()",
@@ -85,6 +85,11 @@ const SCRIPTS: [(&str, &str); 25] = [
     (
         "import os; f = os.open('first', os.O_RDWR | os.O_CREAT); os.link('first', 'second'); os.unlink('first')",
         "unsupported: descriptor N of process P: HERE/first (deleted) cannot be saved: \
+         the name under which it was opened is gone, and it has another one",
+    ),
+    (
+        "import os; f = os.open('.', os.O_TMPFILE | os.O_RDWR); os.link(f'/proc/self/fd/{f}', 'given', src_dir_fd=f)",
+        "unsupported: descriptor N of process P: HERE/#N (deleted) cannot be saved: \
          the name under which it was opened is gone, and it has another one",
     ),
     (

@@ -162,6 +162,15 @@ fn sockets_inside() {
 }
 
 #[test]
+fn files_that_never_had_a_name_can_get_one() {
+    inside("files_that_never_had_a_name_can_get_one", nameless_inside);
+}
+
+fn nameless_inside() {
+    generations(&compile("nameless", &[]), "-USR1", &ALL[..2]);
+}
+
+#[test]
 fn terminals_keep_their_sessions() {
     inside("terminals_keep_their_sessions", terminals_inside);
 }
