@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A python script that ends up waiting, and what is said of it. `P` stands for its pid, `N` for other numbers.
-const SCRIPTS: [(&str, &str); 20] = [
+const SCRIPTS: [(&str, &str); 26] = [
     (
         "import socket\n\
          l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a, _ = l.accept()",
@@ -34,6 +34,40 @@ const SCRIPTS: [(&str, &str); 20] = [
          descriptors or credentials that were sent wait in it",
     ),
     (
+        "import socket\n\
+         u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('127.0.0.1', 0)); u.sendto(b'', u.getsockname())",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
+         a message waits in it that nobody has read",
+    ),
+    (
+        "import socket, struct\n\
+         n = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); n.bind((0, 0))\n\
+         n.send(struct.pack('=IHHIIB15x', 32, 18, 0x301, 1, 0, 0))",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
+         a message waits in it that nobody has read",
+    ),
+    (
+        "import socket\n\
+         u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('127.0.0.1', 0))\n\
+         c = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); c.connect(u.getsockname()); u.close(); c.send(b'x')",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
+         an error waits in it that nobody has been told",
+    ),
+    (
+        "import socket\n\
+         l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a, _ = l.accept()\n\
+         a.send(b'last'); a.close(); c.shutdown(socket.SHUT_WR)",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
+         its connection has ended, and what is left of it would be lost",
+    ),
+    (
+        "import socket\n\
+         l = socket.create_server(('127.0.0.1', 0)); at = l.getsockname(); l.close()\n\
+         c = socket.socket(); c.setblocking(False); c.connect_ex(at)",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
+         an error waits in it that nobody has been told",
+    ),
+    (
         "import ctypes; f = ctypes.CDLL(None).inotify_init()",
         "unsupported: descriptor N of process P: anon_inode:inotify cannot be saved: \
          the engine does not know descriptors of the kind inotify",
@@ -51,6 +85,11 @@ const SCRIPTS: [(&str, &str); 20] = [
     (
         "import os; f = os.open('first', os.O_RDWR | os.O_CREAT); os.link('first', 'second'); os.unlink('first')",
         "unsupported: descriptor N of process P: HERE/first (deleted) cannot be saved: \
+         the name under which it was opened is gone, and it has another one",
+    ),
+    (
+        "import os; f = os.open('.', os.O_TMPFILE | os.O_RDWR); os.link(f'/proc/self/fd/{f}', 'given', src_dir_fd=f)",
+        "unsupported: descriptor N of process P: HERE/#N (deleted) cannot be saved: \
          the name under which it was opened is gone, and it has another one",
     ),
     (

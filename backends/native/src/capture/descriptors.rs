@@ -20,6 +20,8 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 /// Flags that belong to the descriptor or only act at an opening.
 const NOT_STATUS: u32 =
     (libc::O_CLOEXEC | libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY).cast_unsigned();
+/// Whether a file was opened without a name, or has to be a directory, is over with the opening.
+const NOT_OF_A_FILE: u32 = libc::O_TMPFILE.cast_unsigned();
 const F_GETSIG: i32 = 11;
 
 /// Character devices that are the same everywhere: major and minor numbers.
@@ -164,8 +166,9 @@ impl Objects {
                 other => return Err(seen.refuse(format!("it has a lock of the kind {other}"))),
             }
         }
+        let over = if seen.metadata.is_file() { NOT_STATUS | NOT_OF_A_FILE } else { NOT_STATUS };
         self.all.push(Object {
-            flags: seen.info.flags & !NOT_STATUS,
+            flags: seen.info.flags & !over,
             offset: seen.info.position,
             owner: owner(seen)?,
             flock,

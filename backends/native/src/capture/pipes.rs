@@ -3,9 +3,9 @@
 use super::contents::Contents;
 use super::descriptors::Seen;
 use crate::model::{Kind, Pipe};
-use crate::sys::process;
+use crate::sys::{fd, process};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::unistd::pipe2;
 use stasis_plugin_api::error::Result;
 use std::collections::HashMap;
@@ -86,9 +86,7 @@ pub(crate) fn held_elsewhere(end: &OwnedFd, reads: bool, writes: bool) -> std::r
     if reads && writes {
         return Ok(false);
     }
-    let mut entries = [PollFd::new(end.as_fd(), PollFlags::empty())];
-    poll(&mut entries, PollTimeout::ZERO)?;
-    let events = entries.first().and_then(PollFd::revents).unwrap_or(PollFlags::empty());
+    let events = fd::ready(end.as_fd(), PollFlags::empty())?;
     Ok(!events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
 }
 

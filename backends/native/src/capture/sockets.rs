@@ -6,9 +6,11 @@ use super::process::hex;
 use super::unix;
 use crate::model::{Kind, Object, Socket, SocketOption};
 use crate::sys::netlink::Diagnosis;
-use crate::sys::socket;
+use crate::sys::{fd, socket};
+use nix::poll::PollFlags;
 use stasis_plugin_api::error::{BackendError, Result};
 use std::collections::HashMap;
+use std::os::fd::AsFd as _;
 
 const SOL_SOCKET: i32 = libc::SOL_SOCKET;
 const TCP: i32 = libc::IPPROTO_TCP;
@@ -71,10 +73,11 @@ pub(crate) fn options(seen: &Seen<'_>, level: i32, names: &[i32]) -> Vec<SocketO
     names.iter().filter_map(value).collect()
 }
 
-/// The general ones, and the buffer sizes that the application chose (the kernel doubles what it is given).
+/// The general ones, and the buffer sizes that the application chose, as it gave them: the kernel doubles what it is
+/// given. A kernel before 5.14 does not tell who chose; there both are kept.
 pub(crate) fn general_options(seen: &Seen<'_>) -> Vec<SocketOption> {
     let mut found = options(seen, SOL_SOCKET, &GENERAL);
-    let locked = socket::number(&seen.copy, SOL_SOCKET, SO_BUF_LOCK).unwrap_or(0);
+    let locked = socket::number(&seen.copy, SOL_SOCKET, SO_BUF_LOCK).unwrap_or(3);
     for (bit, name) in [(1, libc::SO_SNDBUF), (2, libc::SO_RCVBUF)] {
         let size = socket::number(&seen.copy, SOL_SOCKET, name).unwrap_or(0) / 2;
         if locked & bit != 0 && size > 0 {
@@ -96,6 +99,9 @@ fn internet(seen: &Seen<'_>, family: i32, socket_type: i32, protocol: i32) -> Re
             );
         }
         listening = tcp(seen, accepts)?;
+    }
+    if !seen.runs {
+        left_over(seen, stream)?;
     }
     let local = socket::local(&seen.copy).map_err(seen.errno())?;
     let peer = socket::peer(&seen.copy).map_err(seen.errno())?.filter(|_| family != libc::AF_NETLINK);
@@ -148,6 +154,22 @@ fn tcp(seen: &Seen<'_>, accepts: bool) -> Result<Option<i32>> {
     }
     let peer = socket::peer(&seen.copy).ok().flatten().map_or_else(String::new, |peer| readable(&peer));
     Err(connected(seen, &peer))
+}
+
+/// Refuses a socket that holds something for the application: what nobody reads again would be lost. Poll tells of it
+/// without taking anything, also of a pending error, which a read would take.
+fn left_over(seen: &Seen<'_>, stream: bool) -> Result<()> {
+    let events = fd::ready(seen.copy.as_fd(), PollFlags::POLLIN).map_err(seen.errno())?;
+    let why = if events.contains(PollFlags::POLLERR) {
+        "an error waits in it that nobody has been told"
+    } else if !events.contains(PollFlags::POLLIN) {
+        return Ok(());
+    } else if stream {
+        "its connection has ended, and what is left of it would be lost"
+    } else {
+        "a message waits in it that nobody has read"
+    };
+    Err(seen.refuse(why).help("try again once the application has looked at it, or let it close it"))
 }
 
 fn connected(seen: &Seen<'_>, peer: &str) -> BackendError {

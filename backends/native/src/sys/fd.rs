@@ -1,6 +1,7 @@
 //! Descriptors at chosen numbers.
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// The same description under the lowest free number from `from` on, closed at an exec.
@@ -164,6 +165,14 @@ pub(crate) fn accept(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let none = std::ptr::null::<u8>();
     // SAFETY: no address is asked for.
     owned(unsafe { libc::syscall(libc::SYS_accept4, fd.as_raw_fd(), none, none, libc::SOCK_CLOEXEC) })
+}
+
+/// What poll answers at once; errors and hang-ups are told unasked. Nothing is taken by it.
+pub(crate) fn ready(fd: BorrowedFd<'_>, asked: PollFlags) -> Result<PollFlags, Errno> {
+    let mut entries = [PollFd::new(fd, asked)];
+    poll(&mut entries, PollTimeout::ZERO)?;
+    let [entry] = entries;
+    Ok(entry.revents().unwrap_or(PollFlags::empty()))
 }
 
 /// `flock` that is not waited for.

@@ -1,5 +1,5 @@
-//! Running the engine as a program, as init does inside a container: by the host's loader, in user, pid and mount
-//! namespaces of its own. Whatever a test does there is a function of the test's own program, started anew inside.
+//! Running the engine as a program, as init does inside a container: by the host's loader, in namespaces of its own.
+//! Whatever a test does there is a function of the test's own program, started anew inside.
 
 #![allow(
     clippy::print_stdout,
@@ -26,6 +26,9 @@ const USER: u32 = 1001;
 /// the test is started anew there and comes to this place again.
 pub fn inside(test: &str, part: fn()) {
     if std::env::var_os(DIRECTORY).is_some() {
+        loopback();
+        // No pid is mistaken for the number of a descriptor.
+        fs::write("/proc/sys/kernel/ns_last_pid", "1000").unwrap();
         return part();
     }
     let directory = tempfile::tempdir().unwrap();
@@ -34,6 +37,13 @@ pub fn inside(test: &str, part: fn()) {
     if nix::unistd::geteuid().is_root() {
         run(directory.path(), test, Some(USER));
     }
+}
+
+/// A network of the test's own begins with its loopback down.
+fn loopback() {
+    let script = "import fcntl, socket, struct\n\
+                  fcntl.ioctl(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0x8914, struct.pack('16sH14x', b'lo', 1))";
+    assert!(Command::new("python3").args(["-c", script]).status().unwrap().success());
 }
 
 fn run(directory: &Path, test: &str, user: Option<u32>) {
@@ -46,6 +56,7 @@ fn run(directory: &Path, test: &str, user: Option<u32>) {
         "--pid",
         "--mount",
         "--ipc",
+        "--net",
         "--fork",
         "--kill-child",
         "--mount-proc",

@@ -15,7 +15,23 @@
 static int listener, client, server, bound, talker, orphan, half[2], hidden, tcp, tcp6, udp, udp_peer, fifo_read, fifo_write, path_fd;
 static char name[256], other[256];
 
+#ifndef SO_BUF_LOCK
+#define SO_BUF_LOCK 72
+#endif
 #define CHECK(what, condition) do { if (!(condition)) { printf("bad %s (errno %d)\n", what, errno); bad = 1; } } while (0)
+
+/* Both sizes as the kernel tells them, and who chose them. */
+static int sizes(int fd, int sending, int receiving, int chosen)
+{
+    int value[3], names[] = { SO_SNDBUF, SO_RCVBUF, SO_BUF_LOCK };
+    for (int i = 0; i < 3; i++) {
+        socklen_t length = sizeof *value;
+        if (getsockopt(fd, SOL_SOCKET, names[i], value + i, &length))
+            return 0;
+    }
+    return (!sending || value[0] == sending) && (!receiving || value[1] == receiving) && value[2] == chosen;
+}
+static int choose(int fd, int name, int value) { return setsockopt(fd, SOL_SOCKET, name, &value, sizeof value); }
 
 static struct sockaddr_un at(const char *path) { struct sockaddr_un a = { .sun_family = AF_UNIX }; strncpy(a.sun_path, path, sizeof a.sun_path - 1); return a; }
 static int make(int type, const char *path)
@@ -65,6 +81,8 @@ static int look(void)
     CHECK("fifo", read(fifo_read, text, 64) == 5 && !memcmp(text, "queue", 5) && write(fifo_write, text, 5) == 5);
     struct stat about;
     CHECK("path only", !fstat(path_fd, &about) && S_ISDIR(about.st_mode) && fcntl(path_fd, F_GETFL) & O_PATH);
+    CHECK("buffer sizes", sizes(udp, 100000, 60000, 3) && sizes(half[0], 0, 50000, 2) && sizes(half[1], 40000, 0, 1));
+    CHECK("sizes of the kernel", sizes(tcp, 0, 0, 0) && sizes(udp_peer, 0, 0, 0) && sizes(client, 0, 0, 0));
     CHECK("pairs still work", !socketpair(AF_UNIX, SOCK_STREAM, 0, pair) && !close(pair[0]) && !close(pair[1]));
     return bad;
 }
@@ -90,6 +108,8 @@ int main(int count, char **words)
     close(pair[0]);
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, half) || shutdown(half[1], SHUT_WR))
         return 3;
+    if (choose(half[0], SO_RCVBUF, 25000) || choose(half[1], SO_SNDBUF, 20000))
+        return 3;
     struct sockaddr_un abstract = { AF_UNIX, "\0stasis-hidden" };
     abstract.sun_path[20] = (char)getpid();
     hidden = make(SOCK_SEQPACKET, 0);
@@ -109,6 +129,8 @@ int main(int count, char **words)
     udp_peer = socket(AF_INET, SOCK_DGRAM, 0);
     socklen_t size = sizeof here;
     if (bind(udp, (void *)&here, sizeof here) || getsockname(udp, (void *)&here, &size) || connect(udp_peer, (void *)&here, size))
+        return 3;
+    if (choose(udp, SO_SNDBUF, 50000) || choose(udp, SO_RCVBUF, 30000))
         return 3;
     snprintf(other, sizeof other, "%s/fifo", words[1]);
     unlink(other);

@@ -1,6 +1,6 @@
-//! Files, directories and harmless devices, opened by their names again. A file without a name gets one for a moment.
+//! Files, directories and harmless devices, opened by their names again. A file without a name is made anew.
 
-use super::{Maker, Tried, Trouble, copy_sparse, reopen};
+use super::{Maker, Tried, Trouble, copy_sparse, kept, reopen};
 use crate::model::{Kind, Object};
 use crate::sys::fd;
 use nix::errno::Errno;
@@ -29,14 +29,14 @@ pub(super) fn make(maker: &Maker<'_>, object: &Object, deleted: &mut Deleted) ->
             reopen(file, flags)?
         }
         Kind::File { file, .. } => {
-            let opened = by_name(&file.path, flags)?;
+            let opened = by_name(&file.path, kept(flags, false))?;
             let kind = SFlag::from_bits_truncate(fstat(&opened)?.st_mode) & SFlag::S_IFMT;
             if kind != SFlag::S_IFREG {
                 return Err(Trouble::new("it is no plain file any more"));
             }
             opened
         }
-        Kind::Directory { path } => by_name(path, flags | libc::O_DIRECTORY)?,
+        Kind::Directory { path } => by_name(path, kept(flags, true) | libc::O_DIRECTORY)?,
         Kind::Device { path, major, minor } => device(path, flags, [*major, *minor])?,
         _ => return Err(Errno::EINVAL.into()),
     };
@@ -48,9 +48,8 @@ pub(super) fn make(maker: &Maker<'_>, object: &Object, deleted: &mut Deleted) ->
 }
 
 fn by_name(path: &str, flags: i32) -> Tried<OwnedFd> {
-    let kept = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC);
     // Whatever lies there now must not let the opening wait; the flag goes where the others are set.
-    let flags = OFlag::from_bits_retain(kept | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK);
+    let flags = OFlag::from_bits_retain(flags | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK);
     open(path, flags, Mode::empty()).map_err(|errno| {
         Trouble::from(errno)
             .help("put it back where it was when the application was saved, or take another generation")
@@ -65,7 +64,7 @@ fn device(path: &str, flags: i32, [major, minor]: [u32; 2]) -> Tried<OwnedFd> {
     if is != SFlag::S_IFCHR || meta.st_rdev != number {
         return Err(Trouble::new(format!("it is not the device {major}:{minor} here")));
     }
-    by_name(path, flags)
+    by_name(path, kept(flags, false))
 }
 
 /// A file that is deleted already, beside where it was: a limit or a quota there counts as before.
@@ -81,8 +80,13 @@ fn nameless(maker: &Maker<'_>, path: &str, mode: u32, number: u32) -> Tried<File
     Ok(made)
 }
 
+/// Without a name from the beginning, where the file system can: it may be given one later, as a file of O_TMPFILE may.
 fn beside(path: &Path, number: u32) -> std::result::Result<File, Errno> {
     let parent = path.parent().ok_or(Errno::ENOENT)?;
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    if let Ok(made) = open(parent, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
+        return Ok(made.into());
+    }
     let name = parent.join(format!(".stasis-deleted-{number}-{}", std::process::id()));
     let mut options = File::options();
     options.read(true).write(true).create_new(true).mode(0o600);

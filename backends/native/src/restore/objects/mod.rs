@@ -201,10 +201,17 @@ fn room(image: &Image, base: i32) -> Result<()> {
     Ok(())
 }
 
+/// Flags of a description without those that act at its opening. Directories keep that they are (`O_TMPFILE` has
+/// `O_DIRECTORY` in it): it makes sure of what is opened.
+fn kept(flags: i32, directory: bool) -> i32 {
+    let over = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC;
+    flags & !if directory { over } else { over | libc::O_TMPFILE }
+}
+
 /// Opens a description anew: one of its own, with these flags.
 fn reopen(fd: &impl AsRawFd, flags: i32) -> std::result::Result<OwnedFd, Errno> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let kept = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC);
+    let kept = kept(flags, false);
     let flags = OFlag::from_bits_retain(kept | libc::O_CLOEXEC | libc::O_NOCTTY);
     open(path.as_str(), flags, Mode::empty())
 }

@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 const ON: [u8; 4] = 1i32.to_ne_bytes();
 const OFF: [u8; 4] = 0i32.to_ne_bytes();
+/// What these are given the kernel doubles, and it is no longer its own to change.
+const BUFFERS: [i32; 2] = [libc::SO_SNDBUF, libc::SO_RCVBUF];
 
 /// One of them.
 pub(super) fn make(socket: &Socket, _: &Object) -> Tried<OwnedFd> {
@@ -54,19 +56,16 @@ pub(super) fn address(socket: &Socket) -> String {
     }
 }
 
-/// Sets options as they were read. What the kernel answers to a read is not always what it takes: buffer sizes are
-/// doubled, and some options only privilege may set.
+/// Sets options as they were read; the sizes of buffers as the application gave them. Some options only privilege may
+/// set.
 pub(super) fn options(socket: &OwnedFd, options: &[SocketOption]) -> Tried<()> {
     for option in options {
-        let mut value = unhex(&option.value).ok_or(Errno::EINVAL)?;
-        if crate::sys::socket::option(socket, option.level, option.name).is_ok_and(|now| now == value) {
+        let value = unhex(&option.value).ok_or(Errno::EINVAL)?;
+        let as_read = !(option.level == libc::SOL_SOCKET && BUFFERS.contains(&option.name));
+        let now = crate::sys::socket::option(socket, option.level, option.name);
+        if as_read && now.is_ok_and(|now| now == value) {
             // Some can only be read.
             continue;
-        }
-        let buffer =
-            option.level == libc::SOL_SOCKET && [libc::SO_SNDBUF, libc::SO_RCVBUF].contains(&option.name);
-        if buffer && let Ok(size) = <[u8; 4]>::try_from(value.as_slice()) {
-            value = (i32::from_ne_bytes(size) / 2).to_ne_bytes().to_vec();
         }
         match fd::set_option(socket.as_fd(), option.level, option.name, &value) {
             Ok(()) | Err(Errno::EPERM | Errno::ENOPROTOOPT) => {}
