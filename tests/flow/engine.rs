@@ -1,7 +1,7 @@
 //! What every engine that saves from outside has to bring back; `criu` and `native` say for whom.
 
 use super::programs::Job;
-use crate::env::Who;
+use crate::env::{Env, Who};
 use crate::http::{get, post};
 use crate::running::Outcome;
 
@@ -28,8 +28,8 @@ impl Engine {
         job.env.finish()
     }
 
-    pub(super) fn workers(self) -> Outcome<()> {
-        let job = self.python(Who::User, &[], &["/opt/subjects/workers.py", "PORT"])?;
+    pub(super) fn workers(self, who: Who) -> Outcome<()> {
+        let job = self.python(who, &[], &["/opt/subjects/workers.py", "PORT"])?;
         assert_eq!(post(job.port, "5")?, "5,15 child; 105,115 child; 205,215 child");
         job.save()?;
         post(job.port, "1000")?;
@@ -41,8 +41,8 @@ impl Engine {
         job.env.finish()
     }
 
-    pub(super) fn files(self) -> Outcome<()> {
-        let job = self.python(Who::User, &["--contain"], &["/opt/subjects/files.py", "PORT", "/tmp/work"])?;
+    pub(super) fn files(self, who: Who) -> Outcome<()> {
+        let job = self.python(who, &["--contain"], &["/opt/subjects/files.py", "PORT", "/tmp/work"])?;
         assert_eq!(post(job.port, "first")?, "next line 1; log 1; deleted but held; in True");
         job.save()?;
         assert_eq!(post(job.port, "second")?, "next line 3; log 2; deleted but held; in True");
@@ -52,8 +52,8 @@ impl Engine {
     }
 
     /// A server that holds one character, started in that way.
-    pub(super) fn server(self, image: &str, words: &[&str]) -> Outcome<()> {
-        let job = Job::with(self.0, Who::User, &[], image, words)?;
+    pub(super) fn server(self, who: Who, image: &str, words: &[&str]) -> Outcome<()> {
+        let job = Job::with(self.0, who, &[], image, words)?;
         post(job.port, "p")?;
         for _ in 0..2 {
             job.save()?;
@@ -63,9 +63,9 @@ impl Engine {
         job.env.finish()
     }
 
-    pub(super) fn pipeline(self) -> Outcome<()> {
+    pub(super) fn pipeline(self, who: Who) -> Outcome<()> {
         let script = "python3 /opt/subjects/server.py \"$1\" 2>&1 | cat | cat";
-        self.server("any", &["sh", "-c", script, "sh", "PORT"])
+        self.server(who, "any", &["sh", "-c", script, "sh", "PORT"])
     }
 
     pub(super) fn one_gibibyte(self) -> Outcome<()> {
@@ -79,26 +79,22 @@ impl Engine {
         job.env.finish()
     }
 
-    /// Static ones, and with musl where there is a compiler for it.
-    pub(super) fn without_glibc(self) -> Outcome<()> {
-        let images = crate::site::images()?;
-        for program in ["idle-static", "idle-musl"] {
-            let program = format!("/opt/subjects/bin/{program}");
-            if !images.join("any").join(&program[1..]).exists() {
-                continue;
-            }
-            let job = Job::with(self.0, Who::User, &[], "any", &[&program])?;
+    /// One of the programs that only wait, linked in another way than most.
+    pub(super) fn without_glibc(self, who: Who, program: &str) -> Outcome<()> {
+        let program = format!("/opt/subjects/bin/{program}");
+        let job = Job::with(self.0, who, &[], "any", &[&program])?;
+        for _ in 0..2 {
             job.save()?;
             job.restart()?;
-            assert!(job.env.ok(&["instance", "list"])?.out.contains("job"));
-            job.env.finish()?;
+            let state = state_of(&job.env, &program)?;
+            assert!(state == "S" || state == "R", "{program} is in state {state:?} after the restart");
         }
-        Ok(())
+        job.env.finish()
     }
 
     /// Whoever enters does not become part of what is saved, and does not stand in its way.
-    pub(super) fn command_beside(self) -> Outcome<()> {
-        let job = Job::with(self.0, Who::User, &[], "server", &["PORT"])?;
+    pub(super) fn command_beside(self, who: Who) -> Outcome<()> {
+        let job = Job::with(self.0, who, &[], "server", &["PORT"])?;
         assert_eq!(post(job.port, "b")?, "b");
         let beside = job.env.spawn(&["exec", "instance://job", "sh", "-c", "echo up; sleep 1000; true"])?;
         beside.wait_for("up")?;
@@ -108,4 +104,15 @@ impl Engine {
         assert_eq!(get(job.port, "/")?, "b");
         job.env.finish()
     }
+}
+
+/// The state, as `/proc` has it, of the one process in the container that runs this program.
+fn state_of(env: &Env, program: &str) -> Outcome<String> {
+    let script = "for p in /proc/[0-9]*; do [ \"$(readlink $p/exe)\" != \"$1\" ] || cat $p/stat; done";
+    let stat = env.ok(&["exec", "instance://job", "sh", "-c", script, "sh", program])?.out;
+    let [line] = stat.lines().collect::<Vec<_>>()[..] else {
+        return Err(format!("not one process runs {program}: {stat:?}").into());
+    };
+    let state = line.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').next());
+    state.map(str::to_owned).ok_or_else(|| format!("no state: {line}").into())
 }
