@@ -1,9 +1,11 @@
 //! What every engine that saves from outside has to bring back; `criu` and `native` say for whom.
 
+use nix::sys::signal::Signal;
+
 use super::programs::Job;
 use crate::env::{Env, Who};
 use crate::http::{get, post};
-use crate::running::Outcome;
+use crate::running::{Outcome, Running};
 
 /// An engine by its name.
 #[derive(Debug, Clone, Copy)]
@@ -103,6 +105,30 @@ impl Engine {
         beside.wait()?;
         assert_eq!(get(job.port, "/")?, "b");
         job.env.finish()
+    }
+
+    /// A command that brings an application back ends as the application does.
+    pub(super) fn exit_codes(self, who: Who) -> Outcome<()> {
+        let env = Env::new(who)?;
+        let small = env.site.image("small").to_string_lossy().into_owned();
+        let script = "trap 'exit 7' USR1; trap 'kill -KILL $$' USR2; n=0; \
+                      while :; do n=$((n + 1)); echo line $n.; sleep 0.05; done";
+        let start = ["run", "--backend", self.0, "--checkpoint", "job", &small, "sh", "-c", script];
+        let first = Running::start(env.command(&start), false)?;
+        first.wait_for("line 5.")?;
+        let listed: serde_json::Value = serde_json::from_str(&env.ok(&["instance", "list", "--json"])?.out)?;
+        let name = listed["instances"][0]["instance"].as_str().ok_or("the run has no record")?;
+        env.ok(&["checkpoint", "instance", "--stop", name])?;
+        first.wait()?;
+        for (signal, code) in [(Signal::SIGUSR1, 7), (Signal::SIGUSR2, 137), (Signal::SIGTERM, 143)] {
+            let again = Running::start(env.command(&["run", "--restart", "job", &small]), false)?;
+            again.wait_for("line 20.")?;
+            again.signal(signal)?;
+            let run = again.wait()?;
+            assert_eq!(run.code, code, "{signal}: {}", run.err);
+            assert!(!run.out.contains("line 1."), "{signal}: it began anew: {}", run.out);
+        }
+        env.finish()
     }
 }
 

@@ -79,6 +79,7 @@ as_all! {
     a_static_program()
     a_program_with_musl(musl)
     a_command_beside_the_application()
+    exit_codes()
 }
 
 fn several_processes_and_threads(who: Who) -> Outcome<()> {
@@ -107,6 +108,10 @@ fn a_program_with_musl(who: Who) -> Outcome<()> {
 
 fn a_command_beside_the_application(who: Who) -> Outcome<()> {
     NATIVE.command_beside(who)
+}
+
+fn exit_codes(who: Who) -> Outcome<()> {
+    NATIVE.exit_codes(who)
 }
 
 #[test]
