@@ -1,6 +1,7 @@
 //! Programs of every kind, saved and brought back by CRIU.
 
 use super::engine::Engine;
+use super::transcript;
 use crate::env::Who;
 use crate::need::need;
 use crate::running::Outcome;
@@ -91,6 +92,8 @@ as_all! {
     a_program_with_musl(musl)
     a_command_beside_the_application()
     exit_codes()
+    an_older_generation_comes_back_by_its_number()
+    save_and_stop_is_one_step()
 }
 
 fn several_processes_and_threads(who: Who) -> Outcome<()> {
@@ -123,6 +126,14 @@ fn a_command_beside_the_application(who: Who) -> Outcome<()> {
 
 fn exit_codes(who: Who) -> Outcome<()> {
     CRIU.exit_codes(who)
+}
+
+fn an_older_generation_comes_back_by_its_number(who: Who) -> Outcome<()> {
+    transcript::older(who, "criu")
+}
+
+fn save_and_stop_is_one_step(who: Who) -> Outcome<()> {
+    transcript::save_and_stop(who, "criu")
 }
 
 #[test]
