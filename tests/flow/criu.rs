@@ -92,6 +92,7 @@ as_all! {
     a_program_with_musl(musl)
     a_command_beside_the_application()
     exit_codes()
+    what_a_capture_leaves()
     an_older_generation_comes_back_by_its_number()
     save_and_stop_is_one_step()
 }
@@ -134,6 +135,14 @@ fn an_older_generation_comes_back_by_its_number(who: Who) -> Outcome<()> {
 
 fn save_and_stop_is_one_step(who: Who) -> Outcome<()> {
     transcript::save_and_stop(who, "criu")
+}
+
+fn what_a_capture_leaves(who: Who) -> Outcome<()> {
+    let statistics = CRIU.generation(who)?["report"]["facts"]["statistics"].take();
+    for name in ["pages-written", "frozen-us"] {
+        assert!(statistics[name].as_u64().is_some_and(|number| number > 0), "{name}: {statistics}");
+    }
+    Ok(())
 }
 
 #[test]

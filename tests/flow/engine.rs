@@ -1,5 +1,8 @@
 //! What every engine that saves from outside has to bring back; `criu` and `native` say for whom.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
 use nix::sys::signal::Signal;
 
 use super::programs::Job;
@@ -107,6 +110,29 @@ impl Engine {
         job.env.finish()
     }
 
+    /// What a capture leaves: files, all of them the user's own, and the manifest that tells of them.
+    pub(super) fn generation(self, who: Who) -> Outcome<serde_json::Value> {
+        let job = Job::with(self.0, who, &[], "server", &["PORT"])?;
+        post(job.port, "g")?;
+        job.save()?;
+        let newest = job.env.newest("job")?;
+        let generation = job.env.path("data/checkpoints/job/generations/000001");
+        let files = files_below(&generation)?;
+        for file in &files {
+            assert_eq!(file.symlink_metadata()?.uid(), job.env.uid(), "{}", file.display());
+        }
+        let told = newest["files"].as_array().ok_or("the manifest names no files")?;
+        for file in told {
+            let path = file["path"].as_str().ok_or("a file without a path")?;
+            assert!(files.contains(&generation.join(path)), "{path} is not there");
+        }
+        assert_eq!(files.len(), told.len() + 1, "besides the manifest: {files:?}");
+        job.restart()?;
+        assert_eq!(get(job.port, "/")?, "g");
+        job.env.finish()?;
+        Ok(newest)
+    }
+
     /// A command that brings an application back ends as the application does.
     pub(super) fn exit_codes(self, who: Who) -> Outcome<()> {
         let env = Env::new(who)?;
@@ -130,6 +156,18 @@ impl Engine {
         }
         env.finish()
     }
+}
+
+/// Every file and link below a directory.
+fn files_below(dir: &Path) -> Outcome<Vec<PathBuf>> {
+    let (mut files, mut waiting) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = waiting.pop() {
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() { waiting.push(entry.path()) } else { files.push(entry.path()) }
+        }
+    }
+    Ok(files)
 }
 
 /// The state, as `/proc` has it, of the one process in the container that runs this program.
