@@ -34,11 +34,16 @@ fn image(env: &Env, name: &str) -> String {
 /// The program of most of these tests: it says that it is up, and waits.
 const IDLE: &str = "/opt/subjects/bin/idle";
 
-/// A place where `one` runs under the engine, to be saved into `kept`.
+/// A place where `one` runs under DMTCP, to be saved into `kept`.
 fn started(who: Who) -> Outcome<Env> {
+    started_with("dmtcp", who)
+}
+
+/// The same under another engine.
+fn started_with(engine: &str, who: Who) -> Outcome<Env> {
     let env = Env::new(who)?;
     let small = image(&env, "small");
-    env.ok(&["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &small, "one", IDLE])?;
+    env.ok(&["instance", "start", "--backend", engine, "--checkpoint", "kept", &small, "one", IDLE])?;
     Ok(env)
 }
 

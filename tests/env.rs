@@ -242,6 +242,15 @@ impl Env {
         Ok(self.told(&run))
     }
 
+    /// The manifest of the newest generation of a checkpoint.
+    pub(crate) fn newest(&self, checkpoint: &str) -> Outcome<serde_json::Value> {
+        let shown = self.ok(&["checkpoint", "show", checkpoint, "--json"])?.out;
+        let mut shown: serde_json::Value = serde_json::from_str(&shown)?;
+        let generations = shown["generations"].as_array_mut().map(std::mem::take).unwrap_or_default();
+        let newest = generations.into_iter().max_by_key(|generation| generation["generation"].as_u64());
+        newest.ok_or_else(|| format!("{checkpoint} has no generation").into())
+    }
+
     /// Exit code and all that was said, with placeholders, for a snapshot.
     pub(crate) fn told(&self, run: &Run) -> String {
         self.plain(&format!("exit {}\n{}{}", run.code, run.out, run.err))

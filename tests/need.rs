@@ -39,6 +39,12 @@ pub(crate) fn image() -> Probe {
     site::images().map(|_| ())
 }
 
+/// The test images have a program that was built with musl.
+pub(crate) fn musl() -> Probe {
+    let program = site::images()?.join("any/opt/subjects/bin/idle-musl");
+    if program.exists() { Ok(()) } else { Err("the test images were made without musl-gcc".to_owned()) }
+}
+
 /// Rights of root: other users can be played, and nothing is hidden.
 pub(crate) fn root() -> Probe {
     if nix::unistd::geteuid().is_root() { Ok(()) } else { Err("this is not run by root".to_owned()) }

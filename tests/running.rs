@@ -66,6 +66,11 @@ impl Running {
         self.out.so_far()
     }
 
+    /// Whether it has closed its standard output, as it does at its end.
+    pub(crate) fn ended(&self) -> bool {
+        self.out.ended()
+    }
+
     /// Waits until the standard output holds `text`.
     pub(crate) fn wait_for(&self, text: &str) -> Outcome<()> {
         let deadline = Instant::now() + PATIENCE;

@@ -24,10 +24,7 @@ fn told(env: &Env, words: &[&str]) -> String {
     let small = image(env, "small");
     let words: Vec<&str> =
         words.iter().map(|word| if *word == "IMAGE" { small.as_str() } else { *word }).collect();
-    let told = env.fails(&words).unwrap_or_else(|why| format!("{why}"));
-    // The names of an engine's files carry numbers of their own.
-    let words: Vec<&str> = told.split(' ').map(|w| if w.contains("ckpt_") { "$FILE" } else { w }).collect();
-    words.join(" ")
+    env.fails(&words).unwrap_or_else(|why| format!("{why}"))
 }
 
 const RESTART: [&str; 6] = ["instance", "start", "--restart", "kept", "IMAGE", "one"];
@@ -35,49 +32,66 @@ const RESTART: [&str; 6] = ["instance", "start", "--restart", "kept", "IMAGE", "
 #[test]
 fn a_flipped_bit_a_cut_and_a_missing_file() {
     need!(image, userns, dmtcp);
-    let env = started(Who::User).unwrap();
-    env.ok(&["checkpoint", "instance", "one"]).unwrap();
-    env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
-    let file = largest(&env, "000002").unwrap();
-    let whole = fs::read(&file).unwrap();
-    env.ok(&["checkpoint", "verify", "kept"]).unwrap();
+    damaged("dmtcp").unwrap();
+}
+
+#[test]
+fn a_flipped_bit_a_cut_and_a_missing_file_with_criu() {
+    need!(image, userns, criu);
+    damaged("criu").unwrap();
+}
+
+#[test]
+fn a_flipped_bit_a_cut_and_a_missing_file_with_the_native_engine() {
+    need!(image, userns);
+    damaged("native").unwrap();
+}
+
+fn damaged(engine: &str) -> Outcome<()> {
+    let env = started_with(engine, Who::User)?;
+    env.ok(&["checkpoint", "instance", "one"])?;
+    env.ok(&["checkpoint", "instance", "--stop", "one"])?;
+    let file = largest(&env, "000002")?;
+    let (whole, name) = (fs::read(&file)?, env.plain(&file.to_string_lossy()));
+    let told = |words: &[&str]| told(&env, words).replace(&name, "$FILE");
+    env.ok(&["checkpoint", "verify", "kept"])?;
     let mut damaged = whole.clone();
     damaged[whole.len() / 2] ^= 1;
-    fs::write(&file, &damaged).unwrap();
-    insta::assert_snapshot!(told(&env, &RESTART), @"
+    fs::write(&file, &damaged)?;
+    insta::allow_duplicates! { insta::assert_snapshot!(told(&RESTART), @"
     exit 255
     FATAL:   $FILE is damaged: its content is not what was saved
              hint:    choose an older generation, or delete what is damaged; nothing was changed
-    ");
-    insta::assert_snapshot!(told(&env, &["checkpoint", "verify", "kept"]), @r#"
+    "); }
+    insta::allow_duplicates! { insta::assert_snapshot!(told(&["checkpoint", "verify", "kept"]), @r#"
     exit 255
     INFO:    Generation 1 of checkpoint "kept" is whole.
     ERROR:   $FILE is damaged: its content is not what was saved
              hint:    choose an older generation, or delete what is damaged; nothing was changed
     FATAL:   1 of N generations of checkpoint "kept" cannot be brought back
-    "#);
-    fs::write(&file, &whole[..whole.len() - 4096]).unwrap();
-    insta::assert_snapshot!(told(&env, &RESTART), @"
+    "#); }
+    fs::write(&file, &whole[..whole.len() - 4096])?;
+    insta::allow_duplicates! { insta::assert_snapshot!(told(&RESTART), @"
     exit 255
     FATAL:   $FILE is damaged: cut short: it has N of N bytes
              hint:    choose an older generation, or delete what is damaged; nothing was changed
-    ");
-    fs::remove_file(&file).unwrap();
-    insta::assert_snapshot!(told(&env, &RESTART), @"
+    "); }
+    fs::remove_file(&file)?;
+    insta::allow_duplicates! { insta::assert_snapshot!(told(&RESTART), @"
     exit 255
     FATAL:   $FILE is damaged: it is missing
              hint:    choose an older generation, or delete what is damaged; nothing was changed
-    ");
-    let manifest = file.parent().unwrap().ancestors().find(|dir| dir.join("manifest.json").exists()).unwrap();
-    fs::write(manifest.join("manifest.json"), "{\"format\": 1, ").unwrap();
-    insta::assert_snapshot!(told(&env, &RESTART), @"
+    "); }
+    let manifest = file.ancestors().find(|dir| dir.join("manifest.json").exists()).ok_or("no manifest")?;
+    fs::write(manifest.join("manifest.json"), "{\"format\": 1, ")?;
+    insta::allow_duplicates! { insta::assert_snapshot!(told(&RESTART), @"
     exit 255
     FATAL:   $DIR/data/checkpoints/kept/generations/000002/manifest.json is damaged: EOF while parsing a value at line 1 column 14
              hint:    choose an older generation, or delete what is damaged; nothing was changed
-    ");
+    "); }
     // The one before it is untouched.
-    env.ok(&["instance", "start", "--restart", "kept@1", "-", "one"]).unwrap();
-    env.finish().unwrap();
+    env.ok(&["instance", "start", "--restart", "kept@1", "-", "one"])?;
+    env.finish()
 }
 
 #[test]

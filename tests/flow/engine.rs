@@ -1,9 +1,14 @@
 //! What every engine that saves from outside has to bring back; `criu` and `native` say for whom.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+
 use super::programs::Job;
 use crate::env::{Env, Who};
 use crate::http::{get, post};
-use crate::running::Outcome;
+use crate::running::{Outcome, Running};
 
 /// An engine by its name.
 #[derive(Debug, Clone, Copy)]
@@ -28,8 +33,8 @@ impl Engine {
         job.env.finish()
     }
 
-    pub(super) fn workers(self) -> Outcome<()> {
-        let job = self.python(Who::User, &[], &["/opt/subjects/workers.py", "PORT"])?;
+    pub(super) fn workers(self, who: Who) -> Outcome<()> {
+        let job = self.python(who, &[], &["/opt/subjects/workers.py", "PORT"])?;
         assert_eq!(post(job.port, "5")?, "5,15 child; 105,115 child; 205,215 child");
         job.save()?;
         post(job.port, "1000")?;
@@ -41,8 +46,8 @@ impl Engine {
         job.env.finish()
     }
 
-    pub(super) fn files(self) -> Outcome<()> {
-        let job = self.python(Who::User, &["--contain"], &["/opt/subjects/files.py", "PORT", "/tmp/work"])?;
+    pub(super) fn files(self, who: Who) -> Outcome<()> {
+        let job = self.python(who, &["--contain"], &["/opt/subjects/files.py", "PORT", "/tmp/work"])?;
         assert_eq!(post(job.port, "first")?, "next line 1; log 1; deleted but held; in True");
         job.save()?;
         assert_eq!(post(job.port, "second")?, "next line 3; log 2; deleted but held; in True");
@@ -52,8 +57,8 @@ impl Engine {
     }
 
     /// A server that holds one character, started in that way.
-    pub(super) fn server(self, image: &str, words: &[&str]) -> Outcome<()> {
-        let job = Job::with(self.0, Who::User, &[], image, words)?;
+    pub(super) fn server(self, who: Who, image: &str, words: &[&str]) -> Outcome<()> {
+        let job = Job::with(self.0, who, &[], image, words)?;
         post(job.port, "p")?;
         for _ in 0..2 {
             job.save()?;
@@ -80,9 +85,9 @@ impl Engine {
         job.env.finish()
     }
 
-    pub(super) fn pipeline(self) -> Outcome<()> {
+    pub(super) fn pipeline(self, who: Who) -> Outcome<()> {
         let script = "python3 /opt/subjects/server.py \"$1\" 2>&1 | cat | cat";
-        self.server("any", &["sh", "-c", script, "sh", "PORT"])
+        self.server(who, "any", &["sh", "-c", script, "sh", "PORT"])
     }
 
     pub(super) fn one_gibibyte(self) -> Outcome<()> {
@@ -96,26 +101,22 @@ impl Engine {
         job.env.finish()
     }
 
-    /// Static ones, and with musl where there is a compiler for it.
-    pub(super) fn without_glibc(self) -> Outcome<()> {
-        let images = crate::site::images()?;
-        for program in ["idle-static", "idle-musl"] {
-            let program = format!("/opt/subjects/bin/{program}");
-            if !images.join("any").join(&program[1..]).exists() {
-                continue;
-            }
-            let job = Job::with(self.0, Who::User, &[], "any", &[&program])?;
+    /// One of the programs that only wait, linked in another way than most.
+    pub(super) fn without_glibc(self, who: Who, program: &str) -> Outcome<()> {
+        let program = format!("/opt/subjects/bin/{program}");
+        let job = Job::with(self.0, who, &[], "any", &[&program])?;
+        for _ in 0..2 {
             job.save()?;
             job.restart()?;
-            assert!(job.env.ok(&["instance", "list"])?.out.contains("job"));
-            job.env.finish()?;
+            let state = state_of(&job.env, &program)?;
+            assert!(state == "S" || state == "R", "{program} is in state {state:?} after the restart");
         }
-        Ok(())
+        job.env.finish()
     }
 
     /// Whoever enters does not become part of what is saved, and does not stand in its way.
-    pub(super) fn command_beside(self) -> Outcome<()> {
-        let job = Job::with(self.0, Who::User, &[], "server", &["PORT"])?;
+    pub(super) fn command_beside(self, who: Who) -> Outcome<()> {
+        let job = Job::with(self.0, who, &[], "server", &["PORT"])?;
         assert_eq!(post(job.port, "b")?, "b");
         let beside = job.env.spawn(&["exec", "instance://job", "sh", "-c", "echo up; sleep 1000; true"])?;
         beside.wait_for("up")?;
@@ -125,4 +126,74 @@ impl Engine {
         assert_eq!(get(job.port, "/")?, "b");
         job.env.finish()
     }
+
+    /// What a capture leaves: files, all of them the user's own, and the manifest that tells of them.
+    pub(super) fn generation(self, who: Who) -> Outcome<serde_json::Value> {
+        let job = Job::with(self.0, who, &[], "server", &["PORT"])?;
+        post(job.port, "g")?;
+        job.save()?;
+        let newest = job.env.newest("job")?;
+        let generation = job.env.path("data/checkpoints/job/generations/000001");
+        let files = files_below(&generation)?;
+        for file in &files {
+            assert_eq!(file.symlink_metadata()?.uid(), job.env.uid(), "{}", file.display());
+        }
+        let told = newest["files"].as_array().ok_or("the manifest names no files")?;
+        for file in told {
+            let path = file["path"].as_str().ok_or("a file without a path")?;
+            assert!(files.contains(&generation.join(path)), "{path} is not there");
+        }
+        assert_eq!(files.len(), told.len() + 1, "besides the manifest: {files:?}");
+        job.restart()?;
+        assert_eq!(get(job.port, "/")?, "g");
+        job.env.finish()?;
+        Ok(newest)
+    }
+
+    /// A command that brings an application back ends as the application does.
+    pub(super) fn exit_codes(self, who: Who) -> Outcome<()> {
+        let env = Env::new(who)?;
+        let small = env.site.image("small").to_string_lossy().into_owned();
+        let script = "trap 'exit 7' USR1; trap 'kill -KILL $$' USR2; n=0; \
+                      while :; do n=$((n + 1)); echo line $n.; sleep 0.05; done";
+        let start = ["run", "--backend", self.0, "--checkpoint", "job", &small, "sh", "-c", script];
+        let first = Running::start(env.command(&start), false)?;
+        first.wait_for("line 5.")?;
+        let listed: serde_json::Value = serde_json::from_str(&env.ok(&["instance", "list", "--json"])?.out)?;
+        let name = listed["instances"][0]["instance"].as_str().ok_or("the run has no record")?;
+        env.ok(&["checkpoint", "instance", "--stop", name])?;
+        first.wait()?;
+        for (signal, code) in [(Signal::SIGUSR1, 7), (Signal::SIGUSR2, 137), (Signal::SIGTERM, 143)] {
+            let again = Running::start(env.command(&["run", "--restart", "job", &small]), false)?;
+            again.wait_for("line 20.")?;
+            again.signal(signal)?;
+            let run = again.wait()?;
+            assert_eq!(run.code, code, "{signal}: {}", run.err);
+            assert!(!run.out.contains("line 1."), "{signal}: it began anew: {}", run.out);
+        }
+        env.finish()
+    }
+}
+
+/// Every file and link below a directory.
+fn files_below(dir: &Path) -> Outcome<Vec<PathBuf>> {
+    let (mut files, mut waiting) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = waiting.pop() {
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() { waiting.push(entry.path()) } else { files.push(entry.path()) }
+        }
+    }
+    Ok(files)
+}
+
+/// The state, as `/proc` has it, of the one process in the container that runs this program.
+fn state_of(env: &Env, program: &str) -> Outcome<String> {
+    let script = "for p in /proc/[0-9]*; do [ \"$(readlink $p/exe)\" != \"$1\" ] || cat $p/stat; done";
+    let stat = env.ok(&["exec", "instance://job", "sh", "-c", script, "sh", program])?.out;
+    let [line] = stat.lines().collect::<Vec<_>>()[..] else {
+        return Err(format!("not one process runs {program}: {stat:?}").into());
+    };
+    let state = line.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').next());
+    state.map(str::to_owned).ok_or_else(|| format!("no state: {line}").into())
 }

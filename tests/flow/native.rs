@@ -1,9 +1,11 @@
 //! Programs of every kind, saved and brought back by the native engine.
 
 use super::engine::Engine;
+use super::transcript;
 use crate::env::Who;
 use crate::http::{get, post};
 use crate::need::need;
+use crate::running::Outcome;
 
 const NATIVE: Engine = Engine("native");
 
@@ -51,54 +53,94 @@ fn what_lies_in_the_containers_own_memory_file_systems() {
     }
 }
 
-#[test]
-fn a_bind_over_a_memory_file_system() {
-    need!(root, image, userns);
-    for who in [Who::Myself, Who::User] {
-        NATIVE.bind_over_memory(who).unwrap();
-    }
+/// Each of these for everybody; what one of them needs beside that stands behind it.
+macro_rules! as_all {
+    ($($name:ident($($what:ident)*))+) => { $( mod $name {
+        use super::*;
+
+        #[test]
+        fn as_root() {
+            need!(root, image $(, $what)*);
+            super::$name(Who::Myself).unwrap();
+        }
+
+        #[test]
+        fn as_an_ordinary_user() {
+            need!(image, userns $(, $what)*);
+            super::$name(Who::User).unwrap();
+        }
+    } )+ };
 }
 
-#[test]
-fn several_processes_and_threads() {
-    need!(image, userns);
-    NATIVE.workers().unwrap();
+as_all! {
+    several_processes_and_threads()
+    open_and_deleted_files_and_a_log()
+    a_start_script_that_does_not_exec()
+    a_pipeline_started_from_a_shell()
+    a_static_program()
+    a_program_with_musl(musl)
+    a_command_beside_the_application()
+    exit_codes()
+    what_a_capture_leaves()
+    an_older_generation_comes_back_by_its_number()
+    save_and_stop_is_one_step()
+    a_bind_over_a_memory_file_system()
 }
 
-#[test]
-fn open_and_deleted_files_and_a_log() {
-    need!(image, userns);
-    NATIVE.files().unwrap();
+fn several_processes_and_threads(who: Who) -> Outcome<()> {
+    NATIVE.workers(who)
 }
 
-#[test]
-fn a_start_script_that_does_not_exec() {
-    need!(image, userns);
-    NATIVE.server("plain", &["PORT"]).unwrap();
+fn open_and_deleted_files_and_a_log(who: Who) -> Outcome<()> {
+    NATIVE.files(who)
 }
 
-#[test]
-fn a_pipeline_started_from_a_shell() {
-    need!(image, userns);
-    NATIVE.pipeline().unwrap();
+fn a_start_script_that_does_not_exec(who: Who) -> Outcome<()> {
+    NATIVE.server(who, "plain", &["PORT"])
+}
+
+fn a_pipeline_started_from_a_shell(who: Who) -> Outcome<()> {
+    NATIVE.pipeline(who)
+}
+
+fn a_static_program(who: Who) -> Outcome<()> {
+    NATIVE.without_glibc(who, "idle-static")
+}
+
+fn a_program_with_musl(who: Who) -> Outcome<()> {
+    NATIVE.without_glibc(who, "idle-musl")
+}
+
+fn a_command_beside_the_application(who: Who) -> Outcome<()> {
+    NATIVE.command_beside(who)
+}
+
+fn exit_codes(who: Who) -> Outcome<()> {
+    NATIVE.exit_codes(who)
+}
+
+fn an_older_generation_comes_back_by_its_number(who: Who) -> Outcome<()> {
+    transcript::older(who, "native")
+}
+
+fn save_and_stop_is_one_step(who: Who) -> Outcome<()> {
+    transcript::save_and_stop(who, "native")
+}
+
+fn a_bind_over_a_memory_file_system(who: Who) -> Outcome<()> {
+    NATIVE.bind_over_memory(who)
+}
+
+fn what_a_capture_leaves(who: Who) -> Outcome<()> {
+    let pause = NATIVE.generation(who)?["report"]["pause_us"].take();
+    assert!(pause.as_u64().is_some_and(|number| number > 0), "{pause}");
+    Ok(())
 }
 
 #[test]
 fn one_gibibyte() {
     need!(image, userns);
     NATIVE.one_gibibyte().unwrap();
-}
-
-#[test]
-fn static_programs_and_musl_as_well() {
-    need!(image, userns);
-    NATIVE.without_glibc().unwrap();
-}
-
-#[test]
-fn a_command_beside_the_application() {
-    need!(image, userns);
-    NATIVE.command_beside().unwrap();
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::engine::Engine;
 use crate::env::{Env, Who};
 use crate::http::{free_port, get, post};
 use crate::need::need;
-use crate::running::Outcome;
+use crate::running::{Outcome, Run};
 
 /// One instance whose program is given as words, saved, stopped and brought back by `restart`.
 pub(super) struct Job {
@@ -44,13 +44,19 @@ impl Job {
     }
 
     pub(super) fn save(&self) -> Outcome<()> {
-        self.env.ok(&["checkpoint", "instance", "job"]).map(|_| ())
+        quiet(&self.env.ok(&["checkpoint", "instance", "job"])?)
     }
 
     pub(super) fn restart(&self) -> Outcome<()> {
         self.env.ok(&["instance", "stop", "job"])?;
-        self.env.ok(&["instance", "start", "--restart", "job", &self.image, "job"]).map(|_| ())
+        quiet(&self.env.ok(&["instance", "start", "--restart", "job", &self.image, "job"])?)
     }
+}
+
+/// What went well has nothing in it of how an engine complains.
+fn quiet(run: &Run) -> Outcome<()> {
+    let complains = ["Error (", "Warn  ("].iter().any(|sign| run.err.contains(sign));
+    if complains { Err(format!("it complains:\n{}", run.err).into()) } else { Ok(()) }
 }
 
 #[test]

@@ -132,15 +132,15 @@ pub(super) fn once(env: &Env, image: &Path, [start, restart]: Words, port: u16, 
 #[test]
 fn an_older_generation_comes_back_by_its_number() {
     need!(image, userns, dmtcp);
-    older().unwrap();
+    older(Who::User, "dmtcp").unwrap();
 }
 
-fn older() -> Outcome<()> {
-    let env = Env::new(Who::User)?;
+pub(super) fn older(who: Who, engine: &str) -> Outcome<()> {
+    let env = Env::new(who)?;
     let image = env.site.image("server");
     let (image, port) = (image.to_string_lossy(), free_port()?);
     let number = port.to_string();
-    env.ok(&["instance", "start", "--backend", "dmtcp", "--checkpoint", "made", &image, "one", &number])?;
+    env.ok(&["instance", "start", "--backend", engine, "--checkpoint", "made", &image, "one", &number])?;
     for state in ["a", "b", "c"] {
         assert_eq!(post(port, state)?, state);
         env.ok(&["checkpoint", "instance", "one"])?;
@@ -157,17 +157,17 @@ fn older() -> Outcome<()> {
 #[test]
 fn save_and_stop_is_one_step() {
     need!(image, userns, dmtcp);
-    save_and_stop().unwrap();
+    save_and_stop(Who::User, "dmtcp").unwrap();
 }
 
-fn save_and_stop() -> Outcome<()> {
-    let env = Env::new(Who::User)?;
+pub(super) fn save_and_stop(who: Who, engine: &str) -> Outcome<()> {
+    let env = Env::new(who)?;
     let image = env.site.image("server");
     let (image, port) = (image.to_string_lossy(), free_port()?);
     let number = port.to_string();
     for (state, first) in [("x", true), ("y", false)] {
         let how = if first { "--checkpoint" } else { "--restart" };
-        env.ok(&["instance", "start", "--backend", "dmtcp", how, "saved", &image, "one", &number])?;
+        env.ok(&["instance", "start", "--backend", engine, how, "saved", &image, "one", &number])?;
         assert_eq!(get(port, "/")?, if first { "0" } else { "x" });
         assert_eq!(post(port, state)?, state);
         env.ok(&["checkpoint", "instance", "--stop", "one"])?;

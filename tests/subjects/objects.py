@@ -19,6 +19,19 @@ from serve import serve
 libc = ctypes.CDLL(None, use_errno=True)
 
 
+def state(pid):
+    """The letter of a process's state, and its parent."""
+    with open(f"/proc/{pid}/stat") as text:
+        letter, parent = text.read().rsplit(") ")[1].split()[:2]
+    return letter, int(parent)
+
+
+def status(pid, name):
+    """What /proc/PID/status says under this name."""
+    with open(f"/proc/{pid}/status") as text:
+        return next(line.split()[1:] for line in text if line.startswith(name + ":"))
+
+
 def timerfd():
     fd = libc.timerfd_create(1, 0)
 
@@ -81,32 +94,48 @@ def epoll():
 def socketpair():
     one, other = socket.socketpair()
     one.send(b"under way")
-    first = []
 
     def works():
         got = other.recv(100)
         one.send(got)
-        first.append(got)
         return got == b"under way"
 
     return works
 
 
 def inotify():
+    """It watches a directory from the beginning on, which tells of every file that is made there."""
+    os.makedirs("/dev/shm/watched", exist_ok=True)
     fd = libc.inotify_init()
-    return lambda: libc.inotify_add_watch(fd, b"/tmp", 0x100) > 0
+    watch = libc.inotify_add_watch(fd, b"/dev/shm/watched", 0x100)
+
+    def works():
+        open("/dev/shm/watched/made", "w").close()
+        os.unlink("/dev/shm/watched/made")
+        ready, _, _ = select.select([fd], [], [], 1)
+        told = os.read(fd, 4096) if ready else bytes(16)
+        return struct.unpack_from("iI", told) == (watch, 0x100) and told[16:].rstrip(b"\0") == b"made"
+
+    return works
 
 
 def pidfd():
-    fd = os.pidfd_open(os.getpid())
-    return lambda: os.path.exists(f"/proc/self/fdinfo/{fd}")
+    """One of the process itself, and one of a child."""
+    child = os.fork()
+    if child == 0:
+        while True:
+            signal.pause()
+    held = [(pid, os.pidfd_open(pid)) for pid in (os.getpid(), child)]
 
+    def works():
+        for pid, fd in held:
+            signal.pidfd_send_signal(fd, 0)
+            with open(f"/proc/self/fdinfo/{fd}") as told:
+                if f"Pid:\t{pid}\n" not in told.read():
+                    return False
+        return True
 
-def fanotify():
-    fd = libc.fanotify_init(0x200, 0)
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), "fanotify_init")
-    return lambda: os.path.exists(f"/proc/self/fdinfo/{fd}")
+    return works
 
 
 def shm():
@@ -115,7 +144,12 @@ def shm():
     shared = mmap.mmap(fd, mmap.PAGESIZE)
     shared[:4] = b"kept"
     os.unlink("/dev/shm/subject")
-    return lambda: shared[:4] == b"kept"
+
+    def works():
+        os.pwrite(fd, b"both", 8)
+        return shared[:4] == b"kept" and shared[8:12] == b"both"
+
+    return works
 
 
 def named():
@@ -199,18 +233,18 @@ def zombie():
         os.setsid()
         while True:
             signal.pause()
-    ended = []
 
     def works():
-        if not ended:
-            ended.append(os.waitpid(pid, os.WNOHANG))
-        return ended[0] == (pid, 7 << 8) and os.getsid(apart) == apart
+        # It is looked at and stays: the next copy has to have it as well.
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        how = ended and (ended.si_pid, ended.si_code, ended.si_status)
+        return how == (pid, os.CLD_EXITED, 7) and os.getsid(apart) == apart
 
     return works
 
 
 def stopped():
-    """A child that was stopped before, and stays so."""
+    """A child that was stopped before, stays so, and goes on when it is told."""
     pid = os.fork()
     if pid == 0:
         while True:
@@ -219,8 +253,13 @@ def stopped():
     os.waitpid(pid, os.WUNTRACED)
 
     def works():
-        with open(f"/proc/{pid}/stat") as text:
-            return text.read().split()[2] == "T"
+        if state(pid)[0] != "T":
+            return False
+        os.kill(pid, signal.SIGCONT)
+        _, continued = os.waitpid(pid, os.WCONTINUED)
+        os.kill(pid, signal.SIGSTOP)
+        _, halted = os.waitpid(pid, os.WUNTRACED)
+        return os.WIFCONTINUED(continued) and os.WIFSTOPPED(halted)
 
     return works
 
@@ -236,7 +275,7 @@ def itimer():
         end = time.monotonic() + 2
         while not ticks and time.monotonic() < end:
             time.sleep(0.005)
-        return bool(ticks)
+        return bool(ticks) and signal.getitimer(signal.ITIMER_REAL)[1] == 0.01
 
     return works
 
@@ -248,7 +287,7 @@ def signalfd():
 
     def works():
         os.kill(os.getpid(), signal.SIGUSR2)
-        return len(os.read(fd, 128)) == 128
+        return struct.unpack_from("I", os.read(fd, 128)) == (signal.SIGUSR2,)
 
     return works
 
@@ -286,8 +325,7 @@ def peer():
     connected = socket.create_connection(("127.0.0.1", int(sys.argv[3])))
 
     def works():
-        connected.send(b"x")
-        return True
+        return connected.send(b"x") == 1 and connected.getpeername()[1] == int(sys.argv[3])
 
     return works
 
@@ -298,13 +336,13 @@ def local():
     client = socket.create_connection(listener.getsockname())
     server, _ = listener.accept()
     client.send(b"under way")
-    first = []
 
     def works():
-        if not first:
-            first.append(server.recv(100))
-        client.send(b"more")
-        return first[0] == b"under way" and server.recv(100) == b"more"
+        got = server.recv(100)
+        server.send(b"back")
+        answer = client.recv(100)
+        client.send(b"under way")
+        return (got, answer) == (b"under way", b"back")
 
     return works
 
@@ -313,7 +351,8 @@ def io_uring():
     fd = libc.syscall(425, 4, ctypes.create_string_buffer(120))
     if fd < 0:
         raise OSError(ctypes.get_errno(), "io_uring_setup")
-    return lambda: os.path.exists(f"/proc/self/fdinfo/{fd}")
+    # Nothing is submitted and nothing waited for, which only a ring takes.
+    return lambda: libc.syscall(426, fd, 0, 0, 0, None, 0) == 0
 
 
 def sysv():
@@ -329,19 +368,26 @@ def mqueue():
     fd = libc.mq_open(b"/subject", os.O_CREAT | os.O_RDWR, 0o600, None)
     if fd < 0:
         raise OSError(ctypes.get_errno(), "mq_open")
-    return lambda: os.path.exists(f"/proc/self/fdinfo/{fd}")
+    got = ctypes.create_string_buffer(1 << 16)
+
+    def works():
+        libc.mq_send(fd, b"message", 7, 0)
+        return libc.mq_receive(fd, got, len(got), None) == 7 and got.value == b"message"
+
+    return works
 
 
 def userns():
     """A child in a user namespace of its own."""
     ready = os.pipe()
-    if os.fork() == 0:
+    pid = os.fork()
+    if pid == 0:
         libc.unshare(0x10000000)
         os.write(ready[1], b"x")
         while True:
             signal.pause()
     os.read(ready[0], 1)
-    return lambda: True
+    return lambda: os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user")
 
 
 def filtered():
@@ -352,7 +398,7 @@ def filtered():
     libc.prctl(38, 1, 0, 0, 0)
     if libc.prctl(22, 2, program, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "seccomp")
-    return lambda: held is not None
+    return lambda: held is not None and status("self", "Seccomp") == ["2"]
 
 
 def traced():
@@ -365,54 +411,53 @@ def traced():
         while True:
             signal.pause()
     os.read(ready[0], 1)
-    return lambda: True
+    return lambda: status(pid, "TracerPid") == [str(os.getpid())]
 
 
 def ghost():
     """A deleted file of three megabytes that is still open."""
     held = open("/tmp/ghost", "w+b")
     os.unlink("/tmp/ghost")
-    held.write(bytes(3 << 20))
+    content = b"ghostly\n" * (3 << 17)
+    held.write(content)
     held.flush()
 
     def works():
-        return os.fstat(held.fileno()).st_size == 3 << 20
+        return os.pread(held.fileno(), 4 << 20, 0) == content
 
     return works
 
 
 def elsewhere():
     """A child of another user."""
+    ready = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.setresuid(5833, 5833, 5833)
+        os.write(ready[1], b"x")
         while True:
             signal.pause()
-    time.sleep(0.2)
-    return lambda: True
+    os.read(ready[0], 1)
+    return lambda: status(pid, "Uid") == ["5833"] * 4
 
 
 def orphan():
-    """A process whose parent has ended."""
+    """A process whose parent has ended: the application has adopted it, or init."""
     ready = os.pipe()
     middle = os.fork()
     if middle == 0:
         if os.fork() == 0:
-            os.write(ready[1], b"x")
+            os.write(ready[1], str(os.getpid()).encode())
             while True:
                 signal.pause()
         os._exit(0)
     os.waitpid(middle, 0)
-    os.read(ready[0], 1)
-    with open(f"/proc/self/task/{os.getpid()}/children") as text:
-        children = text.read().split()
+    pid = int(os.read(ready[0], 20))
+    parent = state(pid)[1]
 
     def works():
-        # Where the application adopts nobody, init has it.
-        if not children:
-            return True
-        with open(f"/proc/{children[0]}/stat") as text:
-            return int(text.read().split()[3]) == os.getpid()
+        letter, now = state(pid)
+        return letter in "SR" and now == parent
 
     return works
 
