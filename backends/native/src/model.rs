@@ -4,8 +4,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The layout that this version writes and the only one that it reads.
-pub(crate) const FORMAT: u32 = 1;
+/// The newest layout that this version writes and reads: with memory in several files (increments).
+pub(crate) const FORMAT: u32 = 2;
+/// The oldest that it reads, and what it writes where each process has its memory in one file.
+pub(crate) const OLDEST: u32 = 1;
 
 /// A whole tree of processes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -73,6 +75,10 @@ pub(crate) struct Process {
     pub(crate) mm: Layout,
     /// In the order of their addresses.
     pub(crate) areas: Vec<Area>,
+    /// The files of `Area::pieces`. One that was written for this image comes last; it is that of `Area::runs` then, which
+    /// else is `pages-<pid>.img`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) layers: Vec<Layer>,
     /// The leader first.
     pub(crate) threads: Vec<Thread>,
     pub(crate) descriptors: Vec<Descriptor>,
@@ -157,8 +163,21 @@ pub(crate) struct Area {
     pub(crate) base: u64,
     /// Address and length of what is saved, ascending; everything else is zero or comes from the file.
     pub(crate) runs: Vec<[u64; 2]>,
+    /// What is saved beside `runs`, ascending and apart from them: address, length, index into the process's `layers`,
+    /// offset in that file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) pieces: Vec<[u64; 4]>,
     /// Pages that raise SIGSEGV (MADV_GUARD_INSTALL), as address and length.
     pub(crate) guards: Vec<[u64; 2]>,
+}
+
+/// A file with memory of one process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Layer {
+    /// Its name, beside `core.json`.
+    pub(crate) file: String,
+    /// The memory in it when it was written; some of that may be superseded.
+    pub(crate) bytes: u64,
 }
 
 /// What a mapping shows.
