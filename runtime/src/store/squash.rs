@@ -68,3 +68,44 @@ impl Checkpoint {
         self.generation(Some(generation.number))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::store::Level;
+    use crate::store::testing::{Fixture, message};
+
+    #[test]
+    fn other_files_take_the_place_of_a_generations() {
+        let f = Fixture::new();
+        let run = f.running("web");
+        run.save(&[("a", "one"), ("b", "two")]);
+        run.save(&[("a", "newer")]);
+        let generation = run.checkpoint.generation(Some(1)).unwrap();
+        run.write(&[("both", "onetwo"), ("left", "x")]);
+        let files = ["both".into()];
+        let replaced =
+            run.checkpoint.replace(&run.live, &generation, &run.staging, &files, &mut |_, _| {}).unwrap();
+        assert_eq!(fs::read_to_string(replaced.path().join("both")).unwrap(), "onetwo");
+        assert_eq!((replaced.number(), replaced.manifest().files.len()), (1, 1));
+        assert_eq!(replaced.manifest().created, generation.manifest().created);
+        replaced.verify(Level::Full, &mut |_, _| {}).unwrap();
+        assert_eq!(run.checkpoint.generations().unwrap(), [1, 2]);
+        let names = fs::read_dir(run.checkpoint.path().join("generations")).unwrap();
+        assert_eq!(names.count(), 2, "nothing else is left");
+    }
+
+    #[test]
+    fn a_failure_leaves_everything_as_it_was() {
+        let f = Fixture::new();
+        let run = f.running("web");
+        run.save(&[("a", "one")]);
+        let generation = run.checkpoint.generation(None).unwrap();
+        let told =
+            run.checkpoint.replace(&run.live, &generation, &run.staging, &["gone".into()], &mut |_, _| {});
+        insta::assert_snapshot!(message(&f, told), @"/tmp/store/checkpoints/web/staging/gone cannot be saved: there is no such file");
+        run.checkpoint.generation(None).unwrap().verify(Level::Full, &mut |_, _| {}).unwrap();
+        assert_eq!(fs::read_dir(run.checkpoint.path().join("generations")).unwrap().count(), 1);
+    }
+}
