@@ -92,7 +92,7 @@ mod tests {
         let f = Fixture::new();
         let run = f.running("web");
         run.save(&[("big", "0123456789"), ("other", "x")]);
-        let second = build_on(&run, 1, &["big"]).unwrap();
+        build_on(&run, 1, &["big"]).unwrap();
         let third = build_on(&run, 2, &["big"]).unwrap();
         assert_eq!((third.size(), third.manifest().own_size()), (11, 1));
         let from: Vec<_> =
