@@ -13,6 +13,9 @@ pub const KEEPS_UID: &str = "keeps-uid";
 pub const INCREMENTAL: &str = "incremental/1";
 /// Several copies of one generation may run side by side on the host's network.
 pub const CLONES: &str = "clones";
+/// A restart may be planned from a generation of which only the sizes were compared so far; everything that its plan does
+/// not name in `verify_behind` is compared before anything is started.
+pub const VERIFY_BEHIND: &str = "verify-behind";
 /// A terminal given by the runtime survives.
 pub const TERMINAL: &str = "terminal";
 

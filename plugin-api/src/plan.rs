@@ -279,6 +279,11 @@ pub enum RestartPlan {
         root: RestoredRoot,
         /// Pids (inside) that have to be free: init hands out others to everybody else.
         reserve_pids_up_to: i32,
+        /// Files of the generation that the application reads only while it runs: their content is compared with what was
+        /// saved behind its start, and a difference ends it. Counts with
+        /// [`VERIFY_BEHIND`](crate::capability::VERIFY_BEHIND).
+        #[serde(default)]
+        verify_behind: Vec<PathBuf>,
     },
 }
 

@@ -41,6 +41,54 @@ fn a_flipped_bit_a_cut_and_a_missing_file_with_criu() {
     damaged("criu").unwrap();
 }
 
+/// Memory that comes page by page is compared behind the start: a difference ends the application, and until then
+/// nothing is saved.
+#[test]
+fn a_flipped_bit_that_is_found_behind_the_start() {
+    need!(image, userns);
+    let env = started_with("native", Who::User).unwrap();
+    env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+    let file = find(&store(&env, "kept"), "pages-100.img").into_iter().next().unwrap();
+    let whole = fs::read(&file).unwrap();
+    let start = |more: &str, reference: &str| {
+        let words = ["instance start --backend-option restart=map", more, "--restart", reference, "- one"];
+        words.join(" ").split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let ok = |words: &[String]| env.ok(&words.iter().map(String::as_str).collect::<Vec<_>>()).map(drop);
+    ok(&start("", "kept")).unwrap();
+    env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+    assert_eq!(env.newest("kept").unwrap()["generation"], 2);
+    let mut damaged = whole.clone();
+    // Where nothing of the program runs: it is found by looking, not by an accident.
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&file, &damaged).unwrap();
+    let name = env.plain(&file.to_string_lossy());
+    let told = |words: &[&str]| env.fails(words).unwrap().replace(&name, "$FILE");
+    let before = start("--verify before", "kept@1");
+    insta::assert_snapshot!(told(&before.iter().map(String::as_str).collect::<Vec<_>>()), @"
+    exit 255
+    FATAL:   $FILE is damaged: its content is not what was saved
+             hint:    choose an older generation, or delete what is damaged; nothing was changed
+    ");
+    ok(&start("", "kept@1")).unwrap();
+    insta::assert_snapshot!(told(&["checkpoint", "instance", "one"]), @r#"
+    exit 255
+    FATAL:   instance "one" has ended (failed: generation 1 was brought back, and $FILE is damaged: its content is not what was saved)
+             hint:    the last state saved is generation 2 of checkpoint "kept"; bring it back with --restart kept
+    "#);
+    env.ok(&["instance", "stop", "one"]).unwrap();
+    // Before is the rule where everything is read at once.
+    insta::assert_snapshot!(told(&["instance", "start", "--restart", "kept@1", "-", "one"]), @"
+    exit 255
+    FATAL:   $FILE is damaged: its content is not what was saved
+             hint:    choose an older generation, or delete what is damaged; nothing was changed
+    ");
+    env.ok(&["instance", "start", "--verify", "behind", "--restart", "kept@1", "-", "one"]).unwrap();
+    assert_ne!(env.stasis(&["checkpoint", "instance", "one"]).unwrap().code, 0);
+    assert_eq!(env.newest("kept").unwrap()["generation"], 2, "nothing was saved of what is damaged");
+    env.finish().unwrap();
+}
+
 #[test]
 fn a_flipped_bit_a_cut_and_a_missing_file_with_the_native_engine() {
     need!(image, userns);

@@ -54,6 +54,7 @@ pub(crate) fn plan(host: &mut Host<'_>, criu: &Criu, request: &RestartRequest) -
         helper,
         root: RestoredRoot::PidFile(Path::new(WORK).join(PID_FILE)),
         reserve_pids_up_to: outside::free_above(&taken, request.pid_max),
+        verify_behind: Vec::new(),
     })
 }
 

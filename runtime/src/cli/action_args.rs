@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
+use crate::monitor::order::Verify;
 use crate::name::{BackendName, CheckpointName, CheckpointRef};
 
 mod from_env;
@@ -131,6 +132,9 @@ pub struct ActionArgs {
     /// Start or save even though this kind of state would be lost
     #[arg(long, value_name = "KIND,...", value_delimiter = ',', help_heading = "Checkpoints")]
     pub accept_loss: Vec<String>,
+    /// At a restart: compare the content with what was saved before the first instruction, or while it runs
+    #[arg(long, value_name = "before|behind", help_heading = "Checkpoints")]
+    pub verify: Option<Verify>,
     /// At a restart: take a bind from another place of the host
     #[arg(long, value_name = "OLD=NEW", value_parser = parse_path_pair, help_heading = "Checkpoints")]
     pub bind_remap: Vec<(PathBuf, PathBuf)>,

@@ -281,6 +281,9 @@ fn check_flags(wanted: &Wanted) -> Result<()> {
             )));
         }
     }
+    if args.verify.is_some() && args.restart.is_none() && args.resume.is_none() {
+        return Err(Error::usage("--verify needs --restart NAME or --resume NAME"));
+    }
     let lose = |kind: &str| args.accept_loss.iter().any(|k| k == kind || k == "all");
     if engine && args.writable_tmpfs && !lose("writable-tmpfs") {
         return Err(Error::usage("--writable-tmpfs keeps files in memory that no engine saves").help(
@@ -489,8 +492,8 @@ fn show(
     let mut memory = back.map(|b| b.generation.manifest().engine_state.clone()).unwrap_or_default();
     let root = session.context.data_root()?;
     let staging = root.join("checkpoints").join(checkpoint_name(wanted).unwrap_or_default()).join("staging");
-    let (spec, notes) =
+    let planned =
         ask::ask(&spec, &mut worker, &asked, &mut memory, back.map(|b| &b.generation), &staging, &[root])?;
-    notes.iter().for_each(report::info);
-    output::line(resolve::describe(&spec))
+    planned.notes.iter().for_each(report::info);
+    output::line(resolve::describe(&planned.spec))
 }

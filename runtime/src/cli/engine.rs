@@ -131,6 +131,7 @@ pub fn order(
         plugin,
         checkpoint,
         restart,
+        verify: args.verify.unwrap_or_default(),
         accept_loss: args.accept_loss.clone(),
         keep: keep.map(|n| n as usize),
         force: args.force,

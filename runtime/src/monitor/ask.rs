@@ -9,7 +9,7 @@ use crate::spec::{ContainerSpec, apply};
 use crate::store::Generation;
 use crate::worker::{NoServices, Worker, engine};
 use stasis_plugin_api::host::EngineState;
-use stasis_plugin_api::plan::IdMap;
+use stasis_plugin_api::plan::{IdMap, RestartPlan};
 use stasis_plugin_api::request::{ImageView, LaunchRequest, ProbeRequest, RestartRequest, Subject};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,17 @@ pub struct Asked<'a> {
     pub accept_loss: &'a [String],
 }
 
+/// What the engine made of a spec.
+#[derive(Debug)]
+pub struct Planned {
+    /// The container with the engine's wishes.
+    pub spec: ContainerSpec,
+    /// Remarks for the user.
+    pub notes: Vec<String>,
+    /// Files of the generation whose content may be compared while the application runs.
+    pub behind: Vec<PathBuf>,
+}
+
 /// The engine's part of a plan, also for `--dry-run`, with its remarks for the user.
 ///
 /// # Errors
@@ -36,7 +47,7 @@ pub fn ask(
     generation: Option<&Generation>,
     staging: &Path,
     cover: &[PathBuf],
-) -> Result<(ContainerSpec, Vec<String>)> {
+) -> Result<Planned> {
     let request = ProbeRequest { thorough: false, id_maps: id_maps(spec) };
     let probe = engine::probe(worker, &request, &NoServices)?;
     if !probe.usable {
@@ -57,8 +68,8 @@ pub fn ask(
         judge("save this program", asked.engine_name, findings, asked.accept_loss)?;
         let request = LaunchRequest { image, process, hostname, rootless, own_network, id_maps, stdio };
         let plan = engine::plan_launch(worker, &request, memory, &NoServices)?;
-        let planned = apply::launch(spec.clone(), &plan, asked.backend, staging, cover)?;
-        return Ok((planned, plan.notes));
+        let spec = apply::launch(spec.clone(), &plan, asked.backend, staging, cover)?;
+        return Ok(Planned { spec, notes: plan.notes, behind: Vec::new() });
     };
     let view = restart::view(generation);
     let subject = Subject::Generation { generation: view.clone(), image: image.clone() };
@@ -76,8 +87,12 @@ pub fn ask(
         stdio,
     };
     let plan = engine::plan_restart(worker, &request, memory, &NoServices)?;
-    let planned = apply::restart(spec.clone(), &plan, asked.backend, staging, generation.path(), cover)?;
-    Ok((planned, Vec::new()))
+    let spec = apply::restart(spec.clone(), &plan, asked.backend, staging, generation.path(), cover)?;
+    let behind = match plan {
+        RestartPlan::Rebuild { verify_behind, .. } => verify_behind,
+        RestartPlan::Exec { .. } => Vec::new(),
+    };
+    Ok(Planned { spec, notes: Vec::new(), behind })
 }
 
 /// Where a worker sees the image: a mount is attached nowhere and handed to it as a descriptor.

@@ -8,13 +8,13 @@ use crate::instance::{Claim, Host, Instances, Record, State};
 use crate::launch::protocol::{Ending, Order};
 use crate::launch::start::{self, Container, NotStood};
 use crate::monitor::Teller;
-use crate::monitor::ask::{Asked, ask};
+use crate::monitor::ask::{Asked, Planned, ask};
 use crate::monitor::control::{RestartedFrom, Started};
 use crate::monitor::live::{EngineLive, Live, Parts, Phase, lock, tail};
-use crate::monitor::order::{EngineOrder, MonitorOrder};
+use crate::monitor::order::{EngineOrder, MonitorOrder, Verify};
 use crate::monitor::place::{clear, listen, mount_point, runtime_directory};
 use crate::monitor::ready::{handshake, settled};
-use crate::monitor::restart;
+use crate::monitor::{restart, verify};
 use crate::name::{BackendName, CheckpointName, InstanceName};
 use crate::spec::{ContainerSpec, RestartStep};
 use crate::store::{BackendStamp, Generation, Holder, ImageIdentity, Store};
@@ -73,6 +73,8 @@ struct Prepared {
     live: EngineLive,
     worker: Worker,
     generation: Option<Generation>,
+    /// Its files that were not compared yet with what was saved.
+    unverified: Vec<PathBuf>,
 }
 
 /// Starts what the order says.
@@ -142,9 +144,9 @@ fn make(
         (None, _) => None,
     };
     if let Some(prepared) = &mut prepared {
-        let (planned, notes) = plan(&spec, prepared, &order.data_root)?;
-        notes.iter().for_each(|note| teller.note(note));
-        spec = planned;
+        let planned = plan(&spec, prepared, &order.data_root, teller)?;
+        planned.notes.iter().for_each(|note| teller.note(note));
+        spec = planned.spec;
         unpack_for_zero(&mut spec, &order.data_root, teller)?;
     }
     let logs = (spec.stdio == StdioKind::File || spec.engine.is_some()).then(|| claim.logs().to_path_buf());
@@ -216,7 +218,7 @@ fn stand(
     wake.set_nonblocking(true).map_err(broken)?;
     wake_there.set_nonblocking(true).map_err(broken)?;
     let (engine, rest) = match prepared {
-        Some(p) => (Some(p.live), Some((p.worker, p.generation))),
+        Some(p) => (Some(p.live), Some((p.worker, p.generation, p.unverified))),
         None => (None, None),
     };
     let live = Arc::new(Live::new(Parts {
@@ -243,7 +245,7 @@ fn stand(
             return Err(with_log(error, logs.as_deref()));
         }
     }
-    if let Some((worker, generation)) = rest {
+    if let Some((worker, generation, unverified)) = rest {
         let outcome =
             handshake(&live, worker, generation.as_ref(), order.foreground && generation.is_none(), teller)
                 .and_then(|()| settle(&live));
@@ -258,6 +260,9 @@ fn stand(
             created: g.manifest().created.clone(),
             image: g.manifest().image.to_string(),
         });
+        if let Some(generation) = generation {
+            verify::behind(&live, generation, unverified);
+        }
     }
     Ok(Stood { live, ear, wake, terminal: stood.terminal, restarted })
 }
@@ -272,7 +277,7 @@ fn rebuilding(spec: &ContainerSpec) -> Duration {
 
 /// The backend's words for a helper that failed; where it has none, the helper's own.
 fn explain(prepared: Option<&mut Prepared>, mut failed: FailedHelper) -> Error {
-    let Some(Prepared { live, worker, generation }) = prepared else {
+    let Some(Prepared { live, worker, generation, .. }) = prepared else {
         return NotStood::NotRebuilt(Box::new(failed)).into();
     };
     if let Some(generation) = generation {
@@ -321,7 +326,7 @@ fn prepare(
         if wanted.force { checkpoint.lock_live_forced(&holder)? } else { checkpoint.lock_live(&holder)? };
     checkpoint.clean_partials()?;
     let generation = match wanted.restart {
-        Some(number) => Some(restart::open(&checkpoint, number, wanted, &order.spec, teller)?),
+        Some(number) => Some(restart::open(&checkpoint, number, wanted, &order.spec)?),
         None => None,
     };
     let version_req = wanted.plugin.version.as_deref().map(semver::VersionReq::parse).transpose();
@@ -336,6 +341,14 @@ fn prepare(
     };
     let mut worker = Worker::spawn_with(&plugin, image.and_then(Held::mount), runtime)?;
     let descriptor = worker.describe()?;
+    let mut unverified = Vec::new();
+    if let Some(generation) = &generation {
+        if verify::may_plan_first(wanted.verify, &descriptor) {
+            unverified = restart::view(generation).files;
+        } else {
+            verify::before(generation, &[], teller)?;
+        }
+    }
     let memory = generation.as_ref().map(|g| g.manifest().engine_state.clone()).unwrap_or_default();
     let staging = checkpoint.staging(&lock)?;
     let live = EngineLive {
@@ -349,7 +362,7 @@ fn prepare(
         kept: Mutex::new(HashMap::new()),
         capturing: Mutex::new(()),
     };
-    Ok(Prepared { live, worker, generation })
+    Ok(Prepared { live, worker, generation, unverified })
 }
 
 /// Asks the engine: usable, nothing against it, and what it needs.
@@ -357,8 +370,9 @@ fn plan(
     spec: &ContainerSpec,
     prepared: &mut Prepared,
     data_root: &Path,
-) -> Result<(ContainerSpec, Vec<String>)> {
-    let Prepared { live, worker, generation } = prepared;
+    teller: &dyn Teller,
+) -> Result<Planned> {
+    let Prepared { live, worker, generation, unverified } = prepared;
     let mut memory: EngineState = lock(&live.memory).clone();
     let staging = live.staging.path().to_path_buf();
     let cover = vec![data_root.to_path_buf()];
@@ -369,6 +383,12 @@ fn plan(
     };
     let planned = ask(spec, worker, &asked, &mut memory, generation.as_ref(), &staging, &cover)?;
     *lock(&live.memory) = memory;
+    if let Some(generation) = generation.as_ref().filter(|_| !unverified.is_empty()) {
+        if live.order.verify != Verify::Behind {
+            unverified.clone_from(&planned.behind);
+        }
+        verify::before(generation, unverified, teller)?;
+    }
     Ok(planned)
 }
 

@@ -8,8 +8,8 @@ use crate::monitor::Teller;
 use crate::monitor::control::Captured;
 use crate::monitor::findings::judge;
 use crate::monitor::live::{EngineLive, Live, Phase, lock};
-use crate::monitor::restart;
 use crate::monitor::services::Around;
+use crate::monitor::{restart, verify};
 use crate::name::BackendName;
 use crate::spec::ContainerSpec;
 use crate::store::{
@@ -47,6 +47,7 @@ pub fn capture(live: &Live, stop: bool, accept_loss: &[String], teller: &dyn Tel
         }
     };
     running(live)?;
+    verify::wait(live, teller)?;
     let begun = Instant::now();
     let survey = live.survey()?;
     let outcome = save(live, engine, &survey, stop, accept_loss, teller);

@@ -58,6 +58,8 @@ pub struct State {
     pub conversations: usize,
     /// The image, with its content digest once that is computed.
     pub image: Option<ImageIdentity>,
+    /// The generation that was brought back is still being compared with what was saved.
+    pub verifying: bool,
 }
 
 /// What an engine's instance has on top.
@@ -162,6 +164,7 @@ impl Live {
                 exit_code: None,
                 conversations: 0,
                 image,
+                verifying: false,
             }),
             changed: Condvar::new(),
             wake: Mutex::new(parts.wake),

@@ -18,6 +18,7 @@ pub mod restart;
 pub mod serve;
 pub mod services;
 pub mod triggers;
+mod verify;
 
 use crate::error::{Error, Result};
 use crate::image::attach::Held;

@@ -36,6 +36,8 @@ pub struct EngineOrder {
     pub checkpoint: String,
     /// Bring back this generation instead of starting the command.
     pub restart: Option<u64>,
+    /// When the content of the generation is compared with what was saved.
+    pub verify: Verify,
     /// Kinds of loss that the user accepts.
     pub accept_loss: Vec<String>,
     /// How many generations are kept; `None`: all.
@@ -50,6 +52,20 @@ pub struct EngineOrder {
     pub requeue_code: u8,
     /// The image as it is now.
     pub identity: ImageIdentity,
+}
+
+/// When the content of a generation is compared with what was saved. Its sizes always are before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verify {
+    /// Before the first instruction, save what the backend reads only later.
+    #[default]
+    #[value(skip)]
+    Auto,
+    /// All of it before the first instruction.
+    Before,
+    /// While the application runs on already; a difference ends it.
+    Behind,
 }
 
 /// A plugin, found and checked by the registry. Its library travels as a descriptor.

@@ -34,8 +34,19 @@ impl Generation {
         self.verify_metadata()?;
         match level {
             Level::Metadata => Ok(()),
-            Level::Full => self.verify_content(progress),
+            Level::Full => self.verify_content(&|_| true, progress),
         }
+    }
+
+    /// The content of those files that `wanted` names, after the metadata. As [`Self::verify`] otherwise.
+    pub fn verify_content(
+        &self,
+        wanted: &dyn Fn(&Path) -> bool,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        let mut files: Vec<&FileEntry> = self.manifest.files.iter().collect();
+        files.retain(|file| wanted(Path::new(&file.path)));
+        self.verify_files(files, progress)
     }
 
     fn verify_metadata(&self) -> Result<()> {
@@ -71,13 +82,12 @@ impl Generation {
         }
     }
 
-    fn verify_content(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    fn verify_files(&self, mut files: Vec<&FileEntry>, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         const MOST: usize = 4;
-        let total = self.size();
+        let total = files.iter().map(|file| file.size).sum();
         let mut done = 0;
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST);
         // The largest first, so that no thread begins with it when the others are through.
-        let mut files: Vec<&FileEntry> = self.manifest.files.iter().collect();
         files.sort_by_key(|file| std::cmp::Reverse(file.size));
         let next = AtomicUsize::new(0);
         std::thread::scope(|scope| {

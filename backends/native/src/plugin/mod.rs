@@ -21,7 +21,13 @@ pub struct NativeBackend;
 
 impl CheckpointBackend for NativeBackend {
     fn describe(&self) -> Descriptor {
-        let can = [capability::LEAVE_RUNNING, capability::ROOTLESS, capability::KEEPS_UID];
+        let can = [
+            capability::LEAVE_RUNNING,
+            capability::ROOTLESS,
+            capability::KEEPS_UID,
+            capability::INCREMENTAL,
+            capability::VERIFY_BEHIND,
+        ];
         Descriptor {
             name: "native".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -49,6 +49,11 @@ pub(super) fn increments(host: &Host<'_>) -> bool {
     host.option_bool(INCREMENTS).unwrap_or(true)
 }
 
+/// Whether memory comes back page by page.
+pub(super) fn maps(host: &Host<'_>) -> bool {
+    host.option_str(RESTART) == Some("map")
+}
+
 /// The flag that tells the engine how to bring memory back.
 pub(super) fn restart_flag(host: &Host<'_>) -> Option<String> {
     host.option_str(RESTART).filter(|word| *word != "auto").map(|word| format!("--{word}"))

@@ -5,7 +5,7 @@ use super::{launch, options};
 use stasis_plugin_api::outside;
 use stasis_plugin_api::prelude::*;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The plan.
 pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartPlan> {
@@ -34,7 +34,14 @@ pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartP
         helper,
         root: RestoredRoot::PidFile(pid_file),
         reserve_pids_up_to: outside::free_above(&pids(generation), request.pid_max),
+        verify_behind: if options::maps(host) { memory(generation) } else { Vec::new() },
     })
+}
+
+/// The files that hold the memory of processes.
+fn memory(generation: &GenerationView) -> Vec<PathBuf> {
+    let memory = |file: &&PathBuf| file.to_str().is_some_and(|name| name.starts_with("pages-"));
+    generation.files.iter().filter(memory).cloned().collect()
 }
 
 /// Every process and thread id of a generation.

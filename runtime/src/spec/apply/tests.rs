@@ -48,7 +48,13 @@ fn rebuild(
 ) -> Result<ContainerSpec, ApplyError> {
     let mut helper = helper();
     change(&mut helper);
-    let plan = RestartPlan::Rebuild { needs: Needs::default(), helper, root, reserve_pids_up_to: reserve };
+    let plan = RestartPlan::Rebuild {
+        needs: Needs::default(),
+        helper,
+        root,
+        reserve_pids_up_to: reserve,
+        verify_behind: Vec::new(),
+    };
     restart(engine_spec(""), &plan, "b", Path::new("/s/staging"), Path::new("/s/7"), &[])
 }
 
