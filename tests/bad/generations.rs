@@ -1,19 +1,25 @@
 //! Generations that were cut short or have a flipped bit, and locks on a checkpoint.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use super::*;
 use crate::need::need;
 
-/// The largest file of a generation: the image of a process.
+/// The largest file of a generation that it shares with no other: the image of a process, or what was changed in it.
 fn largest(env: &Env, generation: &str) -> Outcome<PathBuf> {
     let mut files: Vec<(u64, PathBuf)> = Vec::new();
     let mut waiting = vec![store(env, "kept").join("generations").join(generation)];
     while let Some(dir) = waiting.pop() {
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
-            if path.is_dir() { waiting.push(path) } else { files.push((path.metadata()?.len(), path)) }
+            let about = path.metadata()?;
+            if about.is_dir() {
+                waiting.push(path);
+            } else if about.nlink() == 1 {
+                files.push((about.len(), path));
+            }
         }
     }
     let largest = files.into_iter().max().map(|(_, path)| path);
