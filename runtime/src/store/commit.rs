@@ -3,8 +3,7 @@
 //! The order is what counts: files in, hashed and synced; manifest; rename; link. Killed anywhere before the
 //! rename, the newest generation is still the one before.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use super::error::StoreError;
 use super::generation::{Generation, discard, drop_latest, next_number, prepare_latest, switch_latest};
+use super::hash::{Hashed, hash};
 use super::inherit::{Inherited, take_over};
 use super::layout::{self, DirHandle, FILE_MODE, Found, Kind, generation_name, walk};
 use super::lock::{LiveLock, ShortLock};
@@ -290,35 +290,16 @@ fn hash_all(
     progress(0, total);
     for item in taken {
         let (file, _) = partial.open_regular(&item.relative)?;
-        let (hash, size) = hash_file(&file, |read| {
+        let hashed = hash(&file, |read| {
             done += read;
             progress(done.min(total), total);
             if stop.load(Ordering::Relaxed) { Err(io::Error::other("stopped")) } else { Ok(()) }
         })
         .map_err(|e| StoreError::io("read", &partial.path().join(&item.relative), e))?;
-        entries.push(FileEntry { path: item.text.clone(), size, blake3: hash, from: None });
+        let Hashed { blake3, size, parts } = hashed;
+        entries.push(FileEntry { path: item.text.clone(), size, blake3, parts, from: None });
     }
     Ok(entries)
-}
-
-/// BLAKE3 of a file in hexadecimal, and how many bytes that were. An error of `read_on` ends it.
-pub(crate) fn hash_file(
-    mut file: &File,
-    mut read_on: impl FnMut(u64) -> io::Result<()>,
-) -> io::Result<(String, u64)> {
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok((hasher.finalize().to_hex().to_string(), hasher.count())),
-            Ok(read) => {
-                hasher.update(&buffer[..read]);
-                read_on(read as u64)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
 }
 
 fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {

@@ -9,9 +9,9 @@ use nix::fcntl::OFlag;
 use nix::unistd::linkat;
 
 use super::Result;
-use super::commit::hash_file;
 use super::error::StoreError;
 use super::generation::Generation;
+use super::hash::hash;
 use super::layout::DirHandle;
 use super::manifest::FileEntry;
 
@@ -62,10 +62,8 @@ fn copy(from: &mut std::fs::File, partial: &DirHandle, name: &Path, entry: &File
     io::copy(from, &mut to).map_err(failed)?;
     to.sync_all().map_err(failed)?;
     let (copied, _) = partial.open_regular(name)?;
-    match hash_file(&copied, |_| Ok(())).map_err(failed)? {
-        (hash, size) if hash.eq_ignore_ascii_case(&entry.blake3) && size == entry.size => Ok(()),
-        _ => Err(StoreError::damaged(&path, "its content is not what was saved")),
-    }
+    let hashed = hash(&copied, |_| Ok(())).map_err(failed)?;
+    entry.compare(&hashed).map_err(|problem| StoreError::damaged(&path, problem))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::Result;
 use super::error::StoreError;
+use super::hash::{Hashed, Parts};
 use super::layout;
 use super::record::{FORMAT, from_json, now};
 use crate::name::BackendName;
@@ -97,10 +98,25 @@ pub struct FileEntry {
     pub size: u64,
     /// 64 hexadecimal digits, lower case.
     pub blake3: String,
+    /// Of a large one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<Parts>,
     /// The earlier generation for which it was written, when it is shared with one. Only told: that generation may be
     /// gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<u64>,
+}
+
+impl FileEntry {
+    /// Compares with what the file holds now; otherwise what is wrong, and where in it as far as that can be told.
+    pub(crate) fn compare(&self, now: &Hashed) -> Result<(), String> {
+        if self.blake3.eq_ignore_ascii_case(&now.blake3) && self.size == now.size {
+            return Ok(());
+        }
+        let place = self.parts.as_ref().zip(now.parts.as_ref()).and_then(|(a, b)| a.difference(b, self.size));
+        let place = place.map(|(from, to)| format!(", first between bytes {from} and {to}"));
+        Err(format!("its content is not what was saved{}", place.unwrap_or_default()))
+    }
 }
 
 /// What the caller of a commit knows; the store adds number, time and files.
@@ -301,7 +317,13 @@ mod tests {
 
     #[test]
     fn hostile_manifests() {
-        let file = |path: &str| FileEntry { path: path.into(), size: 1, blake3: "0".repeat(64), from: None };
+        let file = |path: &str| FileEntry {
+            path: path.into(),
+            size: 1,
+            blake3: "0".repeat(64),
+            parts: None,
+            from: None,
+        };
         let refused = |change: &dyn Fn(&mut Manifest)| {
             let mut manifest = Manifest::new(draft("one"), 3, vec![file("a")]);
             change(&mut manifest);

@@ -7,6 +7,7 @@
 mod commit;
 mod error;
 mod generation;
+mod hash;
 mod inherit;
 mod layout;
 mod lock;
@@ -28,6 +29,7 @@ use crate::name::{BackendName, CheckpointName};
 pub use commit::{CommitTimes, Committed};
 pub use error::StoreError;
 pub use generation::Generation;
+pub use hash::Parts;
 pub use inherit::Inherited;
 pub(crate) use layout::DirHandle;
 pub use lock::{Holder, LiveLock};

@@ -3,18 +3,15 @@
 //! Hashes prove accident, not authorship: whoever can change a file can change the manifest beside it.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
 
 use nix::sys::stat::FileStat;
 use nix::unistd::geteuid;
 
 use super::Result;
-use super::commit::hash_file;
 use super::error::StoreError;
 use super::generation::Generation;
+use super::hash::hash;
 use super::layout::{self, Kind, walk};
 use super::manifest::FileEntry;
 
@@ -82,50 +79,22 @@ impl Generation {
         }
     }
 
-    fn verify_files(&self, mut files: Vec<&FileEntry>, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        const MOST: usize = 4;
+    fn verify_files(&self, files: Vec<&FileEntry>, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         let total = files.iter().map(|file| file.size).sum();
         let mut done = 0;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST);
-        // The largest first, so that no thread begins with it when the others are through.
-        files.sort_by_key(|file| std::cmp::Reverse(file.size));
-        let next = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            let (report, reports) = mpsc::channel();
-            for _ in 0..threads.min(files.len()) {
-                let report = report.clone();
-                let (files, next) = (&files, &next);
-                scope.spawn(move || {
-                    while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let result = self.verify_file(file, &report);
-                        let failed = result.is_err();
-                        // Nobody listens after the first error.
-                        if failed && report.send(result.map(|()| 0)).is_ok() {
-                            next.store(files.len(), Ordering::Relaxed);
-                        }
-                    }
-                });
-            }
-            drop(report);
-            progress(0, total);
-            for read in reports {
-                done += read?;
+        progress(0, total);
+        for file in files {
+            let path = self.dir.path().join(&file.path);
+            let (opened, _) = self.dir.open_regular(Path::new(&file.path))?;
+            let hashed = hash(&opened, |read| {
+                done += read;
                 progress(done.min(total), total);
-            }
-            Ok(())
-        })
-    }
-
-    fn verify_file(&self, file: &FileEntry, report: &mpsc::Sender<Result<u64>>) -> Result<()> {
-        let path = self.dir.path().join(&file.path);
-        let (opened, _) = self.dir.open_regular(Path::new(&file.path))?;
-        // Nobody listens after the first error; then there is no need to go on either.
-        let hashed = hash_file(&opened, |read| report.send(Ok(read)).map_err(io::Error::other));
-        let (hash, size) = hashed.map_err(|e| StoreError::io("read", &path, e))?;
-        if hash.eq_ignore_ascii_case(&file.blake3) && size == file.size {
-            return Ok(());
+                Ok(())
+            });
+            let hashed = hashed.map_err(|e| StoreError::io("read", &path, e))?;
+            file.compare(&hashed).map_err(|problem| StoreError::damaged(&path, problem))?;
         }
-        Err(StoreError::damaged(&path, "its content is not what was saved"))
+        Ok(())
     }
 }
 
