@@ -101,13 +101,19 @@ fn a_flipped_bit_a_cut_and_a_missing_file_with_the_native_engine() {
     damaged("native").unwrap();
 }
 
+/// Without the place of a damage, which only large files have.
+fn placeless(text: &str) -> String {
+    let cut = |line: &str| line.split(", first between bytes ").next().unwrap_or_default().to_owned();
+    text.lines().map(cut).collect::<Vec<_>>().join("\n")
+}
+
 fn damaged(engine: &str) -> Outcome<()> {
     let env = started_with(engine, Who::User)?;
     env.ok(&["checkpoint", "instance", "one"])?;
     env.ok(&["checkpoint", "instance", "--stop", "one"])?;
     let file = largest(&env, "000002")?;
     let (whole, name) = (fs::read(&file)?, env.plain(&file.to_string_lossy()));
-    let told = |words: &[&str]| told(&env, words).replace(&name, "$FILE");
+    let told = |words: &[&str]| placeless(&told(&env, words).replace(&name, "$FILE"));
     env.ok(&["checkpoint", "verify", "kept"])?;
     let mut damaged = whole.clone();
     damaged[whole.len() / 2] ^= 1;
