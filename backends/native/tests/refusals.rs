@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A python script that ends up waiting, and what is said of it. `P` stands for its pid, `N` for other numbers.
-const SCRIPTS: [(&str, &str); 26] = [
+const SCRIPTS: [(&str, &str); 27] = [
     (
         "import socket\n\
          l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a, _ = l.accept()",
@@ -32,6 +32,13 @@ const SCRIPTS: [(&str, &str); 26] = [
          a, b = socket.socketpair(); a.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [0]))])",
         "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
          descriptors or credentials that were sent wait in it",
+    ),
+    (
+        "import socket\n\
+         to, by = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]\n\
+         to.bind('to'); by.bind('by'); by.sendto(b'x', 'to')",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
+         a message waits in it whose sender's name would be lost",
     ),
     (
         "import socket\n\

@@ -162,6 +162,15 @@ fn sockets_inside() {
 }
 
 #[test]
+fn messages_wait_whatever_they_and_the_buffers_are() {
+    inside("messages_wait_whatever_they_and_the_buffers_are", messages_inside);
+}
+
+fn messages_inside() {
+    generations(&compile("messages", &[]), "-USR1", &ALL[..2]);
+}
+
+#[test]
 fn files_that_never_had_a_name_can_get_one() {
     inside("files_that_never_had_a_name_can_get_one", nameless_inside);
 }

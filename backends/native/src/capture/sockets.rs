@@ -20,8 +20,8 @@ const IPV6: i32 = libc::IPPROTO_IPV6;
 const SO_BUF_LOCK: i32 = 72;
 
 /// Options of every socket whose value is what was set: keep alive, broadcast, out of band inline, linger, low water
-/// mark, time limits, priority, time stamps, credentials, port sharing, routing.
-const GENERAL: [i32; 14] = [9, 6, 10, 13, 18, 20, 21, 12, 29, 35, 16, 15, 5, 34];
+/// mark, time limits, priority, time stamps, credentials, port sharing, routing, from where it peeks.
+const GENERAL: [i32; 15] = [9, 6, 10, 13, 18, 20, 21, 12, 29, 35, 16, 15, 5, 34, 42];
 /// No delay, keep alive times and count, deferred accept, user time limit, fast open.
 const OF_TCP: [i32; 7] = [1, 4, 5, 6, 9, 18, 23];
 /// Type of service, time to live, multicast time to live and loop, packet info, errors.
@@ -46,7 +46,8 @@ impl Sockets {
         let family = number(libc::SO_DOMAIN)?;
         let socket_type = number(libc::SO_TYPE)?;
         let protocol = number(libc::SO_PROTOCOL)?;
-        if socket::filter_length(&seen.copy).is_ok_and(|length| length > 0) {
+        // A filter of the newer kind (eBPF) is there and cannot be read: an error.
+        if socket::filter_length(&seen.copy) != Ok(0) {
             return Err(seen.refuse("a filter is attached to it"));
         }
         match (family, socket_type) {
