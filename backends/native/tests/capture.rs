@@ -139,7 +139,7 @@ fn check_objects(core: &Value, image: &Path) {
 
     let memories = core["memories"].as_array().unwrap();
     assert_eq!(memories.len(), 2);
-    assert_eq!(memories[0]["source"], json!({"kind": "memfd", "name": "mine", "seals": 2}));
+    assert_eq!(memories[0]["source"], json!({"kind": "memfd", "name": "mine", "seals": 2, "mode": 0o777}));
     assert_eq!(&content(image, &memories[0]["content"])[4096..4101], b"memfd");
     assert_eq!(memories[1]["source"], json!({"kind": "anonymous"}));
     assert_eq!(&content(image, &memories[1]["content"])[12345..12351], b"shared");

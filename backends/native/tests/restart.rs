@@ -213,6 +213,28 @@ fn memory_inside() {
     generations(&program, "-USR1", &[["--map", "--fork"], ["--map", "--plain"]]);
 }
 
+#[test]
+fn shared_memory_is_what_it_was_and_no_more_may_be_done_to_it() {
+    inside("shared_memory_is_what_it_was_and_no_more_may_be_done_to_it", kept_inside);
+}
+
+/// Between capture and restart others write to the files that are shared: what was saved comes back, in the memory file
+/// system, and what is not saved is what the others left.
+fn kept_inside() {
+    let program = compile("kept", &[]);
+    fs::create_dir(here("files")).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(here("files")).status().unwrap();
+    assert!(mounted.success());
+    let _ = fs::remove_file(here("output"));
+    round(None, &program, "-USR1", ["--copy", "--fork"], "image-0");
+    for (number, words) in ALL.iter().enumerate() {
+        fs::write(here("files/shared"), vec![0x55; 10 << 20]).unwrap();
+        fs::write(here("mapped"), vec![0x55; 5 * 4096]).unwrap();
+        let [from, to] = [format!("image-{number}"), format!("image-{}", number + 1)];
+        round(Some(&from), &program, "-USR1", *words, &to);
+    }
+}
+
 /// A restore that fails: what it says, and nothing is left of it.
 fn fails(what: &str) -> String {
     let said = passed(&apart(&["fails", what]));
