@@ -56,7 +56,7 @@ fn objects_that_the_native_engine_does_not_save() {
     insta::assert_snapshot!(told("mqueue"), @"
     exit 255
     FATAL:   descriptor N of process N: /subject cannot be saved
-             because: it cannot be found under that name: No such file or directory (os error 2)
+             because: it is a message queue, whose messages would be lost
              because: the application runs on, and nothing was saved
              hint:    let the application close it before saving
     ");

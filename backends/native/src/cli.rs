@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 use stasis_plugin_api::prelude::*;
 use std::io::Write as _;
 
+/// How often a restart looks whether a wait has been too long.
+const TICK: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Runs a command; the result is the exit status.
 pub(crate) fn run(arguments: &[String]) -> u8 {
     let answer = std::panic::catch_unwind(|| command(arguments));
@@ -29,7 +32,11 @@ fn command(arguments: &[String]) -> Result<Value> {
         Some("version") => Ok(json!({"engine": env!("CARGO_PKG_VERSION"), "format": crate::model::FORMAT})),
         Some("dump") => dump(rest),
         Some("examine") => examine(rest),
-        Some("restore") => crate::restore::run(rest),
+        Some("restore") => {
+            // Without it no wait would ever see that its time is over.
+            crate::sys::process::ticking(TICK).map_err(handled)?;
+            crate::restore::run(rest)
+        }
         other => Err(BackendError::failed(format!("the engine knows no command {:?}", other.unwrap_or("")))),
     }
 }
@@ -63,10 +70,13 @@ fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
     text.parse().map_err(|_| BackendError::failed(format!("{text} is no number")))
 }
 
+fn handled(error: nix::errno::Errno) -> BackendError {
+    BackendError::failed("signals cannot be handled").because(error.desc())
+}
+
 fn dump(arguments: &[String]) -> Result<Value> {
     let request = request(arguments)?;
-    crate::sys::process::interruptible()
-        .map_err(|error| BackendError::failed("signals cannot be handled").because(error.desc()))?;
+    crate::sys::process::interruptible().map_err(handled)?;
     // A descriptor for each process of the tree; as many as are allowed.
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);

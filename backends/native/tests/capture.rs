@@ -356,3 +356,23 @@ fn peeking_inside() {
     }
     assert!(killed > 30, "{killed}");
 }
+
+#[test]
+fn what_changes_while_it_is_looked_at_is_no_obstacle() {
+    inside("what_changes_while_it_is_looked_at_is_no_obstacle", changing_inside);
+}
+
+/// A descriptor that is now this and now that, which the examination sees as something between the two.
+fn changing_inside() {
+    let (mut subject, _) = python(
+        "import os, socket\n\
+         a, b, c = open('a', 'w'), open('b', 'w'), socket.socket()\n\
+         print('ready', flush=True)\n\
+         while True:\n    for one in (a, b, c): os.dup2(one.fileno(), 50)\n",
+    );
+    let image = here("image");
+    for _ in 0..20 {
+        report(&dump(subject.pid(), &image, &["--plain"]));
+    }
+    assert!(subject.running());
+}

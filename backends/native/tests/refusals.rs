@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A python script that ends up waiting, and what is said of it. `P` stands for its pid, `N` for other numbers.
-const SCRIPTS: [(&str, &str); 27] = [
+const SCRIPTS: [(&str, &str); 30] = [
     (
         "import socket\n\
          l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a, _ = l.accept()",
@@ -73,6 +73,26 @@ const SCRIPTS: [(&str, &str); 27] = [
          c = socket.socket(); c.setblocking(False); c.connect_ex(at)",
         "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
          an error waits in it that nobody has been told",
+    ),
+    (
+        "import socket, struct\n\
+         u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+         u.setsockopt(0, 35, struct.pack('4s4si', socket.inet_aton('224.1.2.3'), bytes(4), 1))",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
+         it is a member of the multicast group 224.1.2.3",
+    ),
+    (
+        "import socket, struct\n\
+         u = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\n\
+         u.setsockopt(41, 20, socket.inet_pton(socket.AF_INET6, 'ff02::77') + struct.pack('i', 1))",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
+         it is a member of the multicast group ff02::77",
+    ),
+    (
+        "import socket\n\
+         u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+         u.setsockopt(0, 32, socket.inet_aton('127.0.0.1'))",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: it is bound to one network interface",
     ),
     (
         "import ctypes; f = ctypes.CDLL(None).inotify_init()",
@@ -165,7 +185,7 @@ const SCRIPTS: [(&str, &str); 27] = [
     (
         "import ctypes; f = ctypes.CDLL(None).mq_open(b'/queue', 0o102, 0o600, None); assert f >= 0",
         "unsupported: descriptor N of process P: /queue cannot be saved: \
-         it cannot be found under that name: No such file or directory (os error N)",
+         it is a message queue, whose messages would be lost",
     ),
     (
         "import ctypes; i = ctypes.CDLL(None).semget(0, 1, 0o1600); assert i >= 0\n\
@@ -184,7 +204,10 @@ const SCRIPTS: [(&str, &str); 27] = [
 fn plain(text: &str, pid: u32) -> String {
     let here = std::env::current_dir().unwrap();
     let text = text.replace(here.to_str().unwrap(), "HERE").replace("127.0.0.1", "LOOPBACK");
-    let text = text.replace("/SYSV00000000", "/SYSVN");
+    let text = text
+        .replace("/SYSV00000000", "/SYSVN")
+        .replace("224.1.2.3", "GROUPFOUR")
+        .replace("ff02::77", "GROUPSIX");
     let mut plain = String::new();
     let mut word = String::new();
     for letter in text.chars().chain(['\n']) {
@@ -202,7 +225,8 @@ fn plain(text: &str, pid: u32) -> String {
         word.clear();
         plain.push(letter);
     }
-    plain.trim_end().replace("LOOPBACK", "127.0.0.1")
+    let plain = plain.trim_end().replace("LOOPBACK", "127.0.0.1");
+    plain.replace("GROUPFOUR", "224.1.2.3").replace("GROUPSIX", "ff02::77")
 }
 
 fn here(name: &str) -> PathBuf {

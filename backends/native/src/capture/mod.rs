@@ -9,6 +9,7 @@ pub(crate) mod descriptors;
 pub(crate) mod inject;
 pub(crate) mod memories;
 pub(crate) mod mode;
+pub(crate) mod multicast;
 pub(crate) mod pages;
 pub(crate) mod pipes;
 pub(crate) mod process;

@@ -3,7 +3,7 @@
 use super::cgroup::{self, Room};
 use super::explain::{Outcome, explain};
 use super::{launch, options};
-use crate::model::Image;
+use crate::model::{Image, Process};
 use stasis_plugin_api::prelude::*;
 use stasis_plugin_api::still;
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ pub(super) fn capture(host: &Host<'_>, request: &CaptureRequest) -> Result<Captu
     let still =
         still::capture(host, request, TMPFS, again, |stopped| Ok((capturing.dump(stopped)?, stopped)))?;
     let (said, stopped) = &still.dumped;
-    capturing.report(said, &still.survey, &still.tmpfs, *stopped)
+    capturing.report(said, &still.tmpfs, *stopped)
 }
 
 /// Why there can be no copies of the processes: each is there twice. Whether there is memory for them the engine says.
@@ -106,13 +106,7 @@ impl Capturing<'_, '_> {
         Err(error)
     }
 
-    fn report(
-        &self,
-        said: &serde_json::Value,
-        survey: &Survey,
-        tmpfs: &TmpfsSaved,
-        stopped: bool,
-    ) -> Result<CaptureReport> {
+    fn report(&self, said: &serde_json::Value, tmpfs: &TmpfsSaved, stopped: bool) -> Result<CaptureReport> {
         let staging = &self.request.instance.staging;
         let core = fs::read(staging.join(CORE))
             .map_err(|e| BackendError::failed("the engine left no core.json").because(e))?;
@@ -137,11 +131,11 @@ impl Capturing<'_, '_> {
         if let Some(why) = why.filter(|_| !asked) {
             notes.push(format!("the application stood still while its memory was written: {why}"));
         }
-        let name = |p: &ProcessInfo| SavedProcess { pid: p.pid, name: p.name.clone() };
+        let name = |p: &Process| SavedProcess { pid: p.pid, name: p.comm.clone() };
         Ok(CaptureReport {
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             files: listed(staging)?,
-            processes: survey.processes.iter().map(name).collect(),
+            processes: image.processes.iter().map(name).collect(),
             pause_us: said.get("pause_us").and_then(serde_json::Value::as_u64),
             facts,
             notes,

@@ -1,6 +1,6 @@
 //! An image opened as what it may be: hostile. Every number is checked here, once, so that the rest can rely on it.
 
-use crate::model::{Area, Backing, FORMAT, Image, Kind, Process, State};
+use crate::model::{Area, Backing, FORMAT, Image, Kind, Lock, Process, State};
 use nix::fcntl::OFlag;
 use stasis_plugin_api::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -208,6 +208,11 @@ fn descriptors(image: &Image, process: &Process) -> Option<String> {
         if descriptor.fd < 0 || descriptor.object >= image.objects.len() || !seen.insert(descriptor.fd) {
             return Some(format!("descriptor {}", descriptor.fd));
         }
+        // Behind its last byte there is room for one more number: the lock's length is one.
+        let fine = |lock: &Lock| (lock.start..1 << 63).contains(&lock.end.unwrap_or(lock.start));
+        if !descriptor.locks.iter().all(fine) {
+            return Some(format!("a lock on descriptor {}", descriptor.fd));
+        }
     }
     (!path(&process.cwd) || !path(&process.exe.path)).then(|| "a path that is none".to_owned())
 }
@@ -319,6 +324,8 @@ mod tests {
             first(|p| p.areas.push(p.areas[0].clone())),
             first(|p| p.descriptors[0].object = 1),
             first(|p| p.descriptors[0].fd = -1),
+            first(|p| p.descriptors[0].locks = vec![Lock { start: 2, end: Some(1), ..Lock::default() }]),
+            first(|p| p.descriptors[0].locks = vec![Lock { end: Some(u64::MAX), ..Lock::default() }]),
             first(|p| p.cwd = "x".into()),
             first(|p| p.exe.path = "/a\0b".into()),
             first(|p| p.state = State::Zombie { status: 0x8_0000 }),

@@ -56,7 +56,7 @@ pub(super) fn descriptors(remote: &Remote, image: &Image, process: &Process) -> 
         }
         for lock in &descriptor.locks {
             let kind: i16 = if lock.write { 1 } else { 0 };
-            let length = lock.end.map_or(0, |end| (end + 1).saturating_sub(lock.start));
+            let length = lock.end.map_or(0, |end| end - lock.start + 1);
             // struct flock: type and whence, start, length, pid.
             let head = i64::from(kind).to_ne_bytes();
             let bytes = [head, lock.start.to_ne_bytes(), length.to_ne_bytes(), [0; 8]].concat();

@@ -1,6 +1,7 @@
 //! Sockets that the engine holds a copy of: addresses, options, and what waits in them, left where it is.
 
 use nix::errno::Errno;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 type Result<T> = std::result::Result<T, Errno>;
@@ -59,6 +60,41 @@ pub(crate) fn peer(socket: &OwnedFd) -> Result<Option<Vec<u8>>> {
     };
     address.truncate(usize::try_from(length).unwrap_or(0));
     Ok(Some(address))
+}
+
+/// Whether the socket has joined this group on the interface with this number.
+pub(crate) fn is_member(socket: &OwnedFd, interface: u32, group: IpAddr) -> bool {
+    const MCAST_MSFILTER: i32 = 48;
+    // struct group_filter without sources: interface, padding, address, mode, number of sources.
+    let mut filter = [0_u8; 144];
+    let (level, family, at) = match group {
+        IpAddr::V4(_) => (libc::IPPROTO_IP, libc::AF_INET, 12),
+        IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::AF_INET6, 16),
+    };
+    let address = match group {
+        IpAddr::V4(group) => group.octets().to_vec(),
+        IpAddr::V6(group) => group.octets().to_vec(),
+    };
+    let mut put = |from: usize, bytes: &[u8]| {
+        if let Some(place) = filter.get_mut(from..from + bytes.len()) {
+            place.copy_from_slice(bytes);
+        }
+    };
+    put(0, &interface.to_ne_bytes());
+    put(8, &u16::try_from(family).unwrap_or(0).to_ne_bytes());
+    put(at, &address);
+    let mut length = 144_u32;
+    // SAFETY: filter and length live through the call.
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            MCAST_MSFILTER,
+            filter.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    answer == 0
 }
 
 /// A message, or bytes of a stream, that waits.
