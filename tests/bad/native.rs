@@ -81,13 +81,6 @@ fn objects_that_the_native_engine_does_not_save() {
              because: the application runs on, and nothing was saved
              hint:    detach that first
     ");
-    insta::assert_snapshot!(told("orphan"), @r#"
-    exit 255
-    FATAL:   the native engine cannot save instance "one"
-             because: python3 (pid N): its parent ended, or it was started beside the application: the application's own tree is saved only
-             because: the application runs on, and nothing was saved
-             hint:    keep it in the foreground of whoever starts it; wait until an `exec` is over
-    "#);
     insta::assert_snapshot!(told("local"), @r#"
     exit 255
     FATAL:   the native engine cannot save instance "one"

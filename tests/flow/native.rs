@@ -9,7 +9,9 @@ use crate::running::Outcome;
 
 const NATIVE: Engine = Engine("native");
 
-const OBJECTS: [&str; 17] = [
+const OBJECTS: [&str; 19] = [
+    "orphan",
+    "daemon",
     "eventfd",
     "epoll",
     "socketpair",

@@ -130,6 +130,16 @@ fn lasting_strays(root: i32, beside: &[i32]) -> Result<Vec<Finding>> {
     Ok(found)
 }
 
+/// Processes of the tree that stand still and are not below its root any more: whoever was between has been killed.
+pub(crate) fn adopted(root: i32, members: &[i32]) -> Vec<Finding> {
+    let lost = |pid: &i32| {
+        let stat = parent(*pid).filter(|stat| *pid != root && !members.contains(&stat.ppid))?;
+        let object = format!("{} (pid {pid})", stat.comm);
+        Some(Finding::fatal("detached", object, "its parent was killed during the capture", "try again"))
+    };
+    members.iter().filter_map(lost).collect()
+}
+
 fn parent(pid: i32) -> Option<stat::Stat> {
     read(pid, "stat").ok().and_then(|text| stat::parse(&text).ok())
 }
@@ -359,6 +369,13 @@ mod tests {
             let device = HashMap::from([(1, vec!["rd".to_owned(), refused.to_owned()])]);
             assert_eq!(flags(1, &device).len(), 1);
         }
+    }
+
+    #[test]
+    fn a_process_without_its_parent_is_told() {
+        assert_eq!(adopted(own(), &[own()]), []);
+        let told = adopted(1, &[1, own()]);
+        assert_eq!(told.first().map(|finding| finding.kind.as_str()), Some("detached"));
     }
 
     #[test]

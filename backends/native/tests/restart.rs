@@ -114,7 +114,8 @@ fn round_apart(from: &str, program: &str, signal: &str, [how, mode]: [&str; 2], 
             soon("nothing is under way", || {
                 let out = dump(PID, &here(image), &[mode]);
                 let said = String::from_utf8_lossy(&out.stderr);
-                !PASSING.iter().any(|why| said.contains(why)) && report(&out).is_object()
+                !PASSING.iter().any(|why| said.contains(why))
+                    && report(&out)["mode"] == mode.trim_start_matches('-')
             });
         }
     }
@@ -177,6 +178,17 @@ fn files_that_never_had_a_name_can_get_one() {
 
 fn nameless_inside() {
     generations(&compile("nameless", &[]), "-USR1", &ALL[..2]);
+}
+
+#[test]
+fn daemons_come_back_to_who_adopted_them() {
+    inside("daemons_come_back_to_who_adopted_them", daemons_inside);
+}
+
+fn daemons_inside() {
+    generations(&compile("daemons", &[]), "", &ALL);
+    let core = fs::read_to_string("image-1/core.json").unwrap();
+    assert!(core.contains("\"subreaper\":true"));
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub(crate) mod unix;
 use crate::model::{FORMAT, Image, Kind, Machine, Process};
 use crate::proc::{self, maps};
 use crate::refuse;
+use crate::restore::skeleton;
 use areas::{Class, Part};
 use contents::Contents;
 use descriptors::Objects;
@@ -30,7 +31,7 @@ use inject::Site;
 use seize::Tree;
 use snapshot::Snapshot;
 use stasis_plugin_api::error::{BackendError, Result};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -122,7 +123,7 @@ fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure
     let started = Instant::now();
     let frozen = freeze(request)?;
     let (mut image, whole) = look(request, &frozen, &mut contents, machine)?;
-    ask(&frozen, &mut image.processes)?;
+    asked(&frozen, &mut image)?;
     let snapshots = if copy { Some(copies(&frozen, &image.processes)?) } else { None };
     for (held, site) in frozen.tree.processes.iter().zip(&frozen.sites) {
         site.wipe(&held.memory)?;
@@ -198,6 +199,7 @@ fn look(
     let tree = &frozen.tree;
     let members = tree.members();
     let mut findings = refuse::strays(&members, &request.beside)?;
+    findings.extend(refuse::adopted(request.pid, &members));
     for (held, parts) in tree.processes.iter().zip(&frozen.parts) {
         findings.extend(refuse::process(held.pid)?);
         findings.extend(refuse::mappings(held.pid, parts));
@@ -247,6 +249,22 @@ fn look(
     Ok((image, whole))
 }
 
+/// What the processes have told, and whether all of them can be made again.
+fn asked(frozen: &Frozen, image: &mut Image) -> Result<()> {
+    ask(frozen, &mut image.processes)?;
+    for process in &image.processes {
+        let parent = image.processes.iter().find(|parent| parent.pid == process.ppid);
+        let led = || std::path::Path::new(&format!("/proc/{}", process.sid)).exists();
+        if parent.is_some_and(|parent| skeleton::adopted(image, process, parent)) && led() {
+            let what = format!("process {} cannot be saved", process.pid);
+            return Err(BackendError::new(stasis_plugin_api::error::kind::UNSUPPORTED, what)
+                .because("its session is led from outside of the application")
+                .help("start it in a session of its own (setsid)"));
+        }
+    }
+    skeleton::kinship(image)
+}
+
 /// The pty that is a process's controlling terminal.
 fn terminal(pid: i32, objects: &Objects) -> Result<Option<u32>> {
     let number = proc::stat::parse(&proc::read(pid, "stat")?)?.tty_nr;
@@ -280,21 +298,40 @@ fn ask(frozen: &Frozen, processes: &mut [Process]) -> Result<()> {
     Ok(())
 }
 
-/// A copy of every process.
+/// A copy of every process. Whoever adopts orphans stops doing so before the first one is made, and begins again when
+/// those below it are copied: children come first.
 fn copies(frozen: &Frozen, processes: &[Process]) -> std::result::Result<Vec<Snapshot>, Failure> {
-    if let Some(process) = processes.iter().find(|process| process.subreaper) {
-        let why = format!("process {} adopts orphans, it would see the copies", process.pid);
-        return Err(Failure::NoCopy(why));
+    let failed = |error: BackendError| match error.kind.as_str() {
+        stasis_plugin_api::error::kind::FAILED => Failure::NoCopy(error.to_string()),
+        _ => Failure::Error(error),
+    };
+    let mut helpers = HashMap::new();
+    let copies = copies_by(frozen, processes, &mut helpers);
+    if copies.is_err() {
+        helpers.into_values().for_each(snapshot::let_go);
     }
-    let mut all = Vec::new();
-    for (held, site) in frozen.tree.processes.iter().zip(&frozen.sites) {
-        let copy = snapshot::take(site, held).map_err(|error| match error.kind.as_str() {
-            stasis_plugin_api::error::kind::FAILED => Failure::NoCopy(error.to_string()),
-            _ => Failure::Error(error),
-        })?;
-        all.push(copy);
+    copies.map_err(failed)
+}
+
+/// `helpers`: of those that have stopped to adopt, by pid.
+fn copies_by(
+    frozen: &Frozen,
+    processes: &[Process],
+    helpers: &mut HashMap<i32, i32>,
+) -> Result<Vec<Snapshot>> {
+    let all = || frozen.tree.processes.iter().zip(&frozen.sites).zip(processes);
+    for ((held, site), process) in all().filter(|(_, process)| process.subreaper) {
+        helpers.insert(process.pid, snapshot::adopt_no_more(site, held)?);
     }
-    Ok(all)
+    let mut copies = Vec::new();
+    for ((held, site), process) in all().rev() {
+        copies.push(match helpers.get(&process.pid) {
+            Some(helper) => snapshot::take_by(site, held, *helper)?,
+            None => snapshot::take(site, held)?,
+        });
+    }
+    copies.reverse();
+    Ok(copies)
 }
 
 /// The memory of the copies; each ends when it is written.

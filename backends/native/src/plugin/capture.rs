@@ -113,8 +113,10 @@ impl Capturing<'_, '_> {
         let image: Image = serde_json::from_slice(&core).map_err(|e| {
             BackendError::failed("the engine left a core.json that cannot be read").because(e)
         })?;
-        let threads = image.processes.iter().flat_map(|p| p.threads.iter().map(|t| t.tid).chain([p.pid]));
-        let mut pids: Vec<i32> = threads.collect();
+        // Sessions and groups keep the number of a leader that has ended.
+        let own = |p: &Process| [p.pid, p.sid, p.pgid];
+        let threads = image.processes.iter().flat_map(|p| p.threads.iter().map(|t| t.tid).chain(own(p)));
+        let mut pids: Vec<i32> = threads.filter(|pid| *pid > 0).collect();
         pids.sort_unstable();
         pids.dedup();
         let facts: BTreeMap<String, serde_json::Value> = [

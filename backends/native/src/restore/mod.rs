@@ -10,7 +10,7 @@ mod machine;
 mod memory;
 mod objects;
 mod remote;
-mod skeleton;
+pub(crate) mod skeleton;
 mod surroundings;
 mod table;
 mod threads;
