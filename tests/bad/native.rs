@@ -39,13 +39,6 @@ fn objects_that_the_native_engine_does_not_save() {
              because: the application runs on, and nothing was saved
              hint:    switch io_uring off in the application
     "#);
-    insta::assert_snapshot!(told("inotify"), @r#"
-    exit 255
-    FATAL:   the native engine cannot save instance "one"
-             because: descriptor N of python3 (pid N): anon_inode:inotify: the native engine does not save this kind of object
-             because: the application runs on, and nothing was saved
-             hint:    let the application poll instead
-    "#);
     insta::assert_snapshot!(told("sysv"), @r#"
     exit 255
     FATAL:   the native engine cannot save instance "one"

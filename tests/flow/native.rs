@@ -9,7 +9,8 @@ use crate::running::Outcome;
 
 const NATIVE: Engine = Engine("native");
 
-const OBJECTS: [&str; 19] = [
+const OBJECTS: [&str; 20] = [
+    "inotify",
     "orphan",
     "daemon",
     "eventfd",

@@ -1,6 +1,7 @@
 //! The engine's commands, as init runs them inside a container: arguments in; one line of JSON on standard output, or
 //! one JSON error as the last line of standard error.
 
+use crate::capture::inotify::Places;
 use crate::capture::{self, Request};
 use crate::refuse;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -102,7 +103,7 @@ fn dump(arguments: &[String]) -> Result<Value> {
 
 fn examine(arguments: &[String]) -> Result<Value> {
     let request = request(arguments)?;
-    let findings = refuse::examine(request.pid, &request.beside)?;
+    let findings = refuse::examine(request.pid, &request.beside, &mut Places::default())?;
     serde_json::to_value(findings).map_err(|error| BackendError::failed("the findings").because(error))
 }
 

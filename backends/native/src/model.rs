@@ -345,6 +345,10 @@ pub(crate) enum Kind {
     Signal {
         mask: u64,
     },
+    Inotify {
+        /// By their numbers.
+        watches: Vec<Watched>,
+    },
     /// A pidfd of a process of the tree.
     Pid {
         pid: i32,
@@ -353,6 +357,15 @@ pub(crate) enum Kind {
     Socket(Socket),
     Unix(Unix),
     Pty(Pty),
+}
+
+/// One watch of an inotify instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Watched {
+    pub(crate) wd: i32,
+    pub(crate) path: String,
+    /// As it was given, without what only acts when the watch is made.
+    pub(crate) mask: u32,
 }
 
 /// Whom an epoll instance watches, as its descriptor in the process that holds the instance.

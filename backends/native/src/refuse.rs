@@ -3,6 +3,7 @@
 
 use crate::capture::areas::{Class, Part, understand};
 use crate::capture::descriptors::Objects;
+use crate::capture::inotify::Places;
 use crate::model::Kind;
 use crate::proc::status::Status;
 use crate::proc::{link, maps, numbers, read, stat, status};
@@ -35,25 +36,27 @@ const LOOKS: usize = 5;
 
 /// Everything that stands against saving the tree below `root`, seen without stopping it. `beside` are processes of the
 /// namespace that are known not to belong to the application.
-pub(crate) fn examine(root: i32, beside: &[i32]) -> Result<Vec<Finding>> {
-    let mut findings = look(root, beside)?;
+/// `places` keeps what was found on the way for the look at what stands still.
+pub(crate) fn examine(root: i32, beside: &[i32], places: &mut Places) -> Result<Vec<Finding>> {
+    let mut findings = look(root, beside, places)?;
     for _ in 1..LOOKS {
         if !findings.iter().any(|finding| finding.severity == Severity::Fatal) {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(5));
-        let again = look(root, beside)?;
+        let again = look(root, beside, places)?;
         findings.retain(|finding| again.contains(finding));
     }
     Ok(findings)
 }
 
-fn look(root: i32, beside: &[i32]) -> Result<Vec<Finding>> {
+fn look(root: i32, beside: &[i32], places: &mut Places) -> Result<Vec<Finding>> {
     let members = members(root)?;
     let mut findings = Vec::new();
     findings.extend(lasting_strays(root, beside)?);
     findings.extend(system_v());
     let mut objects = Objects::new(std::collections::HashSet::new());
+    objects.places = std::mem::take(places);
     for pid in &members {
         // One that ends meanwhile stands against nothing.
         let Ok(found) = process(*pid) else { continue };
@@ -68,6 +71,7 @@ fn look(root: i32, beside: &[i32]) -> Result<Vec<Finding>> {
         findings.extend(refused.iter().map(|error| from_error("descriptor", error)));
     }
     findings.extend(outside(&objects));
+    *places = objects.places;
     Ok(findings)
 }
 

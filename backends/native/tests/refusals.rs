@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A python script that ends up waiting, and what is said of it. `P` stands for its pid, `N` for other numbers.
-const SCRIPTS: [(&str, &str); 30] = [
+const SCRIPTS: [(&str, &str); 31] = [
     (
         "import socket\n\
          l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a, _ = l.accept()",
@@ -95,9 +95,18 @@ const SCRIPTS: [(&str, &str); 30] = [
         "unsupported: descriptor N of process P: socket:[N] cannot be saved: it is bound to one network interface",
     ),
     (
-        "import ctypes; f = ctypes.CDLL(None).inotify_init()",
+        "import ctypes, os\n\
+         os.mkdir('watched'); c = ctypes.CDLL(None); f = c.inotify_init(); c.inotify_add_watch(f, b'watched', 0x100)\n\
+         open('watched/made', 'w').close(); os.unlink('watched/made')",
         "unsupported: descriptor N of process P: anon_inode:inotify cannot be saved: \
-         the engine does not know descriptors of the kind inotify",
+         events wait in it that nobody has read",
+    ),
+    (
+        "import ctypes, os\n\
+         held = open('held', 'w'); c = ctypes.CDLL(None); f = c.inotify_init(); c.inotify_add_watch(f, b'held', 2)\n\
+         os.unlink('held')",
+        "unsupported: descriptor N of process P: anon_inode:inotify cannot be saved: \
+         no name is found for what its watch N is on, inode N of device N:N",
     ),
     (
         "import ctypes; f = ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(256)); assert f >= 0",

@@ -181,6 +181,15 @@ fn nameless_inside() {
 }
 
 #[test]
+fn watches_of_files_come_back_under_their_numbers() {
+    inside("watches_of_files_come_back_under_their_numbers", inotify_inside);
+}
+
+fn inotify_inside() {
+    generations(&compile("inotify", &[]), "", &ALL[..2]);
+}
+
+#[test]
 fn daemons_come_back_to_who_adopted_them() {
     inside("daemons_come_back_to_who_adopted_them", daemons_inside);
 }

@@ -1,6 +1,7 @@
 //! Descriptors, and the open file descriptions behind them: each description is described once, whoever holds it.
 
 use super::contents::Contents;
+use super::inotify::{self, Places};
 use super::memories::{Memories, device, is_memory, read_file};
 use super::pipes::Pipes;
 use super::process::identity_of;
@@ -74,6 +75,8 @@ pub(crate) struct Objects {
     deleted: HashMap<(u64, u64), u32>,
     /// Device and inode of shared mappings.
     mapped: HashSet<(String, u64)>,
+    /// What inotify instances watch, by name.
+    pub(crate) places: Places,
 }
 
 impl Objects {
@@ -86,6 +89,7 @@ impl Objects {
             samples: HashMap::new(),
             deleted: HashMap::new(),
             mapped,
+            places: Places::default(),
         }
     }
 
@@ -123,6 +127,7 @@ impl Objects {
     fn lasts(&self, process: &OwnedFd, pid: i32, fd: i32, members: &[i32], error: &BackendError) -> bool {
         (0..3).all(|_| {
             let mut anew = Self::new(self.mapped.clone());
+            anew.places = self.places.clone();
             anew.descriptor(&mut Contents::dry(), process, pid, fd, members).err().as_ref() == Some(error)
         })
     }
@@ -195,7 +200,10 @@ impl Objects {
     fn kind(&mut self, contents: &mut Contents, seen: &Seen<'_>, index: usize) -> Result<Kind> {
         let target = seen.target.as_str();
         if let Some(name) = target.strip_prefix("anon_inode:") {
-            return anonymous(seen, name.trim_matches(['[', ']']));
+            return match name.trim_matches(['[', ']']) {
+                "inotify" => inotify::describe(seen, &mut self.places),
+                name => anonymous(seen, name),
+            };
         }
         if target.starts_with("socket:") {
             return self.sockets.describe(seen, index);

@@ -7,6 +7,7 @@ pub(crate) mod areas;
 pub(crate) mod contents;
 pub(crate) mod descriptors;
 pub(crate) mod inject;
+pub(crate) mod inotify;
 pub(crate) mod memories;
 pub(crate) mod mode;
 pub(crate) mod multicast;
@@ -28,6 +29,7 @@ use areas::{Class, Part};
 use contents::Contents;
 use descriptors::Objects;
 use inject::Site;
+use inotify::Places;
 use seize::Tree;
 use snapshot::Snapshot;
 use stasis_plugin_api::error::{BackendError, Result};
@@ -75,7 +77,8 @@ struct Frozen {
 /// Saves the tree.
 pub(crate) fn dump(request: &Request) -> Result<Report> {
     let started = Instant::now();
-    let findings = refuse::examine(request.pid, &request.beside)?;
+    let mut places = Places::default();
+    let findings = refuse::examine(request.pid, &request.beside, &mut places)?;
     if let Some(error) = refuse::error(&findings) {
         return Err(error);
     }
@@ -86,7 +89,7 @@ pub(crate) fn dump(request: &Request) -> Result<Report> {
     };
     let mut report = None;
     if why_plain.is_none() {
-        match attempt(request, true) {
+        match attempt(request, &places, true) {
             Ok(done) => report = Some(done),
             Err(Failure::NoCopy(why)) => why_plain = Some(why),
             Err(Failure::Error(error)) => return Err(error),
@@ -94,7 +97,7 @@ pub(crate) fn dump(request: &Request) -> Result<Report> {
     }
     let mut report = match report {
         Some(report) => report,
-        None => attempt(request, false).map_err(|failure| match failure {
+        None => attempt(request, &places, false).map_err(|failure| match failure {
             Failure::Error(error) => error,
             Failure::NoCopy(why) => BackendError::failed("the application cannot be saved").because(why),
         })?,
@@ -117,12 +120,12 @@ impl From<BackendError> for Failure {
     }
 }
 
-fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure> {
+fn attempt(request: &Request, places: &Places, copy: bool) -> std::result::Result<Report, Failure> {
     let mut contents = Contents::new(&request.directory)?;
     let machine = crate::arch::machine::machine()?;
     let started = Instant::now();
     let frozen = freeze(request)?;
-    let (mut image, whole) = look(request, &frozen, &mut contents, machine)?;
+    let (mut image, whole) = look(request, &frozen, &mut contents, machine, places)?;
     asked(&frozen, &mut image)?;
     let snapshots = if copy { Some(copies(&frozen, &image.processes)?) } else { None };
     for (held, site) in frozen.tree.processes.iter().zip(&frozen.sites) {
@@ -195,6 +198,7 @@ fn look(
     frozen: &Frozen,
     contents: &mut Contents,
     machine: Machine,
+    places: &Places,
 ) -> Result<(Image, HashSet<(i32, u64)>)> {
     let tree = &frozen.tree;
     let members = tree.members();
@@ -215,6 +219,7 @@ fn look(
     let shared = frozen.parts.iter().flatten().filter(|part| part.class == Class::Memory);
     let mapped = shared.map(|part| (part.map.device.clone(), part.map.inode));
     let mut objects = Objects::new(mapped.collect());
+    objects.places = places.clone();
     let mut image = Image {
         format: FORMAT,
         engine: env!("CARGO_PKG_VERSION").to_owned(),

@@ -15,6 +15,7 @@ const PAGE: u64 = 4096;
 /// Far more than any tree has; a bound for the parser.
 const MOST_BYTES: u64 = 1 << 30;
 const MOST_PROCESSES: usize = 32768;
+const MOST_WATCHES: i32 = crate::capture::inotify::MOST;
 /// The extended state of any processor of today, in hex.
 const MOST_XSTATE: usize = 32768;
 
@@ -228,6 +229,12 @@ fn objects(image: &Image) -> Option<String> {
             Kind::Memory { memory } => *memory < image.memories.len(),
             Kind::Epoll { targets } => targets.iter().all(|t| t.fd >= 0 && pids.contains(&t.pid)),
             Kind::Pid { pid } => pids.contains(pid),
+            Kind::Inotify { watches } => {
+                let numbers: Vec<i32> = watches.iter().map(|watch| watch.wd).collect();
+                numbers.iter().all(|wd| (1..=MOST_WATCHES).contains(wd))
+                    && numbers.is_sorted_by(|one, next| one < next)
+                    && watches.iter().all(|watch| path(&watch.path))
+            }
             Kind::Unix(unix) => unix.peer.is_none_or(|peer| peer < image.objects.len()),
             Kind::Pty(pty) => pty.index < 1 << 20,
             _ => true,
@@ -259,7 +266,7 @@ pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Descriptor, Object, Thread};
+    use crate::model::{Descriptor, Object, Thread, Watched};
 
     fn sound() -> Image {
         let thread = |tid| {
@@ -308,6 +315,7 @@ mod tests {
             told(|i| i.objects[0].kind = Kind::None),
             told(|i| i.objects[0].kind = Kind::Pid { pid: 1 }),
             told(|i| i.objects[0].kind = Kind::Pipe { pipe: 0 }),
+            told(|i| i.objects[0].kind = Kind::Inotify { watches: vec![Watched::default()] }),
             told(|i| i.objects[0].kind = Kind::Directory { path: "../x".into() }),
             first(|p| p.threads[0].tid = 5),
             first(|p| p.threads[0].xstate = "f".into()),

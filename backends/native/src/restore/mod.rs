@@ -79,6 +79,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
             .map_err(|e| BackendError::failed(format!("cannot write {}", path.display())).because(e))?;
     }
     objects::seal(&image, &made)?;
+    objects::quiet(&image, &made)?;
     objects::arm(&image, &made)?;
     // Pipes and connections end when their last holder does, which must not be this process.
     drop(made);

@@ -3,6 +3,7 @@
 
 mod events;
 mod files;
+mod inotify;
 mod memory;
 mod pipes;
 mod sockets;
@@ -24,6 +25,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 pub(super) use events::arm;
+pub(super) use inotify::quiet;
 pub(super) use memory::seal;
 pub(super) use terminals::Terminals;
 
@@ -82,19 +84,34 @@ pub(super) fn make(dir: &Path, image: &Image) -> Result<Made> {
             }
             Kind::Socket(socket) => sockets::make(socket, object),
             Kind::Pty(pty) => made.terminals.descriptor(pty, object),
-            Kind::None | Kind::Pid { .. } | Kind::Pipe { .. } | Kind::Unix(_) => continue,
+            Kind::None | Kind::Pid { .. } | Kind::Pipe { .. } | Kind::Unix(_) | Kind::Inotify { .. } => {
+                continue;
+            }
         };
         let one = one.map_err(|error| maker.of(index, error))?;
         if let Some(place) = made.objects.get_mut(index) {
             *place = Some(maker.park(one)?);
         }
     }
+    watch(&maker, &mut made)?;
     for (index, object) in image.objects.iter().enumerate() {
         if let Some(Some(parked)) = made.objects.get(index) {
             description(parked, object).map_err(|error| maker.of(index, error.into()))?;
         }
     }
     Ok(made)
+}
+
+/// Last of all: what is opened before nobody sees.
+fn watch(maker: &Maker<'_>, made: &mut Made) -> Result<()> {
+    for (index, object) in maker.image.objects.iter().enumerate() {
+        let Kind::Inotify { watches } = &object.kind else { continue };
+        let one = inotify::make(watches).map_err(|error| maker.of(index, error))?;
+        if let Some(place) = made.objects.get_mut(index) {
+            *place = Some(maker.park(one)?);
+        }
+    }
+    Ok(())
 }
 
 /// What a mapping lets a process do with its file.
@@ -198,6 +215,7 @@ fn name(kind: &Kind) -> String {
         Kind::Timer { .. } => ", a timerfd".to_owned(),
         Kind::Signal { .. } => ", a signalfd".to_owned(),
         Kind::Pid { .. } => ", a pidfd".to_owned(),
+        Kind::Inotify { .. } => ", an inotify instance".to_owned(),
         Kind::Socket(socket) => format!(", a socket{}", sockets::address(socket)),
         Kind::Unix(_) => ", a unix socket".to_owned(),
         Kind::Pty(pty) => format!(", a side of the terminal /dev/pts/{}", pty.index),
