@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A python script that ends up waiting, and what is said of it. `P` stands for its pid, `N` for other numbers.
-const SCRIPTS: [(&str, &str); 31] = [
+const SCRIPTS: [(&str, &str); 33] = [
     (
         "import socket\n\
          l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a, _ = l.accept()",
@@ -200,6 +200,20 @@ const SCRIPTS: [(&str, &str); 31] = [
         "import ctypes; i = ctypes.CDLL(None).semget(0, 1, 0o1600); assert i >= 0\n\
          import atexit, signal, sys; atexit.register(lambda: ctypes.CDLL(None).semctl(i, 0, 0)); signal.signal(15, lambda *a: sys.exit())",
         "unsupported: System V semaphores cannot be saved: they belong to no process and would be lost",
+    ),
+    (
+        "import os; f = os.memfd_create('huge', 4)",
+        "unsupported: descriptor N of process P: /memfd:huge (deleted) cannot be saved: \
+         it consists of huge pages of hugetlbfs",
+    ),
+    (
+        "import os, signal\n\
+         a = os.fork()\n\
+         if a == 0: signal.pause()\n\
+         os.setpgid(a, a); b = os.fork()\n\
+         if b == 0: signal.pause()\n\
+         os.setpgid(b, a); os.kill(a, 9); os.waitpid(a, 0)",
+        "unsupported: process N cannot be rebuilt: the leader of its process group N has ended",
     ),
     (
         "import os\n\
