@@ -9,7 +9,10 @@ use crate::running::Outcome;
 
 const NATIVE: Engine = Engine("native");
 
-const OBJECTS: [&str; 17] = [
+const OBJECTS: [&str; 20] = [
+    "inotify",
+    "orphan",
+    "daemon",
     "eventfd",
     "epoll",
     "socketpair",
@@ -242,6 +245,7 @@ fn a_process_of_another_user_with_the_native_engine() {
         let look = ["exec", "instance://job", "sh", "-c", "grep -h ^Uid: /proc/[0-9]*/status"];
         let ids = job.env.ok(&look).unwrap().out;
         assert!(ids.lines().any(|line| line == "Uid:\t5833\t5833\t5833\t5833"), "{ids}");
+        assert_eq!(get(job.port, "/").unwrap(), "works");
     }
     job.env.finish().unwrap();
 }

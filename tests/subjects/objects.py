@@ -428,17 +428,43 @@ def ghost():
     return works
 
 
+def daemon():
+    """A daemon that left by forking twice, in a session whose leader has ended, with a child of its own."""
+    ready = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        os.setsid()
+        if os.fork() == 0:
+            child = os.fork()
+            if child:
+                os.write(ready[1], f"{os.getpid()} {child}".encode())
+            while True:
+                signal.pause()
+        os._exit(0)
+    os.waitpid(middle, 0)
+    apart, below = map(int, os.read(ready[0], 40).split())
+    parent = state(apart)[1]
+
+    def works():
+        here = os.getsid(apart) == os.getsid(below) == os.getpgid(apart) == middle
+        return here and state(apart) == ("S", parent) and state(below) == ("S", apart)
+
+    return works
+
+
 def elsewhere():
-    """A child of another user."""
+    """A child of another user, which others of that user may look into."""
     ready = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.setresuid(5833, 5833, 5833)
+        libc.prctl(4, 1, 0, 0, 0)
         os.write(ready[1], b"x")
         while True:
             signal.pause()
     os.read(ready[0], 1)
-    return lambda: status(pid, "Uid") == ["5833"] * 4
+    # What is not to be looked into belongs to root in /proc.
+    return lambda: status(pid, "Uid") == ["5833"] * 4 and os.stat(f"/proc/{pid}/environ").st_uid == 5833
 
 
 def orphan():

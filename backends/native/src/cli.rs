@@ -1,12 +1,16 @@
 //! The engine's commands, as init runs them inside a container: arguments in; one line of JSON on standard output, or
 //! one JSON error as the last line of standard error.
 
+use crate::capture::inotify::Places;
 use crate::capture::{self, Request};
 use crate::refuse;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use stasis_plugin_api::prelude::*;
 use std::io::Write as _;
+
+/// How often a restart looks whether a wait has been too long.
+const TICK: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Runs a command; the result is the exit status.
 pub(crate) fn run(arguments: &[String]) -> u8 {
@@ -29,7 +33,11 @@ fn command(arguments: &[String]) -> Result<Value> {
         Some("version") => Ok(json!({"engine": env!("CARGO_PKG_VERSION"), "format": crate::model::FORMAT})),
         Some("dump") => dump(rest),
         Some("examine") => examine(rest),
-        Some("restore") => crate::restore::run(rest),
+        Some("restore") => {
+            // Without it no wait would ever see that its time is over.
+            crate::sys::process::ticking(TICK).map_err(handled)?;
+            crate::restore::run(rest)
+        }
         other => Err(BackendError::failed(format!("the engine knows no command {:?}", other.unwrap_or("")))),
     }
 }
@@ -67,10 +75,13 @@ fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
     text.parse().map_err(|_| BackendError::failed(format!("{text} is no number")))
 }
 
+fn handled(error: nix::errno::Errno) -> BackendError {
+    BackendError::failed("signals cannot be handled").because(error.desc())
+}
+
 fn dump(arguments: &[String]) -> Result<Value> {
     let request = request(arguments)?;
-    crate::sys::process::interruptible()
-        .map_err(|error| BackendError::failed("signals cannot be handled").because(error.desc()))?;
+    crate::sys::process::interruptible().map_err(handled)?;
     // A descriptor for each process of the tree; as many as are allowed.
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
@@ -99,7 +110,7 @@ fn dump(arguments: &[String]) -> Result<Value> {
 
 fn examine(arguments: &[String]) -> Result<Value> {
     let request = request(arguments)?;
-    let findings = refuse::examine(request.pid, &request.beside)?;
+    let findings = refuse::examine(request.pid, &request.beside, &mut Places::default())?;
     serde_json::to_value(findings).map_err(|error| BackendError::failed("the findings").because(error))
 }
 

@@ -2,11 +2,15 @@
 //! Memory lies in `pages-<pid>.img`, other contents in `files/<n>`. Nothing here has behaviour; whoever reads an
 //! image has to treat every value as hostile.
 
+mod registers;
+mod sockets;
 mod thread;
 
+pub(crate) use registers::Registers;
 use serde::{Deserialize, Serialize};
+pub(crate) use sockets::{Socket, SocketOption, Unix};
 
-pub(crate) use thread::{AltStack, PosixTimer, Registers, Rseq, SignalAction, Thread};
+pub(crate) use thread::{AltStack, PosixTimer, Rseq, SignalAction, Thread};
 
 /// The newest layout that this version writes and reads: with memory in several files (increments).
 pub(crate) const FORMAT: u32 = 2;
@@ -74,6 +78,9 @@ pub(crate) struct Process {
     /// PR_SET_THP_DISABLE.
     pub(crate) thp_disable: bool,
     pub(crate) personality: u64,
+    /// What the process registered for with `membarrier`: bits 2, 4, 6 and 8, which are the registering commands.
+    #[serde(default)]
+    pub(crate) barriers: u32,
     /// Index of the pty (see [`Kind::Pty`]) that is its controlling terminal.
     pub(crate) terminal: Option<u32>,
     pub(crate) mm: Layout,
@@ -293,6 +300,10 @@ pub(crate) enum Kind {
     Signal {
         mask: u64,
     },
+    Inotify {
+        /// By their numbers.
+        watches: Vec<Watched>,
+    },
     /// A pidfd of a process of the tree.
     Pid {
         pid: i32,
@@ -303,6 +314,15 @@ pub(crate) enum Kind {
     Pty(Pty),
 }
 
+/// One watch of an inotify instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Watched {
+    pub(crate) wd: i32,
+    pub(crate) path: String,
+    /// As it was given, without what only acts when the watch is made.
+    pub(crate) mask: u32,
+}
+
 /// Whom an epoll instance watches, as its descriptor in the process that holds the instance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct EpollTarget {
@@ -311,49 +331,6 @@ pub(crate) struct EpollTarget {
     pub(crate) fd: i32,
     pub(crate) events: u32,
     pub(crate) data: u64,
-}
-
-/// A socket option: level, name, value in hex.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct SocketOption {
-    pub(crate) level: i32,
-    pub(crate) name: i32,
-    pub(crate) value: String,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Socket {
-    pub(crate) family: i32,
-    /// SOCK_STREAM and so on, without flags.
-    pub(crate) socket_type: i32,
-    pub(crate) protocol: i32,
-    /// `struct sockaddr` in hex; absent when not bound.
-    pub(crate) local: Option<String>,
-    /// The peer of a connected datagram socket.
-    pub(crate) peer: Option<String>,
-    /// The backlog of a listening socket.
-    pub(crate) listening: Option<i32>,
-    /// To be set before the binding, in this order; SO_REUSEADDR as the application had it is in `reuse_address`,
-    /// because a restart needs it on while it binds.
-    pub(crate) options: Vec<SocketOption>,
-    pub(crate) reuse_address: bool,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Unix {
-    pub(crate) socket_type: i32,
-    /// `struct sockaddr_un` in hex; absent when not bound. A path begins with a byte other than 0.
-    pub(crate) local: Option<String>,
-    pub(crate) listening: Option<i32>,
-    /// The object at the other end, which names this one (a connected pair) or is a bound datagram socket.
-    pub(crate) peer: Option<usize>,
-    /// The peer is gone: the other end was closed.
-    pub(crate) orphan: bool,
-    /// SHUT_RD 1, SHUT_WR 2.
-    pub(crate) shutdown: u32,
-    /// What was sent to this socket and not read: one entry for a stream, one a message otherwise. Hex.
-    pub(crate) queue: Vec<String>,
-    pub(crate) options: Vec<SocketOption>,
 }
 
 /// One side of a pseudo terminal.
@@ -409,7 +386,14 @@ pub(crate) enum MemorySource {
     #[default]
     Anonymous,
     /// memfd_create.
-    Memfd { name: String, seals: u32 },
+    Memfd {
+        name: String,
+        /// F_GET_SEALS.
+        seals: u32,
+        /// Permission bits; 0 where no descriptor told them.
+        #[serde(default)]
+        mode: u32,
+    },
     /// A file of a tmpfs that still has its name.
     Path { path: String, mode: u32 },
 }

@@ -3,6 +3,7 @@
 
 use crate::capture::areas::{Class, Part, understand};
 use crate::capture::descriptors::Objects;
+use crate::capture::inotify::Places;
 use crate::model::Kind;
 use crate::proc::status::Status;
 use crate::proc::{link, maps, numbers, read, stat, status};
@@ -18,7 +19,7 @@ const NAMESPACES: [&str; 10] =
 
 /// Flags of mappings (`VmFlags`) that cannot be saved.
 /// Not `uw`: the engine's own watching of writes shows so, and an application that does the like holds a userfaultfd.
-const FLAGS: [(&str, &str); 7] = [
+const FLAGS: [(&str, &str); 8] = [
     ("ht", "it consists of huge pages of hugetlbfs"),
     ("io", "it shows the memory of a device"),
     ("pf", "it shows the memory of a device"),
@@ -26,16 +27,36 @@ const FLAGS: [(&str, &str); 7] = [
     ("ss", "it is a shadow stack"),
     ("sl", "it is sealed (mseal)"),
     ("um", "a userfaultfd watches it"),
+    (maps::KEYED, "it has a memory protection key"),
 ];
+
+/// What runs is not read at one moment: a descriptor that is replaced between two questions seems to be none that there
+/// is. What stands against a capture shows so many times in a row.
+const LOOKS: usize = 5;
 
 /// Everything that stands against saving the tree below `root`, seen without stopping it. `beside` are processes of the
 /// namespace that are known not to belong to the application.
-pub(crate) fn examine(root: i32, beside: &[i32]) -> Result<Vec<Finding>> {
+/// `places` keeps what was found on the way for the look at what stands still.
+pub(crate) fn examine(root: i32, beside: &[i32], places: &mut Places) -> Result<Vec<Finding>> {
+    let mut findings = look(root, beside, places)?;
+    for _ in 1..LOOKS {
+        if !findings.iter().any(|finding| finding.severity == Severity::Fatal) {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        let again = look(root, beside, places)?;
+        findings.retain(|finding| again.contains(finding));
+    }
+    Ok(findings)
+}
+
+fn look(root: i32, beside: &[i32], places: &mut Places) -> Result<Vec<Finding>> {
     let members = members(root)?;
     let mut findings = Vec::new();
     findings.extend(lasting_strays(root, beside)?);
     findings.extend(system_v());
     let mut objects = Objects::new(std::collections::HashSet::new());
+    objects.places = std::mem::take(places);
     for pid in &members {
         // One that ends meanwhile stands against nothing.
         let Ok(found) = process(*pid) else { continue };
@@ -50,6 +71,7 @@ pub(crate) fn examine(root: i32, beside: &[i32]) -> Result<Vec<Finding>> {
         findings.extend(refused.iter().map(|error| from_error("descriptor", error)));
     }
     findings.extend(outside(&objects));
+    *places = objects.places;
     Ok(findings)
 }
 
@@ -110,6 +132,16 @@ fn lasting_strays(root: i32, beside: &[i32]) -> Result<Vec<Finding>> {
         found = strays(&members(root)?, beside)?;
     }
     Ok(found)
+}
+
+/// Processes of the tree that stand still and are not below its root any more: whoever was between has been killed.
+pub(crate) fn adopted(root: i32, members: &[i32]) -> Vec<Finding> {
+    let lost = |pid: &i32| {
+        let stat = parent(*pid).filter(|stat| *pid != root && !members.contains(&stat.ppid))?;
+        let object = format!("{} (pid {pid})", stat.comm);
+        Some(Finding::fatal("detached", object, "its parent was killed during the capture", "try again"))
+    };
+    members.iter().filter_map(lost).collect()
 }
 
 fn parent(pid: i32) -> Option<stat::Stat> {
@@ -337,8 +369,17 @@ mod tests {
     fn the_kernels_own_areas_are_no_devices() {
         let vvar = HashMap::from([(1, vec!["pf".to_owned(), "io".to_owned(), "de".to_owned()])]);
         assert!(flags(1, &vvar).is_empty());
-        let device = HashMap::from([(1, vec!["rd".to_owned(), "io".to_owned()])]);
-        assert_eq!(flags(1, &device).len(), 1);
+        for refused in ["io", maps::KEYED] {
+            let device = HashMap::from([(1, vec!["rd".to_owned(), refused.to_owned()])]);
+            assert_eq!(flags(1, &device).len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_process_without_its_parent_is_told() {
+        assert_eq!(adopted(own(), &[own()]), []);
+        let told = adopted(1, &[1, own()]);
+        assert_eq!(told.first().map(|finding| finding.kind.as_str()), Some("detached"));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 #[allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 mod engine;
 
-use engine::{Subject, compile, core, dump, engine, inside, refusal, report, soon, start};
+use engine::{Subject, compile, core, dump, empty, engine, inside, refusal, report, soon, start};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -139,7 +139,7 @@ fn check_objects(core: &Value, image: &Path) {
 
     let memories = core["memories"].as_array().unwrap();
     assert_eq!(memories.len(), 2);
-    assert_eq!(memories[0]["source"], json!({"kind": "memfd", "name": "mine", "seals": 2}));
+    assert_eq!(memories[0]["source"], json!({"kind": "memfd", "name": "mine", "seals": 2, "mode": 0o777}));
     assert_eq!(&content(image, &memories[0]["content"])[4096..4101], b"memfd");
     assert_eq!(memories[1]["source"], json!({"kind": "anonymous"}));
     assert_eq!(&content(image, &memories[1]["content"])[12345..12351], b"shared");
@@ -295,4 +295,84 @@ fn failures_inside() {
         refusal(&gone),
         "application-ended: /proc/999999/stat cannot be read: No such file or directory (os error 2)"
     );
+}
+
+#[test]
+fn no_waiting_message_is_passed_over() {
+    inside("no_waiting_message_is_passed_over", messages_inside);
+}
+
+/// A message without content is met only once where it is not the first.
+fn messages_inside() {
+    let (mut subject, _) = python(
+        "import os, socket, time\n\
+         a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+         os.dup2(b.fileno(), 50)\n\
+         a.send(b'x'); a.send(b''); a.send(b'y')\n\
+         print('ready', flush=True)\n\
+         while True: time.sleep(1)\n",
+    );
+    let image = here("image");
+    report(&dump(subject.pid(), &image, &[]));
+    assert_eq!(object(&core(&image), 50)["queue"], json!(["78", "", "79"]));
+    let told = refusal(&dump(subject.pid(), &image, &[]));
+    assert!(
+        told.ends_with("a message without content waits in it, and the kernel does not tell where"),
+        "{told}"
+    );
+    assert!(subject.running());
+}
+
+#[test]
+fn an_engine_that_is_killed_while_it_reads_messages_leaves_the_socket_as_it_was() {
+    inside("an_engine_that_is_killed_while_it_reads_messages_leaves_the_socket_as_it_was", peeking_inside);
+}
+
+fn peeking_inside() {
+    let (subject, output) = python(
+        "import os, socket, time\n\
+         a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n\
+         a.send(b'x'); a.send(b'y')\n\
+         print('ready', flush=True)\n\
+         n = 0\n\
+         while True:\n    n += 1; print(n, b.getsockopt(socket.SOL_SOCKET, 42), flush=True); time.sleep(0.001)\n",
+    );
+    let said = || fs::read_to_string(&output).unwrap();
+    let pid = subject.pid().to_string();
+    let image = here("image");
+    let mut killed = 0;
+    for step in (1..40).map(|step| step.to_string()) {
+        empty(&image);
+        let arguments = ["dump", "--pid", &pid, "--dir", image.to_str().unwrap(), "--kill-at", &step];
+        let out = engine(&arguments).output().unwrap();
+        killed += usize::from(out.status.code().is_none());
+        let before = said().lines().count();
+        // Whoever watched over the socket needs a moment of its own.
+        soon("the socket is as it was", || {
+            let said = said();
+            let lines: Vec<&str> = said.lines().skip(before + 2).collect();
+            lines.len() > 5 && lines.iter().rev().take(3).all(|line| line.ends_with(" -1"))
+        });
+    }
+    assert!(killed > 30, "{killed}");
+}
+
+#[test]
+fn what_changes_while_it_is_looked_at_is_no_obstacle() {
+    inside("what_changes_while_it_is_looked_at_is_no_obstacle", changing_inside);
+}
+
+/// A descriptor that is now this and now that, which the examination sees as something between the two.
+fn changing_inside() {
+    let (mut subject, _) = python(
+        "import os, socket\n\
+         a, b, c = open('a', 'w'), open('b', 'w'), socket.socket()\n\
+         print('ready', flush=True)\n\
+         while True:\n    for one in (a, b, c): os.dup2(one.fileno(), 50)\n",
+    );
+    let image = here("image");
+    for _ in 0..20 {
+        report(&dump(subject.pid(), &image, &["--plain"]));
+    }
+    assert!(subject.running());
 }

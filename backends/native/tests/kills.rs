@@ -270,3 +270,41 @@ fn kills_in_a_tree_inside() {
     let mut subject = start(Path::new("/bin/sh"), &arguments, Path::new("/dev/null"));
     campaign(&mut subject, &states.map(|state| Watched::new(&state)));
 }
+
+#[test]
+fn an_engine_that_is_killed_does_no_harm_to_those_who_adopt() {
+    inside("an_engine_that_is_killed_does_no_harm_to_those_who_adopt", kills_of_adopting_inside);
+}
+
+/// The root adopts orphans, and so does one of its children: nobody else ever becomes theirs.
+fn kills_of_adopting_inside() {
+    let program = compile("restless", &["-lpthread"]);
+    let states = [state_file(0), state_file(1)];
+    let seen = fast().join("seen");
+    let script = "import ctypes, os, subprocess, sys, time\n\
+                  ctypes.CDLL(None).prctl(36, 1)\n\
+                  program, one, other, seen = sys.argv[1:]\n\
+                  held = subprocess.Popen([program, one, 'adopts']), subprocess.Popen([program, other])\n\
+                  while True:\n    \
+                      ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)\n    \
+                      if ended: open(seen, 'w').write(str(ended))\n    \
+                      time.sleep(0.0005)\n";
+    let script_file = fast().join("adopts.py");
+    fs::write(&script_file, script).unwrap();
+    let arguments = [
+        script_file.to_str().unwrap(),
+        program.to_str().unwrap(),
+        &states[0],
+        &states[1],
+        seen.to_str().unwrap(),
+    ];
+    let mut subject = start(Path::new("/usr/bin/python3"), &arguments, Path::new("/dev/null"));
+    let watched = states.map(|state| Watched::new(&state));
+    assert_eq!(report(&dump(subject.pid(), &fast().join("image"), &["--fork"]))["mode"], "fork");
+    campaign(&mut subject, &watched);
+    let said = fs::read_to_string(&seen).unwrap_or_default();
+    assert_eq!(said, "", "the root saw somebody end");
+    soon("it adopts as before", || {
+        watched[0].word(3 * THREADS + 3) == 1 && watched[1].word(3 * THREADS + 3) == 0
+    });
+}

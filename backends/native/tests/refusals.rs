@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A python script that ends up waiting, and what is said of it. `P` stands for its pid, `N` for other numbers.
-const SCRIPTS: [(&str, &str); 26] = [
+const SCRIPTS: [(&str, &str); 33] = [
     (
         "import socket\n\
          l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a, _ = l.accept()",
@@ -32,6 +32,13 @@ const SCRIPTS: [(&str, &str); 26] = [
          a, b = socket.socketpair(); a.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [0]))])",
         "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
          descriptors or credentials that were sent wait in it",
+    ),
+    (
+        "import socket\n\
+         to, by = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]\n\
+         to.bind('to'); by.bind('by'); by.sendto(b'x', 'to')",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
+         a message waits in it whose sender's name would be lost",
     ),
     (
         "import socket\n\
@@ -68,9 +75,38 @@ const SCRIPTS: [(&str, &str); 26] = [
          an error waits in it that nobody has been told",
     ),
     (
-        "import ctypes; f = ctypes.CDLL(None).inotify_init()",
+        "import socket, struct\n\
+         u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+         u.setsockopt(0, 35, struct.pack('4s4si', socket.inet_aton('224.1.2.3'), bytes(4), 1))",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
+         it is a member of the multicast group 224.1.2.3",
+    ),
+    (
+        "import socket, struct\n\
+         u = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\n\
+         u.setsockopt(41, 20, socket.inet_pton(socket.AF_INET6, 'ff02::77') + struct.pack('i', 1))",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
+         it is a member of the multicast group ff02::77",
+    ),
+    (
+        "import socket\n\
+         u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+         u.setsockopt(0, 32, socket.inet_aton('127.0.0.1'))",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: it is bound to one network interface",
+    ),
+    (
+        "import ctypes, os\n\
+         os.mkdir('watched'); c = ctypes.CDLL(None); f = c.inotify_init(); c.inotify_add_watch(f, b'watched', 0x100)\n\
+         open('watched/made', 'w').close(); os.unlink('watched/made')",
         "unsupported: descriptor N of process P: anon_inode:inotify cannot be saved: \
-         the engine does not know descriptors of the kind inotify",
+         events wait in it that nobody has read",
+    ),
+    (
+        "import ctypes, os\n\
+         held = open('held', 'w'); c = ctypes.CDLL(None); f = c.inotify_init(); c.inotify_add_watch(f, b'held', 2)\n\
+         os.unlink('held')",
+        "unsupported: descriptor N of process P: anon_inode:inotify cannot be saved: \
+         no name is found for what its watch N is on, inode N of device N:N",
     ),
     (
         "import ctypes; f = ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(256)); assert f >= 0",
@@ -158,12 +194,26 @@ const SCRIPTS: [(&str, &str); 26] = [
     (
         "import ctypes; f = ctypes.CDLL(None).mq_open(b'/queue', 0o102, 0o600, None); assert f >= 0",
         "unsupported: descriptor N of process P: /queue cannot be saved: \
-         it cannot be found under that name: No such file or directory (os error N)",
+         it is a message queue, whose messages would be lost",
     ),
     (
         "import ctypes; i = ctypes.CDLL(None).semget(0, 1, 0o1600); assert i >= 0\n\
          import atexit, signal, sys; atexit.register(lambda: ctypes.CDLL(None).semctl(i, 0, 0)); signal.signal(15, lambda *a: sys.exit())",
         "unsupported: System V semaphores cannot be saved: they belong to no process and would be lost",
+    ),
+    (
+        "import os; f = os.memfd_create('huge', 4)",
+        "unsupported: descriptor N of process P: /memfd:huge (deleted) cannot be saved: \
+         it consists of huge pages of hugetlbfs",
+    ),
+    (
+        "import os, signal\n\
+         a = os.fork()\n\
+         if a == 0: signal.pause()\n\
+         os.setpgid(a, a); b = os.fork()\n\
+         if b == 0: signal.pause()\n\
+         os.setpgid(b, a); os.kill(a, 9); os.waitpid(a, 0)",
+        "unsupported: process N cannot be rebuilt: the leader of its process group N has ended",
     ),
     (
         "import os\n\
@@ -177,7 +227,10 @@ const SCRIPTS: [(&str, &str); 26] = [
 fn plain(text: &str, pid: u32) -> String {
     let here = std::env::current_dir().unwrap();
     let text = text.replace(here.to_str().unwrap(), "HERE").replace("127.0.0.1", "LOOPBACK");
-    let text = text.replace("/SYSV00000000", "/SYSVN");
+    let text = text
+        .replace("/SYSV00000000", "/SYSVN")
+        .replace("224.1.2.3", "GROUPFOUR")
+        .replace("ff02::77", "GROUPSIX");
     let mut plain = String::new();
     let mut word = String::new();
     for letter in text.chars().chain(['\n']) {
@@ -195,7 +248,8 @@ fn plain(text: &str, pid: u32) -> String {
         word.clear();
         plain.push(letter);
     }
-    plain.trim_end().replace("LOOPBACK", "127.0.0.1")
+    let plain = plain.trim_end().replace("LOOPBACK", "127.0.0.1");
+    plain.replace("GROUPFOUR", "224.1.2.3").replace("GROUPSIX", "ff02::77")
 }
 
 fn here(name: &str) -> PathBuf {

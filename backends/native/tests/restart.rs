@@ -116,7 +116,8 @@ fn round_apart(from: &str, program: &str, signal: &str, [how, mode]: [&str; 2], 
             soon("nothing is under way", || {
                 let out = dump(PID, &here(image), &[mode]);
                 let said = String::from_utf8_lossy(&out.stderr);
-                !PASSING.iter().any(|why| said.contains(why)) && report(&out).is_object()
+                !PASSING.iter().any(|why| said.contains(why))
+                    && report(&out)["mode"] == mode.trim_start_matches('-')
             });
         }
     }
@@ -161,6 +162,15 @@ fn sockets_keep_what_is_under_way() {
 
 fn sockets_inside() {
     generations(&compile("sockets", &[]), "", &ALL[..2]);
+}
+
+#[test]
+fn messages_wait_whatever_they_and_the_buffers_are() {
+    inside("messages_wait_whatever_they_and_the_buffers_are", messages_inside);
+}
+
+fn messages_inside() {
+    generations(&compile("messages", &[]), "-USR1", &ALL[..2]);
 }
 
 #[test]
@@ -253,6 +263,26 @@ fn look_apart(from: &str, how: &str) {
 }
 
 #[test]
+fn watches_of_files_come_back_under_their_numbers() {
+    inside("watches_of_files_come_back_under_their_numbers", inotify_inside);
+}
+
+fn inotify_inside() {
+    generations(&compile("inotify", &[]), "", &ALL[..2]);
+}
+
+#[test]
+fn daemons_come_back_to_who_adopted_them() {
+    inside("daemons_come_back_to_who_adopted_them", daemons_inside);
+}
+
+fn daemons_inside() {
+    generations(&compile("daemons", &[]), "", &ALL);
+    let core = fs::read_to_string("image-1/core.json").unwrap();
+    assert!(core.contains("\"subreaper\":true"));
+}
+
+#[test]
 fn terminals_keep_their_sessions() {
     inside("terminals_keep_their_sessions", terminals_inside);
 }
@@ -284,6 +314,28 @@ fn memory_inside() {
     generations(&program, "-USR1 -USR2", &[["--copy", "--fork"], ["--copy", "--plain"]]);
     // A mapped image does not stand for what is given back; for what grows it does.
     generations(&program, "-USR1", &[["--map", "--fork"], ["--map", "--plain"]]);
+}
+
+#[test]
+fn shared_memory_is_what_it_was_and_no_more_may_be_done_to_it() {
+    inside("shared_memory_is_what_it_was_and_no_more_may_be_done_to_it", kept_inside);
+}
+
+/// Between capture and restart others write to the files that are shared: what was saved comes back, in the memory file
+/// system, and what is not saved is what the others left.
+fn kept_inside() {
+    let program = compile("kept", &[]);
+    fs::create_dir(here("files")).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(here("files")).status().unwrap();
+    assert!(mounted.success());
+    let _ = fs::remove_file(here("output"));
+    round(None, &program, "-USR1", ["--copy", "--fork"], "image-0");
+    for (number, words) in ALL.iter().enumerate() {
+        fs::write(here("files/shared"), vec![0x55; 10 << 20]).unwrap();
+        fs::write(here("mapped"), vec![0x55; 5 * 4096]).unwrap();
+        let [from, to] = [format!("image-{number}"), format!("image-{}", number + 1)];
+        round(Some(&from), &program, "-USR1", *words, &to);
+    }
 }
 
 /// A restore that fails: what it says, and nothing is left of it.

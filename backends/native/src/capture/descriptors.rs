@@ -1,6 +1,7 @@
 //! Descriptors, and the open file descriptions behind them: each description is described once, whoever holds it.
 
 use super::contents::Contents;
+use super::inotify::{self, Places};
 use super::memories::{Memories, device, is_memory, read_file};
 use super::pipes::Pipes;
 use super::process::identity_of;
@@ -74,6 +75,8 @@ pub(crate) struct Objects {
     deleted: HashMap<(u64, u64), u32>,
     /// Device and inode of shared mappings.
     mapped: HashSet<(String, u64)>,
+    /// What inotify instances watch, by name.
+    pub(crate) places: Places,
 }
 
 impl Objects {
@@ -86,6 +89,7 @@ impl Objects {
             samples: HashMap::new(),
             deleted: HashMap::new(),
             mapped,
+            places: Places::default(),
         }
     }
 
@@ -108,12 +112,24 @@ impl Objects {
         let mut refused = Vec::new();
         for fd in numbers(&format!("/proc/{pid}/fd"))? {
             match self.descriptor(&mut contents, &process, pid, fd, members) {
-                Err(error) if error.kind == kind::UNSUPPORTED => refused.push(error),
+                Err(error) if error.kind == kind::UNSUPPORTED => {
+                    refused.extend(self.lasts(&process, pid, fd, members, &error).then_some(error));
+                }
                 // Closed since, for example; a look at what stands still will tell.
                 Ok(_) | Err(_) => {}
             }
         }
         Ok(refused)
+    }
+
+    /// Whether a descriptor that was refused still is, in the same words: it may have become another one in the middle
+    /// of the questions.
+    fn lasts(&self, process: &OwnedFd, pid: i32, fd: i32, members: &[i32], error: &BackendError) -> bool {
+        (0..3).all(|_| {
+            let mut anew = Self::new(self.mapped.clone());
+            anew.places = self.places.clone();
+            anew.descriptor(&mut Contents::dry(), process, pid, fd, members).err().as_ref() == Some(error)
+        })
     }
 
     fn descriptor(
@@ -184,7 +200,10 @@ impl Objects {
     fn kind(&mut self, contents: &mut Contents, seen: &Seen<'_>, index: usize) -> Result<Kind> {
         let target = seen.target.as_str();
         if let Some(name) = target.strip_prefix("anon_inode:") {
-            return anonymous(seen, name.trim_matches(['[', ']']));
+            return match name.trim_matches(['[', ']']) {
+                "inotify" => inotify::describe(seen, &mut self.places),
+                name => anonymous(seen, name),
+            };
         }
         if target.starts_with("socket:") {
             return self.sockets.describe(seen, index);
@@ -197,6 +216,9 @@ impl Objects {
         }
         if !target.starts_with('/') {
             return Err(seen.refuse("it is of a kind that the engine does not know"));
+        }
+        if let Some(why) = foreign(seen) {
+            return Err(seen.refuse(why));
         }
         let key = (device(seen.metadata.dev()), seen.metadata.ino());
         if is_memory(target, self.mapped.contains(&key)) {
@@ -257,6 +279,17 @@ impl Objects {
         };
         let mode = seen.metadata.mode() & 0o7777;
         Ok(Kind::File { file: identity_of(name, &seen.metadata), mode, deleted: Some(number) })
+    }
+}
+
+/// What looks like a file, and is none because of where it lies.
+fn foreign(seen: &Seen<'_>) -> Option<&'static str> {
+    const MESSAGE_QUEUES: i64 = 0x1980_0202;
+    const HUGE_PAGES: i64 = 0x9584_58f6;
+    match nix::sys::statfs::fstatfs(&seen.copy).ok()?.filesystem_type().0 {
+        MESSAGE_QUEUES => Some("it is a message queue, whose messages would be lost"),
+        HUGE_PAGES => Some("it consists of huge pages of hugetlbfs"),
+        _ => None,
     }
 }
 

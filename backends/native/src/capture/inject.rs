@@ -101,6 +101,11 @@ impl Site {
         })
     }
 
+    /// Writes into the region.
+    pub(crate) fn put(&self, memory: &File, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.write(memory, self.address(offset), bytes)
+    }
+
     pub(crate) fn read(&self, memory: &File, offset: u64, length: usize) -> Result<Vec<u8>> {
         let mut bytes = vec![0; length];
         memory.read_exact_at(&mut bytes, self.address(offset)).map_err(|error| {

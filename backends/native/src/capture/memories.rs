@@ -77,7 +77,7 @@ impl Memories {
             read_mapped(&parts, offset, bytes);
             Ok(())
         })?;
-        let source = memfd(&first.name, 0);
+        let source = memfd(&first.name);
         self.add(key, SharedMemory { size, content: Some(content), source });
         Ok(())
     }
@@ -100,10 +100,15 @@ impl Memories {
             return Ok(*index);
         }
         let index = self.save_file(contents, key, &file, name)?;
-        if let Some(SharedMemory { source: MemorySource::Memfd { seals, .. }, .. }) =
+        if let Some(SharedMemory { source: MemorySource::Memfd { seals, mode, .. }, .. }) =
             self.saved.get_mut(index)
         {
-            *seals = process::fcntl(copy, F_GET_SEALS, 0).unwrap_or(0).cast_unsigned();
+            // Through an O_PATH descriptor nothing is told.
+            *seals = process::fcntl(copy, F_GET_SEALS, 0)
+                .or_else(|_| process::fcntl(&file.into(), F_GET_SEALS, 0))
+                .map_err(|error| unreadable(name, &error.into()))?
+                .cast_unsigned();
+            *mode = metadata.mode() & 0o7777;
         }
         Ok(index)
     }
@@ -119,7 +124,7 @@ impl Memories {
         let size = metadata.len();
         let content = contents.stream(size, &mut |offset, bytes| read_file(file, offset, bytes))?;
         let source = if name.ends_with(" (deleted)") {
-            memfd(name, 0)
+            memfd(name)
         } else {
             MemorySource::Path { path: name.to_owned(), mode: metadata.mode() & 0o7777 }
         };
@@ -139,9 +144,10 @@ pub(crate) fn is_memory(path: &str, mapped: bool) -> bool {
     path.starts_with("/memfd:") || (mapped && (path.ends_with(" (deleted)") || in_memory(path)))
 }
 
-fn memfd(name: &str, seals: u32) -> MemorySource {
+fn memfd(name: &str) -> MemorySource {
     let name = name.strip_prefix("/memfd:").and_then(|name| name.strip_suffix(" (deleted)"));
-    name.map_or(MemorySource::Anonymous, |name| MemorySource::Memfd { name: name.to_owned(), seals })
+    let memfd = |name: &str| MemorySource::Memfd { name: name.to_owned(), seals: 0, mode: 0 };
+    name.map_or(MemorySource::Anonymous, memfd)
 }
 
 fn unreadable(name: &str, error: &std::io::Error) -> BackendError {

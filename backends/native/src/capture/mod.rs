@@ -9,8 +9,10 @@ pub(crate) mod contents;
 pub(crate) mod descriptors;
 pub(crate) mod increments;
 pub(crate) mod inject;
+pub(crate) mod inotify;
 pub(crate) mod memories;
 pub(crate) mod mode;
+pub(crate) mod multicast;
 pub(crate) mod pages;
 pub(crate) mod pipes;
 pub(crate) mod process;
@@ -25,12 +27,14 @@ pub(crate) mod unix;
 use crate::model::{Area, FORMAT, Image, Kind, Machine, OLDEST, Process};
 use crate::proc::{self, maps};
 use crate::refuse;
+use crate::restore::skeleton;
 use areas::{Class, Part};
 use building::{Building, Flags};
 use contents::Contents;
 use descriptors::Objects;
 use increments::Known;
 use inject::Site;
+use inotify::Places;
 use seize::Tree;
 use snapshot::Snapshot;
 use stasis_plugin_api::error::{BackendError, Result};
@@ -92,7 +96,8 @@ pub(crate) struct Frozen {
 pub(crate) fn dump(request: &Request) -> Result<Report> {
     let started = Instant::now();
     let mut building = Building::begin(request);
-    let findings = refuse::examine(request.pid, &request.beside)?;
+    let mut places = Places::default();
+    let findings = refuse::examine(request.pid, &request.beside, &mut places)?;
     if let Some(error) = refuse::error(&findings) {
         return Err(error);
     }
@@ -104,7 +109,7 @@ pub(crate) fn dump(request: &Request) -> Result<Report> {
     };
     let mut report = loop {
         building.flags_before(request)?;
-        match attempt(request, &mut building, why_plain.is_none()) {
+        match attempt(request, &places, &mut building, why_plain.is_none()) {
             Ok(report) => break report,
             Err(Failure::Error(error)) => return Err(error),
             Err(Failure::NoCopy(why)) if why_plain.is_none() => why_plain = Some(why),
@@ -138,13 +143,18 @@ impl From<BackendError> for Failure {
     }
 }
 
-fn attempt(request: &Request, building: &mut Building, copy: bool) -> std::result::Result<Report, Failure> {
+fn attempt(
+    request: &Request,
+    places: &Places,
+    building: &mut Building,
+    copy: bool,
+) -> std::result::Result<Report, Failure> {
     let mut contents = Contents::new(&request.directory)?;
     let machine = crate::arch::machine::machine()?;
     let started = Instant::now();
     let frozen = freeze(request)?;
-    let (mut image, whole) = look(request, &frozen, &mut contents, machine)?;
-    ask(&frozen, &mut image.processes)?;
+    let (mut image, whole) = look(request, &frozen, &mut contents, machine, places)?;
+    asked(&frozen, &mut image)?;
     let known = match &building.base {
         Some(base) => increments::known(&frozen, &mut building.tracking, base)?,
         None => HashMap::new(),
@@ -246,6 +256,7 @@ fn look(
     frozen: &Frozen,
     contents: &mut Contents,
     machine: Machine,
+    places: &Places,
 ) -> Result<(Image, HashSet<(i32, u64)>)> {
     let tree = &frozen.tree;
     let members = tree.members();
@@ -255,6 +266,7 @@ fn look(
     let shared = frozen.parts.iter().flatten().filter(|part| part.class == Class::Memory);
     let mapped = shared.map(|part| (part.map.device.clone(), part.map.inode));
     let mut objects = Objects::new(mapped.collect());
+    objects.places = places.clone();
     let mut image = Image {
         format: FORMAT,
         engine: env!("CARGO_PKG_VERSION").to_owned(),
@@ -292,7 +304,9 @@ fn look(
 /// What stands against saving the tree as it stands still, descriptors apart.
 fn refused(request: &Request, frozen: &Frozen) -> Result<Vec<Finding>> {
     let tree = &frozen.tree;
-    let mut findings = refuse::strays(&tree.members(), &request.beside)?;
+    let members = tree.members();
+    let mut findings = refuse::strays(&members, &request.beside)?;
+    findings.extend(refuse::adopted(request.pid, &members));
     for (held, parts) in tree.processes.iter().zip(&frozen.parts) {
         findings.extend(refuse::process(held.pid)?);
         findings.extend(refuse::mappings(held.pid, parts));
@@ -303,6 +317,22 @@ fn refused(request: &Request, frozen: &Frozen) -> Result<Vec<Finding>> {
     let living: Vec<i32> = tree.processes.iter().map(|held| held.pid).collect();
     findings.extend(refuse::shared(&living));
     Ok(findings)
+}
+
+/// What the processes have told, and whether all of them can be made again.
+fn asked(frozen: &Frozen, image: &mut Image) -> Result<()> {
+    ask(frozen, &mut image.processes)?;
+    for process in &image.processes {
+        let parent = image.processes.iter().find(|parent| parent.pid == process.ppid);
+        let led = || std::path::Path::new(&format!("/proc/{}", process.sid)).exists();
+        if parent.is_some_and(|parent| skeleton::adopted(image, process, parent)) && led() {
+            let what = format!("process {} cannot be saved", process.pid);
+            return Err(BackendError::new(stasis_plugin_api::error::kind::UNSUPPORTED, what)
+                .because("its session is led from outside of the application")
+                .help("start it in a session of its own (setsid)"));
+        }
+    }
+    skeleton::kinship(image)
 }
 
 /// The pty that is a process's controlling terminal.
@@ -338,21 +368,40 @@ fn ask(frozen: &Frozen, processes: &mut [Process]) -> Result<()> {
     Ok(())
 }
 
-/// A copy of every process.
+/// A copy of every process. Whoever adopts orphans stops doing so before the first one is made, and begins again when
+/// those below it are copied: children come first.
 fn copies(frozen: &Frozen, processes: &[Process]) -> std::result::Result<Vec<Snapshot>, Failure> {
-    if let Some(process) = processes.iter().find(|process| process.subreaper) {
-        let why = format!("process {} adopts orphans, it would see the copies", process.pid);
-        return Err(Failure::NoCopy(why));
+    let failed = |error: BackendError| match error.kind.as_str() {
+        stasis_plugin_api::error::kind::FAILED => Failure::NoCopy(error.to_string()),
+        _ => Failure::Error(error),
+    };
+    let mut helpers = HashMap::new();
+    let copies = copies_by(frozen, processes, &mut helpers);
+    if copies.is_err() {
+        helpers.into_values().for_each(snapshot::let_go);
     }
-    let mut all = Vec::new();
-    for (held, site) in frozen.tree.processes.iter().zip(&frozen.sites) {
-        let copy = snapshot::take(site, held).map_err(|error| match error.kind.as_str() {
-            stasis_plugin_api::error::kind::FAILED => Failure::NoCopy(error.to_string()),
-            _ => Failure::Error(error),
-        })?;
-        all.push(copy);
+    copies.map_err(failed)
+}
+
+/// `helpers`: of those that have stopped to adopt, by pid.
+fn copies_by(
+    frozen: &Frozen,
+    processes: &[Process],
+    helpers: &mut HashMap<i32, i32>,
+) -> Result<Vec<Snapshot>> {
+    let all = || frozen.tree.processes.iter().zip(&frozen.sites).zip(processes);
+    for ((held, site), process) in all().filter(|(_, process)| process.subreaper) {
+        helpers.insert(process.pid, snapshot::adopt_no_more(site, held)?);
     }
-    Ok(all)
+    let mut copies = Vec::new();
+    for ((held, site), process) in all().rev() {
+        copies.push(match helpers.get(&process.pid) {
+            Some(helper) => snapshot::take_by(site, held, *helper)?,
+            None => snapshot::take(site, held)?,
+        });
+    }
+    copies.reverse();
+    Ok(copies)
 }
 
 /// The memory of the copies; each ends when it is written.

@@ -76,6 +76,7 @@ pub(crate) fn complete(process: &mut Process, answers: Answers) {
     process.subreaper = answers.subreaper;
     process.thp_disable = answers.thp_disable;
     process.personality = answers.personality;
+    process.barriers = answers.barriers;
     process.mm.brk = answers.brk;
     process.signals = answers.signals;
     process.itimers = answers.itimers;

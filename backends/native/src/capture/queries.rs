@@ -16,6 +16,12 @@ const PR_GET_CHILD_SUBREAPER: u64 = 37;
 const PR_GET_TID_ADDRESS: u64 = 40;
 const PR_GET_THP_DISABLE: u64 = 42;
 const SIGNALS: u64 = 64;
+/// Tells what the process has registered for, since Linux 6.3.
+const GET_REGISTRATIONS: u64 = 1 << 9;
+/// Barriers that only a process may ask for that has registered: one bit above each is the registration.
+const BARRIERS: [u64; 3] = [1 << 3, 1 << 5, 1 << 7];
+/// To be reached by barriers of other processes. Before 6.3 nothing tells; having it does no harm.
+const REGISTERED_GLOBAL: u64 = 1 << 2;
 
 /// What a process answered.
 #[derive(Debug, Default)]
@@ -30,6 +36,7 @@ pub(crate) struct Answers {
     pub(crate) thp_disable: bool,
     pub(crate) personality: u64,
     pub(crate) pdeathsig: i32,
+    pub(crate) barriers: u32,
     /// In the order of the held threads.
     pub(crate) threads: Vec<OfThread>,
 }
@@ -49,7 +56,9 @@ const SUBREAPER: u64 = ITIMERS + 3 * 32;
 const TIMERS: u64 = SUBREAPER + 8;
 
 /// How many calls come before those of the POSIX timers.
-const FIXED: usize = 1 + 64 + 3 + 5;
+const FIXED: usize = BARRIER + 1 + BARRIERS.len();
+/// Where those about barriers begin. They may fail.
+const BARRIER: usize = 1 + 64 + 3 + 5;
 
 fn calls(site: &Site, timers: &[PosixTimer]) -> Vec<Call> {
     let mut calls = vec![Call::new(libc::SYS_brk, &[0])];
@@ -65,6 +74,9 @@ fn calls(site: &Site, timers: &[PosixTimer]) -> Vec<Call> {
     calls.push(Call::new(libc::SYS_prctl, &[PR_GET_SECUREBITS]));
     calls.push(Call::new(libc::SYS_prctl, &[PR_GET_THP_DISABLE]));
     calls.push(Call::new(libc::SYS_personality, &[0xffff_ffff]));
+    for command in [GET_REGISTRATIONS].into_iter().chain(BARRIERS) {
+        calls.push(Call::new(libc::SYS_membarrier, &[command]));
+    }
     for (index, timer) in timers.iter().enumerate() {
         let id = u64::from(timer.id.cast_unsigned());
         let answer = site.address(TIMERS + index as u64 * 32);
@@ -96,7 +108,7 @@ pub(crate) fn ask(site: &Site, held: &Held, timers: Vec<PosixTimer>) -> Result<A
     }
     let results = site.results(&held.memory, calls.len())?;
     for (call, result) in calls.iter().zip(&results) {
-        if (-4095..0).contains(result) {
+        if (-4095..0).contains(result) && call.number != libc::SYS_membarrier {
             let why = Errno::from_raw(i32::try_from(-result).unwrap_or(0));
             let what = format!("process {} may not make system call {}", held.pid, call.number);
             return Err(BackendError::failed(what).because(why.desc()));
@@ -142,8 +154,24 @@ fn understand(site: &Site, held: &Held, results: &[i64], mut timers: Vec<PosixTi
         securebits: u32::try_from(result(70)).unwrap_or(0),
         thp_disable: result(71) != 0,
         personality: result(72).cast_unsigned(),
+        barriers: barriers(results.get(BARRIER..FIXED).unwrap_or_default()),
         ..Answers::default()
     })
+}
+
+/// What the process has registered for, from the answers to the calls about it.
+fn barriers(answers: &[i64]) -> u32 {
+    match answers {
+        [] => 0,
+        [known, ..] if *known >= 0 => u32::try_from(*known).unwrap_or(0),
+        // A kernel without such barriers.
+        [error, ..] if *error == -i64::from(libc::ENOSYS) => 0,
+        [_, tried @ ..] => {
+            let granted = BARRIERS.iter().zip(tried).filter(|(_, answer)| **answer == 0);
+            let registered = granted.fold(REGISTERED_GLOBAL, |all, (barrier, _)| all | barrier << 1);
+            u32::try_from(registered).unwrap_or(0)
+        }
+    }
 }
 
 /// The questions that every thread has to answer itself. It stands on `home`.
@@ -176,4 +204,18 @@ fn ask_thread(site: &Site, held: &Held, thread: &HeldThread) -> Result<OfThread>
         altstack: AltStack { sp: word(8), flags: low(word(16)), size: word(24) },
         pdeathsig: if thread.tid == held.pid { low(word(32)) } else { 0 },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registrations_for_barriers() {
+        let (unknown, denied) = (-i64::from(libc::EINVAL), -i64::from(libc::EPERM));
+        assert_eq!(barriers(&[0x110, 0, denied, 0]), 0x110);
+        assert_eq!(barriers(&[unknown, 0, denied, 0]), 0x114);
+        assert_eq!(barriers(&[unknown, denied, denied, unknown]), 0x4);
+        assert_eq!(barriers(&[-i64::from(libc::ENOSYS); 4]), 0);
+    }
 }

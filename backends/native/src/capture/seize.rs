@@ -193,8 +193,10 @@ fn stop_process(pid: i32, until: Instant) -> Result<Held> {
         let tids = proc::numbers(&tasks)?;
         held.threads.retain(|thread| tids.contains(&thread.tid));
         let known = |tid: &i32| held.threads.iter().any(|thread| thread.tid == *tid) || ended.contains(tid);
+        let listed = tids.len();
         let new: Vec<i32> = tids.into_iter().filter(|tid| !known(tid)).collect();
-        if new.is_empty() {
+        // While threads end the list may leave others out; the kernel's own count does not.
+        if new.is_empty() && listed >= count(pid).unwrap_or(0) {
             break;
         }
         if Instant::now() > until {
@@ -292,6 +294,12 @@ fn go_to_stop(tid: i32, signal: i32) -> Result<()> {
 
 fn status(pid: i32, tid: i32) -> Option<String> {
     proc::read(pid, &format!("task/{tid}/status")).ok()
+}
+
+/// How many threads a process has.
+fn count(pid: i32) -> Option<usize> {
+    let text = status(pid, pid)?;
+    text.lines().find_map(|line| line.strip_prefix("Threads:"))?.trim().parse().ok()
 }
 
 fn tracer(pid: i32, tid: i32) -> Option<i32> {

@@ -59,33 +59,6 @@ fn end(pid: i32) {
     }
 }
 
-/// The first task, made by the helper, which waits for it; both stand still.
-struct First {
-    helper: i32,
-    /// `None` when it could not be made.
-    task: Option<i32>,
-}
-
-fn first(site: &Site, held: &Held, shared: Descriptors) -> Result<First> {
-    site.prepare(held, &calls(site, shared))?;
-    let leader = held.leader()?;
-    site.enter(leader)?;
-    let helper = site.make_helper(leader.tid)?;
-    site.leave(leader)?;
-    go_on(helper)?;
-    let task = child(helper)?;
-    if let Some(task) = task {
-        expect_stop(task)?;
-        ptrace::die_with_the_engine(task).map_err(|error| failed("arming", task, error))?;
-        go_on(helper)?;
-    }
-    Ok(First { helper, task })
-}
-
-fn go_on(tid: i32) -> Result<()> {
-    ptrace::resume(tid, 0).map_err(|error| failed("continuing", tid, error))
-}
-
 /// Whether the first task has the process's descriptors or a copy of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Descriptors {
@@ -95,10 +68,10 @@ enum Descriptors {
 
 /// A userfaultfd of the process: made by a first task, so that the process never has the descriptor.
 pub(crate) fn userfaultfd(site: &Site, held: &Held) -> Result<OwnedFd> {
-    let First { helper, task } = first(site, held, Descriptors::Copied)?;
-    let Some(task) = task else {
+    let helper = helper(site, held, &calls(site, Descriptors::Copied, 0), &[])?;
+    let Some(task) = first(helper)? else {
         gone(helper)?;
-        return Err(no_copy(site, held));
+        return Err(no_copy(site, held, 0));
     };
     let made = site.call_at_rest(task, Call::new(libc::SYS_userfaultfd, &[uffd::FLAGS]));
     let refused = |error: nix::errno::Errno| {
@@ -116,13 +89,18 @@ pub(crate) fn userfaultfd(site: &Site, held: &Held) -> Result<OwnedFd> {
     Ok(taken)
 }
 
+const PR_SET_CHILD_SUBREAPER: u64 = 36;
+/// How long a helper whose engine died waits, in nanoseconds: the copies of others end meanwhile, and nobody who adopts
+/// orphans sees them.
+const GRACE: u64 = 50_000_000;
+
 /// The clone writes the first task's id into the first argument of the wait behind it, so that no engine is needed for
-/// the rest.
-fn calls(site: &Site, descriptors: Descriptors) -> [Call; 2] {
+/// the rest. `before` calls come first.
+fn calls(site: &Site, descriptors: Descriptors, before: u64) -> [Call; 2] {
     let files = if descriptors == Descriptors::Shared { libc::CLONE_FILES } else { 0 };
     let flags = libc::CLONE_VM | libc::CLONE_FS | files | libc::CLONE_PARENT_SETTID;
     let flags = u64::from(flags.cast_unsigned());
-    let id = site.address(at::TABLE) + CALL + 8;
+    let id = site.address(at::TABLE) + CALL * (before + 1) + 8;
     let all = u64::from(libc::__WALL.cast_unsigned());
     [
         Call::new(libc::SYS_clone, &[flags, site.address(at::FIRST_FRAME) + 8, id]),
@@ -130,10 +108,88 @@ fn calls(site: &Site, descriptors: Descriptors) -> [Call; 2] {
     ]
 }
 
+/// The same by a process that adopts orphans: it would be the copy's parent, and see it. It does not for this time,
+/// engine or not.
+fn calls_of_adopting(site: &Site) -> [Call; 5] {
+    let [copy, wait] = calls(site, Descriptors::Shared, 1);
+    let adopt = |on: u64| Call::new(libc::SYS_prctl, &[PR_SET_CHILD_SUBREAPER, on]);
+    [adopt(0), copy, wait, Call::new(libc::SYS_nanosleep, &[site.address(at::DATA), 0]), adopt(1)]
+}
+
+/// The helper of a process that adopts orphans, which has stopped doing so and stands still.
+pub(crate) fn adopt_no_more(site: &Site, held: &Held) -> Result<i32> {
+    let helper = helper(site, held, &calls_of_adopting(site), &[0, GRACE].map(u64::to_ne_bytes).concat())?;
+    // Its frame is taken by a call of its own; each call stops at its beginning and at its end.
+    for number in [libc::SYS_rt_sigreturn, libc::SYS_prctl] {
+        to_next_call(helper)?;
+        let error = |error| failed("asking", helper, error);
+        let made = ptrace::registers(helper).map_err(error)?.orig_rax.cast_signed();
+        to_next_call(helper)?;
+        if made != number {
+            let what = format!("thread {helper} makes call {made} instead of {number}");
+            return Err(BackendError::failed(what));
+        }
+    }
+    Ok(helper)
+}
+
+fn to_next_call(helper: i32) -> Result<()> {
+    ptrace::resume_to_call(helper, 0).map_err(|error| failed("continuing", helper, error))?;
+    match wait(helper)? {
+        Stop::Call => Ok(()),
+        other => Err(unexpected(helper, other)),
+    }
+}
+
+/// Lets a helper go its way alone.
+pub(crate) fn let_go(helper: i32) {
+    // One that was used has ended.
+    let _ = ptrace::detach(helper, 0);
+}
+
+/// A helper that will make these calls with these data.
+fn helper(site: &Site, held: &Held, calls: &[Call], data: &[u8]) -> Result<i32> {
+    site.prepare(held, calls)?;
+    site.put(&held.memory, at::DATA, data)?;
+    let leader = held.leader()?;
+    site.enter(leader)?;
+    let helper = site.make_helper(leader.tid)?;
+    site.leave(leader)?;
+    Ok(helper)
+}
+
 /// Copies one process that stands still.
 pub(crate) fn take(site: &Site, held: &Held) -> Result<Snapshot> {
-    let First { helper, task } = first(site, held, Descriptors::Shared)?;
-    let Some(first) = task else { return Err(no_copy(site, held)) };
+    let helper = helper(site, held, &calls(site, Descriptors::Shared, 0), &[])?;
+    copy(site, held, helper, 0)
+}
+
+/// Copies one that adopts orphans, by its helper.
+pub(crate) fn take_by(site: &Site, held: &Held, helper: i32) -> Result<Snapshot> {
+    // Nobody has to be waited for: this engine has not died.
+    site.put(&held.memory, at::DATA, &[0; 16])?;
+    copy(site, held, helper, 1)
+}
+
+/// The first task, made by the helper, which waits for it then; `None` when it could not be made.
+fn first(helper: i32) -> Result<Option<i32>> {
+    go_on(helper)?;
+    let task = child(helper)?;
+    if let Some(task) = task {
+        expect_stop(task)?;
+        ptrace::die_with_the_engine(task).map_err(|error| failed("arming", task, error))?;
+        go_on(helper)?;
+    }
+    Ok(task)
+}
+
+fn go_on(tid: i32) -> Result<()> {
+    ptrace::resume(tid, 0).map_err(|error| failed("continuing", tid, error))
+}
+
+/// `before`: the helper's first calls, which are made already.
+fn copy(site: &Site, held: &Held, helper: i32, before: usize) -> Result<Snapshot> {
+    let Some(first) = first(helper)? else { return Err(no_copy(site, held, before)) };
     go_on(first)?;
     let copy = child(first)?;
     if let Some(copy) = copy {
@@ -151,7 +207,7 @@ pub(crate) fn take(site: &Site, held: &Held) -> Result<Snapshot> {
         })
     });
     gone(helper)?;
-    snapshot.unwrap_or_else(|| Err(no_copy(site, held)))
+    snapshot.unwrap_or_else(|| Err(no_copy(site, held, before)))
 }
 
 /// The task that this one makes; `None` when it ended without.
@@ -170,8 +226,9 @@ fn gone(tid: i32) -> Result<()> {
     }
 }
 
-fn no_copy(site: &Site, held: &Held) -> BackendError {
-    let result = site.results(&held.memory, 1).ok().and_then(|results| results.first().copied()).unwrap_or(0);
+fn no_copy(site: &Site, held: &Held, before: usize) -> BackendError {
+    let results = site.results(&held.memory, before + 1).ok();
+    let result = results.and_then(|results| results.last().copied()).unwrap_or(0);
     let why = match result {
         error @ -4095..0 => nix::errno::Errno::from_raw(i32::try_from(-error).unwrap_or(0)).desc(),
         _ => "memory or the number of processes is limited",

@@ -3,7 +3,7 @@
 
 use super::descriptors::Seen;
 use super::process::hex;
-use super::unix;
+use super::{multicast, unix};
 use crate::model::{Kind, Object, Socket, SocketOption};
 use crate::sys::netlink::Diagnosis;
 use crate::sys::{fd, socket};
@@ -20,14 +20,18 @@ const IPV6: i32 = libc::IPPROTO_IPV6;
 const SO_BUF_LOCK: i32 = 72;
 
 /// Options of every socket whose value is what was set: keep alive, broadcast, out of band inline, linger, low water
-/// mark, time limits, priority, time stamps, credentials, port sharing, routing.
-const GENERAL: [i32; 14] = [9, 6, 10, 13, 18, 20, 21, 12, 29, 35, 16, 15, 5, 34];
+/// mark, time limits, priority, time stamps, credentials, port sharing, routing, from where it peeks.
+const GENERAL: [i32; 15] = [9, 6, 10, 13, 18, 20, 21, 12, 29, 35, 16, 15, 5, 34, 42];
 /// No delay, keep alive times and count, deferred accept, user time limit, fast open.
 const OF_TCP: [i32; 7] = [1, 4, 5, 6, 9, 18, 23];
-/// Type of service, time to live, multicast time to live and loop, packet info, errors.
-const OF_IP: [i32; 6] = [1, 2, 33, 34, 8, 11];
-/// Only IPv6 first; hops, multicast hops and loop, packet info, errors, traffic class.
-const OF_IPV6: [i32; 7] = [26, 16, 18, 19, 49, 25, 67];
+/// Type of service, time to live, multicast time to live and loop, multicasts for others, packet info, errors.
+const OF_IP: [i32; 7] = [1, 2, 33, 34, 49, 8, 11];
+/// Only IPv6 first; hops, multicast hops and loop, multicasts for others, packet info, errors, traffic class.
+const OF_IPV6: [i32; 8] = [26, 16, 18, 19, 29, 49, 25, 67];
+
+/// The device itself; by which interface multicasts and everything else is sent, by both protocols.
+const INTERFACES: [(i32, i32); 5] =
+    [(SOL_SOCKET, libc::SO_BINDTODEVICE), (IP, 32), (IP, 50), (IPV6, 17), (IPV6, 76)];
 
 /// What is known of the sockets of a tree beyond their objects.
 pub(crate) struct Sockets {
@@ -46,7 +50,8 @@ impl Sockets {
         let family = number(libc::SO_DOMAIN)?;
         let socket_type = number(libc::SO_TYPE)?;
         let protocol = number(libc::SO_PROTOCOL)?;
-        if socket::filter_length(&seen.copy).is_ok_and(|length| length > 0) {
+        // A filter of the newer kind (eBPF) is there and cannot be read: an error.
+        if socket::filter_length(&seen.copy) != Ok(0) {
             return Err(seen.refuse("a filter is attached to it"));
         }
         match (family, socket_type) {
@@ -114,10 +119,7 @@ fn internet(seen: &Seen<'_>, family: i32, socket_type: i32, protocol: i32) -> Re
     if stream {
         options_found.extend(options(seen, TCP, &OF_TCP));
     }
-    let device = socket::option(&seen.copy, SOL_SOCKET, libc::SO_BINDTODEVICE).unwrap_or_default();
-    if device.iter().any(|byte| *byte != 0) {
-        return Err(seen.refuse("it is bound to one network interface"));
-    }
+    bound_to_interface(seen)?;
     let reuse = socket::number(&seen.copy, SOL_SOCKET, libc::SO_REUSEADDR).map_err(seen.errno())? != 0;
     Ok(Kind::Socket(Socket {
         family,
@@ -129,6 +131,21 @@ fn internet(seen: &Seen<'_>, family: i32, socket_type: i32, protocol: i32) -> Re
         options: options_found,
         reuse_address: reuse,
     }))
+}
+
+/// Interfaces have other numbers and names elsewhere.
+fn bound_to_interface(seen: &Seen<'_>) -> Result<()> {
+    let chosen = |(level, name): &(i32, i32)| {
+        let value = socket::option(&seen.copy, *level, *name).unwrap_or_default();
+        value.iter().any(|byte| *byte != 0)
+    };
+    if INTERFACES.iter().any(chosen) {
+        return Err(seen.refuse("it is bound to one network interface"));
+    }
+    match multicast::group(seen) {
+        None => Ok(()),
+        Some(group) => Err(seen.refuse(format!("it is a member of the multicast group {group}"))),
+    }
 }
 
 /// Port (or netlink number) other than 0.

@@ -4,10 +4,13 @@ use super::descriptors::Seen;
 use super::process::hex;
 use super::sockets::{Sockets, general_options};
 use crate::model::{Kind, Object, Unix};
+use crate::sys::fd;
 use crate::sys::netlink::UnixState;
-use crate::sys::socket;
+use crate::sys::socket::{self, Waiting};
+use nix::poll::PollFlags;
 use stasis_plugin_api::error::{BackendError, Result, kind};
 use std::collections::HashMap;
+use std::os::fd::AsFd as _;
 
 const ESTABLISHED: u8 = 1;
 const LISTEN: u8 = 10;
@@ -21,6 +24,9 @@ pub(crate) struct Found {
     object: usize,
     name: String,
     peer: Option<u32>,
+    /// What its messages cost that others have not read, and what those cost that wait in it; not of streams.
+    sent: u64,
+    waits: u64,
 }
 
 pub(crate) fn describe(
@@ -51,8 +57,18 @@ pub(crate) fn describe(
     // An accepted socket shows its listener's address: it is accepted again where the listener is there as well.
     let named = local.len() > 2;
     let queue = if listens || seen.runs { Vec::new() } else { queue(seen, &state, socket_type)? };
-    let peer = state.peer.filter(|peer| *peer != 0);
-    sockets.unix.insert(inode, Found { object: index, name: seen.name(), peer });
+    let mut found = Found {
+        object: index,
+        name: seen.name(),
+        peer: state.peer.filter(|peer| *peer != 0),
+        sent: 0,
+        waits: 0,
+    };
+    if socket_type != libc::SOCK_STREAM && !seen.runs {
+        found.sent = socket::in_flight(&seen.copy).map_err(seen.errno())?;
+        found.waits = socket::cost(socket_type, &queue).map_err(seen.errno())?;
+    }
+    sockets.unix.insert(inode, found);
     Ok(Kind::Unix(Unix {
         socket_type,
         local: named.then(|| hex(&local)),
@@ -60,14 +76,17 @@ pub(crate) fn describe(
         peer: None,
         orphan,
         shutdown: u32::from(state.shutdown),
-        queue,
+        queue: queue.iter().map(|message| hex(message)).collect(),
         options: general_options(seen),
     }))
 }
 
-/// What waits in the socket, left there.
-fn queue(seen: &Seen<'_>, state: &UnixState, socket_type: i32) -> Result<Vec<String>> {
-    if state.queued == 0 {
+/// What waits in the socket, left there: one entry for a stream, one a message otherwise.
+fn queue(seen: &Seen<'_>, state: &UnixState, socket_type: i32) -> Result<Vec<Vec<u8>>> {
+    let stream = socket_type == libc::SOCK_STREAM;
+    // The kernel counts bytes, and a message may have none.
+    let readable = fd::ready(seen.copy.as_fd(), PollFlags::POLLIN).map_err(seen.errno())?;
+    if state.queued == 0 && (stream || !readable.contains(PollFlags::POLLIN)) {
         return Ok(Vec::new());
     }
     let own = socket::number(&seen.copy, libc::SOL_SOCKET, SO_PEEK_OFF).map_err(seen.errno())?;
@@ -76,52 +95,78 @@ fn queue(seen: &Seen<'_>, state: &UnixState, socket_type: i32) -> Result<Vec<Str
             seen.refuse("data waits in it, and the application peeks at it from an offset of its own")
         );
     }
-    if socket_type == libc::SOCK_STREAM {
-        let room = usize::try_from(state.queued).unwrap_or(0);
-        let (bytes, with_more) = socket::peek(&seen.copy, room).map_err(seen.errno())?.unwrap_or_default();
-        if with_more {
-            return Err(carried(seen));
-        }
-        if bytes.len() == room {
-            return Ok(vec![hex(&bytes)]);
-        }
+    if !stream {
+        return messages(seen, state, socket_type);
     }
-    socket::set_peek_offset(&seen.copy, 0).map_err(seen.errno())?;
-    let ends = socket_type == libc::SOCK_STREAM || state.shutdown & 1 != 0;
-    let messages = messages(seen, ends);
-    socket::set_peek_offset(&seen.copy, -1).map_err(seen.errno())?;
-    let messages = messages?;
-    Ok(match socket_type {
-        libc::SOCK_STREAM => vec![hex(&messages.concat())],
-        _ => messages.iter().map(|message| hex(message)).collect(),
-    })
-}
-
-fn carried(seen: &Seen<'_>) -> BackendError {
-    seen.refuse("descriptors or credentials that were sent wait in it")
-}
-
-/// `ends`: nothing to read can be the end of the connection.
-fn messages(seen: &Seen<'_>, ends: bool) -> Result<Vec<Vec<u8>>> {
+    let room = usize::try_from(state.queued).unwrap_or(0);
+    let first = peek(seen, room)?.map_or_else(Vec::new, |waiting| waiting.bytes);
+    if first.len() == room {
+        return Ok(vec![first]);
+    }
+    let _walk = socket::Walk::begin(&seen.copy).map_err(seen.errno())?;
     let mut all = Vec::new();
-    while let Some((bytes, with_more)) = socket::peek(&seen.copy, ROOM).map_err(seen.errno())? {
-        if with_more {
-            return Err(carried(seen));
+    while let Some(part) = peek(seen, ROOM)?.filter(|part| !part.bytes.is_empty()) {
+        all.extend(part.bytes);
+    }
+    Ok(vec![all])
+}
+
+fn peek(seen: &Seen<'_>, room: usize) -> Result<Option<Waiting>> {
+    match socket::peek(&seen.copy, room).map_err(seen.errno())? {
+        Some(waiting) if waiting.carries => {
+            Err(seen.refuse("descriptors or credentials that were sent wait in it"))
         }
-        if bytes.is_empty() && !ends {
-            // Peeking does not come past it.
-            return Err(seen.refuse("a message without content waits in it"));
-        }
-        if bytes.is_empty() {
+        waiting => Ok(waiting),
+    }
+}
+
+/// Message by message. One without content is met once on such a walk, and passed over ever after; only at the front it
+/// is always seen ([`hidden`] finds the others).
+fn messages(seen: &Seen<'_>, state: &UnixState, socket_type: i32) -> Result<Vec<Vec<u8>>> {
+    let packets = socket_type == libc::SOCK_SEQPACKET;
+    // Nothing to read is the end of the connection then.
+    let ends = packets && state.shutdown & 1 != 0;
+    let mut all = Vec::new();
+    if !ends && peek(seen, ROOM)?.is_some_and(|first| first.bytes.is_empty()) {
+        all.push(Vec::new());
+    }
+    let walk = socket::Walk::begin(&seen.copy).map_err(seen.errno())?;
+    while let Some(waiting) = peek(seen, ROOM)? {
+        if waiting.bytes.is_empty() && ends {
             break;
         }
-        all.push(bytes);
+        if waiting.named && !packets {
+            let help = "try again once the application has read it";
+            return Err(seen.refuse("a message waits in it whose sender's name would be lost").help(help));
+        }
+        all.push(waiting.bytes);
+    }
+    drop(walk);
+    let bytes: usize = all.iter().map(Vec::len).sum();
+    if packets && bytes < usize::try_from(state.queued).unwrap_or(0) {
+        return Err(unseen(&seen.name()));
     }
     Ok(all)
 }
 
+fn unseen(name: &str) -> BackendError {
+    BackendError::new(kind::UNSUPPORTED, format!("{name} cannot be saved"))
+        .because("a message without content waits in it, and the kernel does not tell where")
+        .help("try again once the application has read it")
+}
+
+/// A message that an earlier walk has met: those who send to a socket have sent more than was found in it.
+fn hidden(found: &HashMap<u32, Found>) -> Option<&Found> {
+    let sent =
+        |to: u32| found.values().filter(|from| from.peer == Some(to)).map(|from| from.sent).sum::<u64>();
+    found.iter().find(|(inode, socket)| sent(**inode) > socket.waits).map(|(_, socket)| socket)
+}
+
 /// Tells the objects of their peers.
 pub(crate) fn connect(found: &HashMap<u32, Found>, objects: &mut [Object]) -> Result<()> {
+    if let Some(socket) = hidden(found) {
+        return Err(unseen(&socket.name));
+    }
     for socket in found.values() {
         let Some(peer) = socket.peer else { continue };
         let Some(other) = found.get(&peer) else {

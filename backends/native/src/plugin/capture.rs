@@ -3,7 +3,7 @@
 use super::cgroup::{self, Room};
 use super::explain::{Outcome, explain};
 use super::{increments, launch, options};
-use crate::model::Image;
+use crate::model::{Image, Process};
 use stasis_plugin_api::prelude::*;
 use stasis_plugin_api::still;
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ pub(super) fn capture(host: &Host<'_>, request: &CaptureRequest) -> Result<Captu
     let still =
         still::capture(host, request, TMPFS, again, |stopped| Ok((capturing.dump(stopped)?, stopped)))?;
     let (said, stopped) = &still.dumped;
-    capturing.report(said, &still.survey, &still.tmpfs, *stopped)
+    capturing.report(said, &still.tmpfs, *stopped)
 }
 
 /// Why there can be no copies of the processes: each is there twice. Whether there is memory for them the engine says.
@@ -112,21 +112,17 @@ impl Capturing<'_, '_> {
         Err(error)
     }
 
-    fn report(
-        &self,
-        said: &serde_json::Value,
-        survey: &Survey,
-        tmpfs: &TmpfsSaved,
-        stopped: bool,
-    ) -> Result<CaptureReport> {
+    fn report(&self, said: &serde_json::Value, tmpfs: &TmpfsSaved, stopped: bool) -> Result<CaptureReport> {
         let staging = &self.request.instance.staging;
         let core = fs::read(staging.join(CORE))
             .map_err(|e| BackendError::failed("the engine left no core.json").because(e))?;
         let image: Image = serde_json::from_slice(&core).map_err(|e| {
             BackendError::failed("the engine left a core.json that cannot be read").because(e)
         })?;
-        let threads = image.processes.iter().flat_map(|p| p.threads.iter().map(|t| t.tid).chain([p.pid]));
-        let mut pids: Vec<i32> = threads.collect();
+        // Sessions and groups keep the number of a leader that has ended.
+        let own = |p: &Process| [p.pid, p.sid, p.pgid];
+        let threads = image.processes.iter().flat_map(|p| p.threads.iter().map(|t| t.tid).chain(own(p)));
+        let mut pids: Vec<i32> = threads.filter(|pid| *pid > 0).collect();
         pids.sort_unstable();
         pids.dedup();
         let facts: BTreeMap<String, serde_json::Value> = [
@@ -144,13 +140,13 @@ impl Capturing<'_, '_> {
         if let Some(why) = why.filter(|_| !asked) {
             notes.push(format!("the application stood still while its memory was written: {why}"));
         }
-        let name = |p: &ProcessInfo| SavedProcess { pid: p.pid, name: p.name.clone() };
+        let name = |p: &Process| SavedProcess { pid: p.pid, name: p.comm.clone() };
         let files = listed(staging)?;
         Ok(CaptureReport {
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             inherited: increments::inherited(&image, &files),
             files,
-            processes: survey.processes.iter().map(name).collect(),
+            processes: image.processes.iter().map(name).collect(),
             pause_us: said.get("pause_us").and_then(serde_json::Value::as_u64),
             facts,
             notes,

@@ -5,10 +5,9 @@ use stasis_plugin_api::outside;
 use stasis_plugin_api::prelude::*;
 
 /// A descriptor that is refused: how it shows, why, what to do.
-const DESCRIPTORS: [(&str, &str, &str); 7] = [
+const DESCRIPTORS: [(&str, &str, &str); 6] = [
     ("anon_inode:[io_uring]", "io_uring", "switch io_uring off in the application"),
     ("anon_inode:[userfaultfd]", "userfaultfd", "close it before saving"),
-    ("anon_inode:inotify", "inotify", "let the application poll instead"),
     ("anon_inode:[fanotify]", "fanotify", "close it before saving"),
     ("anon_inode:bpf", "bpf", "close it before saving"),
     ("anon_inode:[perf_event]", "perf", "end the profiler, and save again"),

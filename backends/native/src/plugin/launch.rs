@@ -44,6 +44,8 @@ pub(super) fn needs(host: &Host<'_>) -> Result<Needs> {
         directories: vec![Directory { path: WORK.into(), mode: 0o1777, tmpfs: Some(WORK_SIZE) }],
         id_map: IdMap::Keep,
         first_pid: Some(FIRST_PID),
+        // One tree is saved; a daemon would leave it.
+        subreaper: true,
         // Every other stream ends outside of what is saved.
         stdio: vec![StdioKind::File],
         ..Needs::default()

@@ -21,6 +21,18 @@ pub(crate) struct Watch {
     pub(crate) inode: u64,
 }
 
+/// One watch of an inotify instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) wd: i32,
+    pub(crate) inode: u64,
+    /// Major and minor number.
+    pub(crate) device: (u64, u64),
+    pub(crate) mask: u32,
+    /// Kind and bytes of the file handle, where the file system has some.
+    pub(crate) handle: Option<(i32, Vec<u8>)>,
+}
+
 /// A lock on the file.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct HeldLock {
@@ -81,6 +93,12 @@ impl FdInfo {
             .collect()
     }
 
+    pub(crate) fn marks(&self) -> Result<Vec<Mark>> {
+        let all = self.lines.iter().filter(|(name, _)| name == "inotify wd");
+        all.map(|(_, value)| mark(value).ok_or_else(|| malformed(&format!("inotify watch `{value}`"))))
+            .collect()
+    }
+
     pub(crate) fn locks(&self) -> Result<Vec<HeldLock>> {
         let all = self.lines.iter().filter(|(name, _)| name == "lock");
         all.map(|(_, value)| lock(value).ok_or_else(|| malformed(&format!("lock `{value}`")))).collect()
@@ -101,6 +119,29 @@ fn watch(text: &str) -> Option<Watch> {
     watch.data = value("data")?;
     watch.inode = value("ino").unwrap_or(0);
     Some(watch)
+}
+
+/// `1 ino:9e7e sdev:800013 mask:800afce ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:7e9e0000640d1b6d`, the
+/// device as the kernel has it: 20 bits for the minor number.
+fn mark(text: &str) -> Option<Mark> {
+    let (wd, rest) = text.split_once(' ')?;
+    let word =
+        |name: &str| rest.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
+    let number = |name: &str| u64::from_str_radix(word(name)?, 16).ok();
+    let device = number("sdev")?;
+    let handle = || {
+        let digits = word("f_handle")?;
+        let byte = |at: usize| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+        let bytes: Option<Vec<u8>> = (0..digits.len()).step_by(2).map(byte).collect();
+        Some((i32::try_from(number("fhandle-type")?).ok()?, bytes?))
+    };
+    Some(Mark {
+        wd: i32::from_str_radix(wd, 16).ok()?,
+        inode: number("ino")?,
+        device: (device >> 20, device & 0xf_ffff),
+        mask: u32::try_from(number("mask")?).ok()?,
+        handle: handle(),
+    })
 }
 
 /// `1: POSIX  ADVISORY  WRITE 12 08:01:77 0 EOF`.
@@ -137,6 +178,19 @@ mod tests {
         let locks = info.locks().unwrap();
         assert_eq!((locks[0].class.as_str(), locks[0].holder, locks[0].range.end), ("POSIX", 12, None));
         assert_eq!((locks[1].range.write, locks[1].range.end), (false, Some(9)));
+    }
+
+    #[test]
+    fn inotify_watches() {
+        let text = "pos:\t0\nflags:\t00\n\
+                    inotify wd:a ino:9e7e sdev:800013 mask:fce ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:7e9e0000640d1b6d\n\
+                    inotify wd:1 ino:2 sdev:5 mask:100 ignored_mask:0 \n";
+        let marks = parse(text).unwrap().marks().unwrap();
+        let told = (marks[0].wd, marks[0].inode, marks[0].device, marks[0].mask);
+        assert_eq!(told, (10, 0x9e7e, (8, 0x13), 0xfce));
+        assert_eq!(marks[0].handle, Some((1, vec![0x7e, 0x9e, 0, 0, 0x64, 0x0d, 0x1b, 0x6d])));
+        assert_eq!((marks[1].wd, marks[1].device, &marks[1].handle), (1, (0, 5), &None));
+        assert!(parse("pos: 1\nflags: 0\ninotify wd:1 ino:2\n").unwrap().marks().is_err());
     }
 
     #[test]

@@ -55,16 +55,21 @@ fn mapping(line: &str) -> Option<Mapping> {
     (start < end).then_some(Mapping { start, end, prot, shared: *s == b's', offset, device, inode, name })
 }
 
+/// A flag of ours beside the kernel's: the mapping has a memory protection key.
+pub(crate) const KEYED: &str = "protection key";
+
 /// The `VmFlags` of every mapping of smaps, by its end (a stack's beginning moves).
 pub(crate) fn flags(smaps: &str) -> HashMap<u64, Vec<String>> {
     let mut found = HashMap::new();
-    let mut end = None;
+    let (mut end, mut keyed) = (None, false);
     for line in smaps.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
-            let flags = flags.split_whitespace().map(str::to_owned).collect();
+            let flags = flags.split_whitespace().chain(keyed.then_some(KEYED)).map(str::to_owned).collect();
             found.extend(end.map(|end| (end, flags)));
+        } else if let Some(key) = line.strip_prefix("ProtectionKey:") {
+            keyed = key.trim() != "0";
         } else if let Some(map) = mapping(line) {
-            end = Some(map.end);
+            (end, keyed) = (Some(map.end), false);
         }
     }
     found
@@ -105,5 +110,11 @@ mod tests {
         let found = flags(text);
         assert_eq!(found[&0x2000], ["rd", "wr", "gd", "lo"]);
         assert_eq!(found[&0x4000], ["rd", "mr"]);
+        let keys = "1000-2000 rw-p 00000000 00:00 0 \nProtectionKey:         0\nVmFlags: rd\n\
+                    3000-4000 rw-p 00000000 00:00 0 \nProtectionKey:         1\nVmFlags: wr\n\
+                    5000-6000 rw-p 00000000 00:00 0 \nVmFlags: rd\n";
+        let found = flags(keys);
+        assert_eq!((&found[&0x2000], &found[&0x6000]), (&vec!["rd".to_owned()], &vec!["rd".to_owned()]));
+        assert_eq!(found[&0x4000], ["wr", KEYED]);
     }
 }

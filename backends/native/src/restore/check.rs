@@ -1,6 +1,6 @@
 //! An image opened as what it may be: hostile. Every number is checked here, once, so that the rest can rely on it.
 
-use crate::model::{Area, Backing, FORMAT, Image, Kind, Layer, OLDEST, Process, State};
+use crate::model::{Area, Backing, FORMAT, Image, Kind, Layer, Lock, OLDEST, Process, State};
 use nix::fcntl::OFlag;
 use stasis_plugin_api::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -17,6 +17,7 @@ const MOST_BYTES: u64 = 1 << 30;
 const MOST_PROCESSES: usize = 32768;
 /// Of one process; a capture writes far fewer.
 const MOST_LAYERS: usize = 64;
+const MOST_WATCHES: i32 = crate::capture::inotify::MOST;
 /// The extended state of any processor of today, in hex.
 const MOST_XSTATE: usize = 32768;
 
@@ -241,6 +242,11 @@ fn descriptors(image: &Image, process: &Process) -> Option<String> {
         if descriptor.fd < 0 || descriptor.object >= image.objects.len() || !seen.insert(descriptor.fd) {
             return Some(format!("descriptor {}", descriptor.fd));
         }
+        // Behind its last byte there is room for one more number: the lock's length is one.
+        let fine = |lock: &Lock| (lock.start..1 << 63).contains(&lock.end.unwrap_or(lock.start));
+        if !descriptor.locks.iter().all(fine) {
+            return Some(format!("a lock on descriptor {}", descriptor.fd));
+        }
     }
     (!path(&process.cwd) || !path(&process.exe.path)).then(|| "a path that is none".to_owned())
 }
@@ -256,6 +262,12 @@ fn objects(image: &Image) -> Option<String> {
             Kind::Memory { memory } => *memory < image.memories.len(),
             Kind::Epoll { targets } => targets.iter().all(|t| t.fd >= 0 && pids.contains(&t.pid)),
             Kind::Pid { pid } => pids.contains(pid),
+            Kind::Inotify { watches } => {
+                let numbers: Vec<i32> = watches.iter().map(|watch| watch.wd).collect();
+                numbers.iter().all(|wd| (1..=MOST_WATCHES).contains(wd))
+                    && numbers.is_sorted_by(|one, next| one < next)
+                    && watches.iter().all(|watch| path(&watch.path))
+            }
             Kind::Unix(unix) => unix.peer.is_none_or(|peer| peer < image.objects.len()),
             Kind::Pty(pty) => pty.index < 1 << 20,
             _ => true,
@@ -287,7 +299,7 @@ pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Descriptor, Object, Thread};
+    use crate::model::{Descriptor, Object, Thread, Watched};
 
     fn sound() -> Image {
         let thread = |tid| {
@@ -336,6 +348,7 @@ mod tests {
             told(|i| i.objects[0].kind = Kind::None),
             told(|i| i.objects[0].kind = Kind::Pid { pid: 1 }),
             told(|i| i.objects[0].kind = Kind::Pipe { pipe: 0 }),
+            told(|i| i.objects[0].kind = Kind::Inotify { watches: vec![Watched::default()] }),
             told(|i| i.objects[0].kind = Kind::Directory { path: "../x".into() }),
             first(|p| p.threads[0].tid = 5),
             first(|p| p.threads[0].xstate = "f".into()),
@@ -359,6 +372,8 @@ mod tests {
             first(|p| p.areas.push(p.areas[0].clone())),
             first(|p| p.descriptors[0].object = 1),
             first(|p| p.descriptors[0].fd = -1),
+            first(|p| p.descriptors[0].locks = vec![Lock { start: 2, end: Some(1), ..Lock::default() }]),
+            first(|p| p.descriptors[0].locks = vec![Lock { end: Some(u64::MAX), ..Lock::default() }]),
             first(|p| p.cwd = "x".into()),
             first(|p| p.exe.path = "/a\0b".into()),
             first(|p| p.state = State::Zombie { status: 0x8_0000 }),

@@ -12,6 +12,8 @@ const TIOCSPGRP: u64 = 0x5410;
 const EPOLL_CTL_ADD: u64 = 1;
 const SIGTRAP: u64 = 5;
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+/// The registering commands of `membarrier`.
+const REGISTRATIONS: [u32; 4] = [1 << 2, 1 << 4, 1 << 6, 1 << 8];
 /// Numbers of timers that were made and deleted before this one.
 const MOST_TIMERS: i32 = 4096;
 
@@ -54,7 +56,7 @@ pub(super) fn descriptors(remote: &Remote, image: &Image, process: &Process) -> 
         }
         for lock in &descriptor.locks {
             let kind: i16 = if lock.write { 1 } else { 0 };
-            let length = lock.end.map_or(0, |end| (end + 1).saturating_sub(lock.start));
+            let length = lock.end.map_or(0, |end| end - lock.start + 1);
             // struct flock: type and whence, start, length, pid.
             let head = i64::from(kind).to_ne_bytes();
             let bytes = [head, lock.start.to_ne_bytes(), length.to_ne_bytes(), [0; 8]].concat();
@@ -234,10 +236,12 @@ fn posix(remote: &Remote, timer: &PosixTimer, chosen: bool) -> Result<()> {
 pub(super) fn last(remote: &Remote, process: &Process) -> Result<()> {
     let leader = remote.pid;
     let prctl = libc::SYS_prctl;
-    if process.dumpable != 1 {
-        let value = i64::from(process.dumpable).cast_unsigned();
-        remote.single(leader, "its dumpable flag", prctl, &[libc::PR_SET_DUMPABLE as u64, value])?;
+    for command in REGISTRATIONS.iter().filter(|command| process.barriers & **command != 0) {
+        remote.single(leader, "its memory barriers", libc::SYS_membarrier, &[u64::from(*command)])?;
     }
+    // Whoever changed its ids on the way has lost it. 2 can only be had, not set; it is 0 for all but root.
+    let dumpable = u64::from(process.dumpable == 1);
+    remote.single(leader, "its dumpable flag", prctl, &[libc::PR_SET_DUMPABLE as u64, dumpable])?;
     let signal = i64::from(process.pdeathsig).cast_unsigned();
     remote.single(leader, "its parent's death", prctl, &[libc::PR_SET_PDEATHSIG as u64, signal])?;
     let arguments = [remote.scratch, super::layout::room()];

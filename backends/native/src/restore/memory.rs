@@ -1,7 +1,7 @@
 //! The mappings of the saved process with their content.
 
 use super::check::USER_END;
-use super::objects::Made;
+use super::objects::{Access, Made};
 use super::remote::Remote;
 use super::table::Table;
 use crate::model::{Area, Backing, Process};
@@ -149,12 +149,13 @@ impl Filling<'_> {
             Backing::Vdso | Backing::Vvar { .. } | Backing::Vsyscall => return Ok(None),
             Backing::Anonymous | Backing::Heap | Backing::Stack => (-1, 0, sharing | libc::MAP_ANONYMOUS),
             Backing::File { file, offset } => {
-                let key = (file.path.clone(), area.shared && area.prot & PROT_WRITE != 0);
+                let key = (file.path.clone(), Access::of(area));
                 let fd = self.made.mapped.get(&key).ok_or_else(missing)?;
                 (fd.as_raw_fd(), *offset, sharing)
             }
             Backing::Memory { memory, offset } => {
-                let fd = self.made.memories.get(*memory).ok_or_else(missing)?;
+                let parked = self.made.memories.get(*memory).ok_or_else(missing)?;
+                let fd = if Access::of(area) == Access::Read { &parked.readable } else { &parked.file };
                 (fd.as_raw_fd(), *offset, sharing)
             }
         }))

@@ -10,7 +10,7 @@ mod machine;
 mod memory;
 mod objects;
 mod remote;
-mod skeleton;
+pub(crate) mod skeleton;
 mod surroundings;
 mod table;
 mod threads;
@@ -79,6 +79,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
         std::fs::write(path, format!("{}\n", image.root))
             .map_err(|e| BackendError::failed(format!("cannot write {}", path.display())).because(e))?;
     }
+    objects::seal(&image, &made)?;
+    objects::quiet(&image, &made)?;
     objects::arm(&image, &made)?;
     // Pipes and connections end when their last holder does, which must not be this process.
     drop(made);

@@ -148,11 +148,21 @@ impl Family<'_> {
                     .because(format!("{what}: {}", e.desc()))
             }
         };
+        if parent.is_some_and(|parent| self.lost(process, parent)) {
+            // Whoever leads its session for now is about to end.
+            while nix::unistd::getppid().as_raw() == process.sid {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            if nix::unistd::getppid().as_raw() != process.ppid {
+                return Err(told("its parent")(Errno::ESRCH));
+            }
+        }
         task::prctl(libc::PR_SET_PDEATHSIG, SIGKILL as u64).map_err(told("its parent's death"))?;
         let leads = process.sid == process.pid;
         if leads {
             // Those that stayed in the session that this process left.
-            self.children(process, |child| child.sid != process.pid && child.sid != child.pid)?;
+            let stayed = |child: &Process| child.sid != process.pid && child.sid != child.pid;
+            self.children(process, |child| stayed(child) && !self.lost(child, process))?;
             nix::unistd::setsid().map(drop).map_err(told("its session"))?;
             self.terminal(process).map_err(told("its terminal"))?;
         } else if process.pgid == process.pid {
@@ -162,13 +172,51 @@ impl Family<'_> {
         if process.subreaper {
             task::prctl(libc::PR_SET_CHILD_SUBREAPER, 1).map_err(told("its orphans"))?;
         }
-        let stays = |child: &Process| !leads || child.sid == process.pid || child.sid == child.pid;
+        let stays = |child: &Process| {
+            !self.lost(child, process) && (!leads || child.sid == process.pid || child.sid == child.pid)
+        };
         self.children(process, stays)?;
+        self.foundlings(process)?;
         for child in self.image.processes.iter().filter(|c| c.ppid == process.pid && ended(c)) {
             task::wait_ended(child.pid).map_err(told("a child that has ended"))?;
         }
-        let _ = parent;
         self.settle(process)
+    }
+
+    /// Whether a child is in a session whose leader has ended, and was adopted.
+    fn lost(&self, child: &Process, parent: &Process) -> bool {
+        adopted(self.image, child, parent)
+    }
+
+    /// Children in sessions whose leaders have ended: a leader is made, makes them and ends, and they are adopted.
+    fn foundlings(&self, process: &Process) -> Tried {
+        let mine = |child: &&Process| child.ppid == process.pid && self.lost(child, process);
+        let mut sessions: Vec<i32> =
+            self.image.processes.iter().filter(mine).map(|child| child.sid).collect();
+        sessions.sort_unstable();
+        sessions.dedup();
+        for session in sessions {
+            match clone::copy_with_pid(session, libc::SIGCHLD, false) {
+                Ok(true) => self.lead(session, process),
+                Ok(false) => {}
+                Err(errno) => return Err(taken(session, errno)),
+            }
+            let leader = nix::unistd::Pid::from_raw(session);
+            let ended = nix::sys::wait::waitpid(leader, None);
+            if ended != Ok(nix::sys::wait::WaitStatus::Exited(leader, 0)) {
+                return Err(BackendError::failed(format!("cannot rebuild process {}", process.pid))
+                    .because(format!("the leader of session {session} did not end as it should")));
+            }
+        }
+        Ok(())
+    }
+
+    /// In the process that leads a session for a moment.
+    fn lead(&self, session: i32, parent: &Process) -> ! {
+        let made = nix::unistd::setsid().map_err(|errno| taken(session, errno));
+        let which = |child: &Process| child.sid == session && self.lost(child, parent);
+        let made = made.and_then(|_| self.children(parent, which));
+        task::end(i32::from(made.is_err()))
     }
 
     fn children(&self, process: &Process, which: impl Fn(&Process) -> bool) -> Tried {
@@ -240,23 +288,31 @@ impl Family<'_> {
     }
 }
 
+/// Whether a process is in a session whose leader has ended, and its parent is one that adopts orphans.
+pub(crate) fn adopted(image: &Image, child: &Process, parent: &Process) -> bool {
+    let led = image.processes.iter().any(|process| process.pid == child.sid);
+    parent.subreaper && !led && child.sid > 0 && child.sid != parent.sid
+}
+
 /// Sessions and groups that can be made: those whose leader is there, or that are inherited.
-pub(super) fn kinship(image: &Image) -> Result<()> {
+pub(crate) fn kinship(image: &Image) -> Result<()> {
     let find = |pid: i32| image.processes.iter().find(|p| p.pid == pid);
     for process in &image.processes {
         let Some(parent) = find(process.ppid).filter(|_| process.pid != image.root) else { continue };
         let lost = |what: &str, id: i32| {
-            BackendError::new(kind::UNSUPPORTED, format!("cannot rebuild process {}", process.pid))
+            BackendError::new(kind::UNSUPPORTED, format!("process {} cannot be rebuilt", process.pid))
                 .because(format!("the leader of its {what} {id} has ended"))
                 .help("start the processes of a group by something that waits for them")
         };
         let birth = find(parent.ppid).filter(|_| parent.pid != image.root).map_or(parent.sid, |p| p.sid);
         let inherited = process.sid == parent.sid || (parent.sid == parent.pid && process.sid == birth);
-        if process.sid != process.pid && !inherited {
+        let adopted = adopted(image, process, parent);
+        if process.sid != process.pid && !inherited && !adopted {
             return Err(lost("session", process.sid));
         }
         let leader = find(process.pgid).is_some_and(|l| l.pgid == l.pid && l.sid == process.sid);
-        if process.pgid != process.pid && !leader && process.pgid != parent.pgid {
+        let from = if adopted { process.sid } else { parent.pgid };
+        if process.pgid != process.pid && !leader && process.pgid != from {
             return Err(lost("process group", process.pgid));
         }
     }
@@ -283,7 +339,15 @@ mod tests {
         };
         assert_eq!(told(&[process(102, 101, 100, 101), process(103, 100, 103, 103)]), "fine");
         assert_eq!(told(&[process(103, 101, 103, 103), process(104, 103, 100, 100)]), "fine");
-        insta::assert_snapshot!(told(&[process(102, 100, 7, 102)]), @"cannot rebuild process 102: the leader of its session 7 has ended");
-        insta::assert_snapshot!(told(&[process(102, 100, 100, 7)]), @"cannot rebuild process 102: the leader of its process group 7 has ended");
+        let orphans = [process(102, 101, 7, 7), process(103, 102, 7, 7), process(104, 101, 7, 104)];
+        let adopting = |mut image: Image| {
+            image.processes[1].subreaper = true;
+            image.processes.extend(orphans.clone());
+            kinship(&image).is_ok()
+        };
+        let processes = vec![process(100, 1, 100, 100), process(101, 100, 100, 101)];
+        assert!(adopting(Image { root: 100, processes, ..Image::default() }));
+        insta::assert_snapshot!(told(&[process(102, 100, 7, 102)]), @"process 102 cannot be rebuilt: the leader of its session 7 has ended");
+        insta::assert_snapshot!(told(&[process(102, 100, 100, 7)]), @"process 102 cannot be rebuilt: the leader of its process group 7 has ended");
     }
 }

@@ -1,5 +1,6 @@
 //! Descriptors at chosen numbers.
 
+use super::process::owned;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -50,13 +51,6 @@ pub(crate) fn set_owner(fd: BorrowedFd<'_>, kind: i32, id: i32) -> Result<(), Er
     let owner = [kind, id];
     // SAFETY: `struct f_owner_ex` is two ints, read only.
     Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), 15, owner.as_ptr()) }).map(drop)
-}
-
-/// A descriptor from a call that answers with one.
-fn owned(rc: libc::c_long) -> Result<OwnedFd, Errno> {
-    let number = Errno::result(rc)?;
-    // SAFETY: the kernel made it just now and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number as i32) })
 }
 
 /// `memfd_create`.

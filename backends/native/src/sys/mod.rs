@@ -4,6 +4,7 @@
 
 pub(crate) mod clone;
 pub(crate) mod fd;
+pub(crate) mod inotify;
 pub(crate) mod kcmp;
 pub(crate) mod mailbox;
 pub(crate) mod netlink;

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 
 const PAGE: u64 = 4096;
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
-const SCAN: u64 = 0xc060_6610;
+pub(crate) const SCAN: u64 = 0xc060_6610;
 const IS_WRITTEN: u64 = 1 << 1;
 const IS_FILE: u64 = 1 << 2;
 const IS_PRESENT: u64 = 1 << 3;

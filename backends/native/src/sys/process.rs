@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 type Result<T> = std::result::Result<T, Errno>;
 
@@ -19,25 +20,31 @@ pub(crate) fn asked_to_end() -> bool {
     END.load(Ordering::Relaxed)
 }
 
-/// Requests to end are noticed at the next step instead of killing; a tick every 50 ms ends waits that last.
+/// Requests to end are noticed at the next step instead of killing; waits that last are looked at.
 pub(crate) fn interruptible() -> Result<()> {
-    for (signal, handler) in [
-        (libc::SIGTERM, on_end as *const () as usize),
-        (libc::SIGINT, on_end as *const () as usize),
-        (libc::SIGHUP, on_end as *const () as usize),
-        (libc::SIGALRM, on_tick as *const () as usize),
-    ] {
-        // SAFETY: all zero is a valid sigaction: no flags, empty mask.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        action.sa_sigaction = handler;
-        // SAFETY: the handlers only store to an atomic.
-        Errno::result(unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) })?;
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        handle(signal, on_end)?;
     }
-    let every = libc::timeval { tv_sec: 0, tv_usec: 50_000 };
+    ticking(Duration::from_millis(50))
+}
+
+/// A tick so often interrupts whatever waits; none at all when it is zero.
+pub(crate) fn ticking(every: Duration) -> Result<()> {
+    handle(libc::SIGALRM, on_tick)?;
+    let tv_sec = i64::try_from(every.as_secs()).map_err(|_| Errno::EINVAL)?;
+    let every = libc::timeval { tv_sec, tv_usec: every.subsec_micros().into() };
     let timer = libc::itimerval { it_interval: every, it_value: every };
     // SAFETY: the timer lives through the call.
     Errno::result(unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) })?;
     Ok(())
+}
+
+fn handle(signal: i32, handler: extern "C" fn(libc::c_int)) -> Result<()> {
+    // SAFETY: all zero is a valid sigaction: no flags, empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler as *const () as usize;
+    // SAFETY: the handlers only store to an atomic.
+    Errno::result(unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) }).map(drop)
 }
 
 pub(crate) fn kill(pid: i32, signal: i32) -> Result<()> {

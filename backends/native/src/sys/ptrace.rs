@@ -212,3 +212,34 @@ fn stop(status: i32) -> Stop {
         (_, signal) => Stop::Signal(signal & 0x7f),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// In a process of its own: the tick is for the first thread, and a test runs in another.
+    #[test]
+    fn a_wait_ends_in_time() {
+        // SAFETY: the copy only makes system calls.
+        let copy = unsafe { libc::fork() };
+        if copy == 0 {
+            crate::sys::task::end(i32::from(!waits_in_vain()));
+        }
+        let copy = nix::unistd::Pid::from_raw(copy);
+        let status = nix::sys::wait::waitpid(copy, None).unwrap();
+        assert_eq!(status, nix::sys::wait::WaitStatus::Exited(copy, 0));
+    }
+
+    fn waits_in_vain() -> bool {
+        // SAFETY: as above.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            crate::sys::task::rest();
+        }
+        let ticks = crate::sys::process::ticking(Duration::from_millis(10)).is_ok();
+        let late = seize(child).is_ok() && wait(child, Instant::now()) == Err(Errno::ETIMEDOUT);
+        let ended = crate::sys::process::kill(child, libc::SIGKILL).is_ok();
+        ticks && late && ended && wait(child, Instant::now() + Duration::from_secs(30)) == Ok(Stop::Gone)
+    }
+}

@@ -127,12 +127,17 @@ pub fn engine<S: AsRef<OsStr>>(arguments: &[S]) -> Command {
     command
 }
 
-/// A capture of the tree below this pid into an empty directory.
-pub fn dump(pid: u32, image: &Path, more: &[&str]) -> Output {
+/// Makes this an empty directory.
+pub fn empty(image: &Path) {
     if image.exists() {
         fs::remove_dir_all(image).unwrap();
     }
     fs::create_dir(image).unwrap();
+}
+
+/// A capture of the tree below this pid into an empty directory.
+pub fn dump(pid: u32, image: &Path, more: &[&str]) -> Output {
+    empty(image);
     let pid = pid.to_string();
     let mut arguments = vec!["dump", "--pid", &pid, "--dir", image.to_str().unwrap()];
     arguments.extend(more);

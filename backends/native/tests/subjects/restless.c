@@ -1,4 +1,4 @@
-/* restless FILE: threads that wait in many ways and check themselves. FILE is mapped shared: how often each thread went
+/* restless FILE [adopts]: threads that wait in many ways and check themselves. FILE is mapped shared: how often each thread went
  * round, its signal mask and tid, and what went wrong first. Built and watched by tests/kills.rs, which knows the layout. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,6 +13,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
@@ -25,6 +26,8 @@ struct state {
     volatile uint64_t rounds[THREADS], tid[THREADS], mask[THREADS];
     /* Of the first thing that went wrong: the thread (from 1), the line, a value. */
     volatile uint64_t wrong[3];
+    /* Whether it adopts orphans. */
+    volatile uint64_t adopts;
 };
 static struct state *state;
 
@@ -269,6 +272,7 @@ int main(int count, char **words) {
     if (state == MAP_FAILED) return 1;
     close(file);
     if (pipe(numbers) || pipe(never) || socketpair(AF_UNIX, SOCK_DGRAM, 0, pairs)) return 1;
+    if (count > 2) prctl(PR_SET_CHILD_SUBREAPER, 1);
     event = eventfd(0, 0);
     watcher = epoll_create1(0);
     epoll_ctl(watcher, EPOLL_CTL_ADD, event, &in);
@@ -282,5 +286,11 @@ int main(int count, char **words) {
     sigaction(SIGRTMIN + 1, &action, 0);
     begin(0, ALL);
     for (int i = 1; i < THREADS; i++) pthread_create(&thread, 0, all[i], 0);
-    for (;;) { nap(0, 2000); round_done(0); }
+    for (;;) {
+        int adopts = 0;
+        EXPECT(0, !prctl(PR_GET_CHILD_SUBREAPER, &adopts), errno);
+        state->adopts = adopts;
+        nap(0, 2000);
+        round_done(0);
+    }
 }

@@ -3,6 +3,7 @@
 
 mod events;
 mod files;
+mod inotify;
 mod memory;
 mod pipes;
 mod sockets;
@@ -10,7 +11,7 @@ mod terminals;
 mod unix;
 
 use super::check;
-use crate::model::{Backing, FileIdentity, Image, Kind, Object, Process, State};
+use crate::model::{Area, Backing, FileIdentity, Image, Kind, Object, Process, State};
 use crate::sys::fd;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -24,6 +25,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 pub(super) use events::arm;
+pub(super) use inotify::quiet;
+pub(super) use memory::seal;
 pub(super) use terminals::Terminals;
 
 /// Status flags that are set after the opening.
@@ -36,10 +39,10 @@ pub(super) struct Made {
     pub(super) base: i32,
     /// By index; `None` for what is made later.
     pub(super) objects: Vec<Option<OwnedFd>>,
-    /// By index, open for reading and, where possible, writing.
-    pub(super) memories: Vec<OwnedFd>,
-    /// Mapped files by path and whether they are written through the mapping.
-    pub(super) mapped: HashMap<(String, bool), OwnedFd>,
+    /// By index.
+    pub(super) memories: Vec<memory::Parked>,
+    /// Mapped files by path and the way of mapping.
+    pub(super) mapped: HashMap<(String, Access), OwnedFd>,
     /// Programs by path.
     pub(super) programs: HashMap<String, OwnedFd>,
     /// Memory by pid: the process's layers, or the only file, with their sizes. The last is that of the runs.
@@ -81,19 +84,55 @@ pub(super) fn make(dir: &Path, image: &Image) -> Result<Made> {
             }
             Kind::Socket(socket) => sockets::make(socket, object),
             Kind::Pty(pty) => made.terminals.descriptor(pty, object),
-            Kind::None | Kind::Pid { .. } | Kind::Pipe { .. } | Kind::Unix(_) => continue,
+            Kind::None | Kind::Pid { .. } | Kind::Pipe { .. } | Kind::Unix(_) | Kind::Inotify { .. } => {
+                continue;
+            }
         };
         let one = one.map_err(|error| maker.of(index, error))?;
         if let Some(place) = made.objects.get_mut(index) {
             *place = Some(maker.park(one)?);
         }
     }
+    watch(&maker, &mut made)?;
     for (index, object) in image.objects.iter().enumerate() {
         if let Some(Some(parked)) = made.objects.get(index) {
             description(parked, object).map_err(|error| maker.of(index, error.into()))?;
         }
     }
     Ok(made)
+}
+
+/// Last of all: what is opened before nobody sees.
+fn watch(maker: &Maker<'_>, made: &mut Made) -> Result<()> {
+    for (index, object) in maker.image.objects.iter().enumerate() {
+        let Kind::Inotify { watches } = &object.kind else { continue };
+        let one = inotify::make(watches).map_err(|error| maker.of(index, error))?;
+        if let Some(place) = made.objects.get_mut(index) {
+            *place = Some(maker.park(one)?);
+        }
+    }
+    Ok(())
+}
+
+/// What a mapping lets a process do with its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Access {
+    /// Keep changes for itself: its pages that were not changed come from the file.
+    Private,
+    /// Read what others write.
+    Read,
+    /// Write, now or once it has asked for it: the kernel tells by the flag `mw`.
+    Write,
+}
+
+impl Access {
+    pub(super) fn of(area: &Area) -> Self {
+        match area.shared {
+            false => Self::Private,
+            true if area.prot & 2 != 0 || area.vm_flags.iter().any(|flag| flag == "mw") => Self::Write,
+            true => Self::Read,
+        }
+    }
 }
 
 /// What went wrong with one object.
@@ -176,6 +215,7 @@ fn name(kind: &Kind) -> String {
         Kind::Timer { .. } => ", a timerfd".to_owned(),
         Kind::Signal { .. } => ", a signalfd".to_owned(),
         Kind::Pid { .. } => ", a pidfd".to_owned(),
+        Kind::Inotify { .. } => ", an inotify instance".to_owned(),
         Kind::Socket(socket) => format!(", a socket{}", sockets::address(socket)),
         Kind::Unix(_) => ", a unix socket".to_owned(),
         Kind::Pty(pty) => format!(", a side of the terminal /dev/pts/{}", pty.index),
@@ -245,8 +285,9 @@ pub(super) fn owners(image: &Image, made: &Made) -> Result<()> {
     Ok(())
 }
 
-/// Whether this is still the file that was mapped when the image was made.
-fn unchanged(file: &File, identity: &FileIdentity) -> Result<()> {
+/// Whether this is still the file that was mapped when the image was made. A file that is shared changes, and so does
+/// its time: it only must not have become shorter.
+fn unchanged(file: &File, identity: &FileIdentity, access: Access) -> Result<()> {
     let failed = |why: String| {
         BackendError::new(kind::UNSUPPORTED, format!("the file {} cannot be mapped again", identity.path))
             .because(why)
@@ -254,35 +295,35 @@ fn unchanged(file: &File, identity: &FileIdentity) -> Result<()> {
     };
     let meta = file.metadata().map_err(|e| failed(e.to_string()))?;
     let mtime = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
-    if meta.is_file() && meta.len() == identity.size && mtime == identity.mtime_ns {
-        return Ok(());
+    let (size, time) = match access {
+        Access::Private => (meta.len() == identity.size, mtime == identity.mtime_ns),
+        Access::Read | Access::Write => (meta.len() >= identity.size, true),
+    };
+    match (meta.is_file(), size, time) {
+        (true, true, true) => Ok(()),
+        (false, _, _) => Err(failed("it is no plain file any more".to_owned())),
+        (_, false, _) => Err(failed(format!("it has {} bytes instead of {}", meta.len(), identity.size))),
+        (_, _, false) => Err(failed("it was written to since".to_owned())),
     }
-    Err(failed(match meta.len() == identity.size {
-        true => "it was written to since".to_owned(),
-        false => format!("it has {} bytes instead of {}", meta.len(), identity.size),
-    }))
 }
 
-fn open_mapped(maker: &Maker<'_>, identity: &FileIdentity, writes: bool) -> Result<OwnedFd> {
-    let file = File::options().read(true).write(writes).open(&identity.path).map_err(|e| {
+fn open_mapped(maker: &Maker<'_>, identity: &FileIdentity, access: Access) -> Result<OwnedFd> {
+    let file = File::options().read(true).write(access == Access::Write).open(&identity.path);
+    let file = file.map_err(|e| {
         BackendError::new(kind::UNSUPPORTED, format!("the file {} cannot be mapped again", identity.path))
             .because(e)
             .help("restart in the very image that was saved, with the same binds")
     })?;
-    if !writes {
-        unchanged(&file, identity)?;
-    }
+    unchanged(&file, identity, access)?;
     maker.park(file.into())
 }
 
-fn mapped(maker: &Maker<'_>) -> Result<HashMap<(String, bool), OwnedFd>> {
+fn mapped(maker: &Maker<'_>) -> Result<HashMap<(String, Access), OwnedFd>> {
     let mut all = HashMap::new();
     for area in maker.image.processes.iter().flat_map(|p| &p.areas) {
         let Backing::File { file, .. } = &area.backing else { continue };
-        let key = (file.path.clone(), area.shared && area.prot & 2 != 0);
-        if let Entry::Vacant(place) = all.entry(key) {
-            let writes = place.key().1;
-            place.insert(open_mapped(maker, file, writes)?);
+        if let Entry::Vacant(place) = all.entry((file.path.clone(), Access::of(area))) {
+            place.insert(open_mapped(maker, file, Access::of(area))?);
         }
     }
     Ok(all)
@@ -292,7 +333,7 @@ fn programs(maker: &Maker<'_>) -> Result<HashMap<String, OwnedFd>> {
     let mut all = HashMap::new();
     for process in maker.image.processes.iter().filter(|p| !matches!(p.state, State::Zombie { .. })) {
         if !all.contains_key(&process.exe.path) {
-            all.insert(process.exe.path.clone(), open_mapped(maker, &process.exe, false)?);
+            all.insert(process.exe.path.clone(), open_mapped(maker, &process.exe, Access::Private)?);
         }
     }
     Ok(all)

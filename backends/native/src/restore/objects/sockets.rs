@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 const ON: [u8; 4] = 1i32.to_ne_bytes();
 const OFF: [u8; 4] = 0i32.to_ne_bytes();
+/// Which buffer sizes the application chose itself.
+pub(super) const SO_BUF_LOCK: i32 = 72;
 /// What these are given the kernel doubles, and it is no longer its own to change.
 const BUFFERS: [i32; 2] = [libc::SO_SNDBUF, libc::SO_RCVBUF];
 

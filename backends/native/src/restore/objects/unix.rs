@@ -110,7 +110,8 @@ fn accepted(
     Ok([connecting, fd::accept(listener.as_fd())?])
 }
 
-/// Options of pairs, what is under way, connections of datagram sockets, ends that are shut.
+/// What is under way, options of pairs, connections of datagram sockets, ends that are shut. The options come behind the
+/// messages: these were sent while the buffers were larger, maybe.
 fn finish(
     all: &[(usize, &Unix)],
     made: &HashMap<usize, OwnedFd>,
@@ -118,22 +119,18 @@ fn finish(
 ) -> std::result::Result<(), (usize, Trouble)> {
     for (index, unix) in all {
         let Some(socket) = made.get(index) else { continue };
-        let pair = paired(all, *index, unix);
-        if pair {
-            sockets::options(socket, &unix.options).map_err(|e| (*index, e))?;
-        }
-        let far = if pair {
+        let far = if paired(all, *index, unix) {
             unix.peer.and_then(|peer| made.get(&peer)).or_else(|| closed.get(index))
         } else {
             None
         };
-        for message in &unix.queue {
-            let bytes = unhex(message).ok_or((*index, Trouble::from(Errno::EINVAL)))?;
-            say(far, socket, unix, &bytes).map_err(|e| (*index, e))?;
-        }
+        say(far, socket, unix).map_err(|e| (*index, e))?;
     }
     for (index, unix) in all {
         let Some(socket) = made.get(index) else { continue };
+        if paired(all, *index, unix) {
+            sockets::options(socket, &unix.options).map_err(|e| (*index, e))?;
+        }
         let target = unix.peer.and_then(|peer| all.iter().find(|(i, _)| *i == peer));
         if !paired(all, *index, unix)
             && let Some(local) = target.and_then(|(_, u)| u.local.as_deref()).and_then(unhex)
@@ -149,20 +146,28 @@ fn finish(
     Ok(())
 }
 
-/// Sends to a socket what it has not read yet.
-fn say(far: Option<&OwnedFd>, socket: &OwnedFd, unix: &Unix, bytes: &[u8]) -> Tried<()> {
-    let stranger;
-    let from = match far {
-        Some(far) => far,
-        None => {
-            stranger = fd::socket(libc::AF_UNIX, unix.socket_type | libc::SOCK_CLOEXEC, 0)?;
-            let address = nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(
-                std::os::fd::AsRawFd::as_raw_fd(socket),
-            )?;
-            nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&stranger), &address)?;
-            &stranger
-        }
-    };
+/// Sends to a socket what it has not read yet: from the other end, or each message from a stranger.
+fn say(far: Option<&OwnedFd>, socket: &OwnedFd, unix: &Unix) -> Tried<()> {
+    let messages = unix.queue.iter().map(|message| unhex(message).ok_or(Errno::EINVAL));
+    let messages = messages.collect::<std::result::Result<Vec<_>, _>>()?;
+    if let Some(far) = far.filter(|_| !messages.is_empty()) {
+        let room = Room::make(far)?;
+        messages.iter().try_for_each(|message| send(far, message))?;
+        return room.put_back(far);
+    }
+    for message in &messages {
+        let stranger = fd::socket(libc::AF_UNIX, unix.socket_type | libc::SOCK_CLOEXEC, 0)?;
+        Room::make(&stranger)?;
+        let address = nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(
+            std::os::fd::AsRawFd::as_raw_fd(socket),
+        )?;
+        nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&stranger), &address)?;
+        send(&stranger, message)?;
+    }
+    Ok(())
+}
+
+fn send(from: &OwnedFd, bytes: &[u8]) -> Tried<()> {
     let mut rest = bytes;
     loop {
         let n = fd::send(from.as_fd(), rest)?;
@@ -171,4 +176,29 @@ fn say(far: Option<&OwnedFd>, socket: &OwnedFd, unix: &Unix, bytes: &[u8]) -> Tr
             return Ok(());
         }
     }
+}
+
+/// A send buffer as large as it may be, and how it was before.
+struct Room {
+    size: i32,
+    chosen: Option<i32>,
+}
+
+impl Room {
+    fn make(socket: &OwnedFd) -> Tried<Self> {
+        let now = |name| crate::sys::socket::number(socket, libc::SOL_SOCKET, name);
+        let room = Self { size: now(libc::SO_SNDBUF)? / 2, chosen: now(sockets::SO_BUF_LOCK).ok() };
+        set(socket, libc::SO_SNDBUF, i32::MAX / 2)?;
+        Ok(room)
+    }
+
+    /// A kernel before 5.14 takes the size for the application's own choice from now on.
+    fn put_back(self, socket: &OwnedFd) -> Tried<()> {
+        set(socket, libc::SO_SNDBUF, self.size)?;
+        self.chosen.map_or(Ok(()), |chosen| set(socket, sockets::SO_BUF_LOCK, chosen))
+    }
+}
+
+fn set(socket: &OwnedFd, name: i32, value: i32) -> Tried<()> {
+    Ok(fd::set_option(socket.as_fd(), libc::SOL_SOCKET, name, &value.to_ne_bytes())?)
 }
