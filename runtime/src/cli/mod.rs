@@ -76,7 +76,7 @@ enum Command {
     Build(build::BuildArgs),
     /// Fetch an image
     Pull(build::PullArgs),
-    /// What is kept of fetched images
+    /// What is kept of images that were fetched or unpacked
     #[command(subcommand)]
     Cache(images::CacheCommand),
     /// Show what an image says about itself

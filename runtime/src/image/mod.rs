@@ -14,6 +14,7 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{AccessFlags, faccessat};
 
 pub mod attach;
+pub mod cached;
 mod error;
 mod file;
 pub mod identity;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 use crate::error::{Error, Result};
+use crate::image::cached::{self, Item};
 use crate::image::tree::failed;
 use crate::instance::Host;
 use crate::store::{self, DirHandle};
@@ -68,21 +69,6 @@ pub struct Rooted {
     pub lock: File,
 }
 
-/// One thing in the cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Item {
-    /// `image` or `layer`.
-    pub kind: &'static str,
-    /// What it is.
-    pub digest: String,
-    /// Of an image.
-    pub name: String,
-    /// In bytes.
-    pub size: u64,
-    /// Of a layer: when it was downloaded.
-    pub used: SystemTime,
-}
-
 impl Cache {
     /// Opens the cache, making it where it is missing.
     ///
@@ -118,6 +104,10 @@ impl Cache {
 
     fn image(&self, digest: &Digest) -> PathBuf {
         self.path.join("roots").join(digest.hex())
+    }
+
+    fn root(&self, hex: &str) -> PathBuf {
+        self.path.join("roots").join(hex).join(ROOT)
     }
 
     /// The lock of an image or a layer, not taken yet.
@@ -247,7 +237,8 @@ impl Cache {
         for item in self.list().into_iter().filter(old) {
             let hex = item.digest.strip_prefix("sha256:").unwrap_or_default();
             let lock = lock_file(&self.path, hex)?;
-            if lock.try_lock().is_err() {
+            let mounted = || item.kind == "image" && cached::is_mounted(&self.root(hex));
+            if lock.try_lock().is_err() || mounted() {
                 stayed.push(item);
                 continue;
             }
