@@ -226,14 +226,12 @@ fn refuse_addresses(arg: &str) -> Result<(), ImageError> {
     if arg.starts_with("instance://") {
         return Err(ImageError::Instance { given: arg.to_owned() });
     }
-    let plain_schemes = ["docker-archive", "docker-daemon", "oci", "oci-archive"];
-    let scheme = arg.split_once(':').filter(|(scheme, rest)| {
-        let word = scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
-        !scheme.is_empty() && word && (rest.starts_with("//") || plain_schemes.contains(scheme))
-    });
-    match scheme {
-        Some((scheme, _)) => Err(ImageError::Uri { given: arg.to_owned(), scheme: scheme.to_owned() }),
-        None => Ok(()),
+    match oci::reference::Uri::parse(arg) {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) | Err(_) => {
+            let scheme = arg.split(':').next().unwrap_or_default().to_owned();
+            Err(ImageError::Uri { given: arg.to_owned(), scheme })
+        }
     }
 }
 
