@@ -6,7 +6,7 @@ use crate::cli::compat::CompatArgs;
 use crate::cli::engine::{self, Chosen};
 use crate::cli::images::{self, sources};
 use crate::cli::teller::Terminal;
-use crate::cli::{Session, gpu, join, output, report};
+use crate::cli::{Session, gpu, join, others, output, report};
 use crate::error::{Error, Result};
 use crate::image::attach::Held;
 use crate::image::{Image, identity};
@@ -137,7 +137,8 @@ fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
     // Before any thread exists, so that all of them leave these signals to the main one.
     let signals = serve::signals(true)?;
     let teller = Arc::new(Terminal::default());
-    let mut begun = begin::begin(&planned.order, planned.library, planned.image, &*teller)?;
+    let mut begun = begin::begin(&planned.order, planned.library, planned.image, &*teller)
+        .map_err(|error| others::named(session, &planned.order.spec, error))?;
     if let Some(from) = &begun.restarted {
         report::info(restarted_line(from));
     } else if let Some(engine) = &begun.live.engine {

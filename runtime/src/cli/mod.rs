@@ -13,6 +13,7 @@ pub mod images;
 pub mod inspect;
 pub mod instance;
 pub mod join;
+pub mod others;
 pub mod output;
 pub mod report;
 pub mod teller;
