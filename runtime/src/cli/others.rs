@@ -3,12 +3,14 @@
 use crate::cli::backend::{self, verdict};
 use crate::cli::{Session, images};
 use crate::error::Error;
+use crate::image::Image;
 use crate::monitor::ask::SAVE;
 use crate::monitor::live::process_view;
 use crate::spec::ContainerSpec;
 use crate::worker::{NoServices, Worker, engine as calls};
 use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::request::{ImageView, ProbeRequest, Subject};
+use std::path::Path;
 
 /// Adds their names to the refusal. Other errors are left as they are.
 pub fn named(session: &Session, spec: &ContainerSpec, error: Error) -> Error {
@@ -26,10 +28,20 @@ pub fn named(session: &Session, spec: &ContainerSpec, error: Error) -> Error {
     error.help(help)
 }
 
+/// Whether a program that is named by its path is there, with what starts it: else no engine is of any help.
+fn can_start(image: &Image, program: &str) -> bool {
+    let there = |path: &Path| image.lookup(path).is_some();
+    !program.contains('/')
+        || there(Path::new(program)) && image.interpreter_of(program).is_none_or(|needed| there(&needed))
+}
+
 /// Those that are usable here and find nothing that would be lost. The one that has refused is among those asked, and
 /// refuses again.
 fn able(session: &Session, spec: &ContainerSpec) -> crate::error::Result<Vec<String>> {
     let image = images::open(session, &spec.image, false)?;
+    if !can_start(&image, spec.process.argv.first().map_or("", String::as_str)) {
+        return Ok(Vec::new());
+    }
     let root = match image.mount() {
         Some(_) => Worker::mounted_image(),
         None => image.directory().to_path_buf(),
