@@ -254,6 +254,21 @@ mod tests {
         (dir, kept)
     }
 
+    /// How many things went. A process that another test starts this moment holds every lock until its program runs.
+    fn went(kept: &Kept, dry: bool) -> usize {
+        let clean = || kept.clean(Duration::ZERO, dry).unwrap().0.len();
+        (0..500)
+            .map(|_| clean())
+            .find(|count| {
+                let none = *count == 0;
+                if none {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                !none
+            })
+            .unwrap_or(0)
+    }
+
     #[test]
     fn what_is_used_is_listed_and_stays() {
         let (_dir, kept) = cache();
@@ -267,9 +282,9 @@ mod tests {
         assert!(gone.is_empty() && stayed.len() == 1 && used.directory.join("again").is_file());
         drop(held);
         assert!(kept.clean(Duration::from_secs(60), false).unwrap().0.is_empty());
-        assert_eq!(kept.clean(Duration::ZERO, true).unwrap().0.len(), 1);
+        assert_eq!(went(&kept, true), 1);
         assert!(used.directory.is_dir());
-        assert_eq!(kept.clean(Duration::ZERO, false).unwrap().0.len(), 1);
+        assert_eq!(went(&kept, false), 1);
         assert!(!used.directory.exists() && kept.list().unwrap().is_empty());
         assert!(kept.known(".known-1", Path::new("/a")).unwrap().is_none());
         assert!(hold(&used.directory).is_none() && hold(Path::new("/")).is_none());
@@ -288,7 +303,11 @@ mod tests {
         assert!(here.join(PARTIAL).exists(), "somebody unpacks this moment");
         assert!(!here.join(&gone).exists() && here.join(DIGEST).exists());
         drop(making);
-        kept.clean(Duration::from_secs(60), false).unwrap();
-        assert!(!here.join(PARTIAL).exists());
+        let swept = (0..500).any(|_| {
+            kept.clean(Duration::from_secs(60), false).unwrap();
+            std::thread::sleep(Duration::from_millis(10));
+            !here.join(PARTIAL).exists()
+        });
+        assert!(swept);
     }
 }

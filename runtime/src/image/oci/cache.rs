@@ -397,6 +397,21 @@ mod tests {
         assert!(cache.last_of("docker://b").is_none());
     }
 
+    /// How many things went. A process that another test starts this moment holds every lock until its program runs.
+    fn went(cache: &Cache, dry: bool) -> usize {
+        let clean = || cache.clean(Duration::ZERO, dry).unwrap().0.len();
+        (0..500)
+            .map(|_| clean())
+            .find(|count| {
+                let none = *count == 0;
+                if none {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                !none
+            })
+            .unwrap_or(0)
+    }
+
     #[test]
     fn who_uses_an_image_keeps_it() {
         let (_dir, cache, digest) = cache();
@@ -408,9 +423,9 @@ mod tests {
         assert!(gone.is_empty() && stayed.len() == 1 && rooted.root.is_dir());
         drop(held);
         assert!(cache.clean(Duration::from_secs(60), false).unwrap().0.is_empty());
-        assert_eq!(cache.clean(Duration::ZERO, true).unwrap().0.len(), 1);
+        assert_eq!(went(&cache, true), 1);
         assert!(rooted.root.is_dir());
-        assert_eq!(cache.clean(Duration::ZERO, false).unwrap().0.len(), 1);
+        assert_eq!(went(&cache, false), 1);
         assert!(!rooted.root.exists() && cache.list().is_empty());
         assert!(hold(&rooted.root).is_none() && hold(Path::new("/")).is_none());
     }
