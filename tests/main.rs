@@ -5,6 +5,7 @@
 //! | `flow` | what must work: the transcript of the README, other programs, the foreground, terminals |
 //! | `bad` | what goes wrong: each failure with its message, nothing lost, nothing left behind |
 //! | `tidy` | the invariants of ARCHITECTURE.md that a text or a dependency can break |
+//! | `seeds` | the seeds of the fuzz targets, and changes of them, under limits |
 //! | `env`, `running`, `terminal`, `site`, `need`, `http`, `registry` | the harness |
 //!
 //! Make the images first (`cargo xtask images`); `cargo xtask test` does all. A test that lacks something says so in
@@ -21,4 +22,5 @@ mod terminal;
 
 mod bad;
 mod flow;
+mod seeds;
 mod tidy;

@@ -247,11 +247,20 @@ pub(crate) struct Answer {
     pub(crate) cut: Option<usize>,
     /// `Range` is honoured.
     pub(crate) ranges: bool,
+    /// The body comes in ten pieces with this between them.
+    pub(crate) pause: Duration,
 }
 
 impl Answer {
     pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), cut: None, ranges: true }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: body.into(),
+            cut: None,
+            ranges: true,
+            pause: Duration::ZERO,
+        }
     }
 
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
@@ -374,8 +383,13 @@ fn send(mut stream: &TcpStream, asked: &Asked, answer: &Answer) -> Outcome<()> {
     if asked.0.starts_with("HEAD") {
         return Ok(stream.flush()?);
     }
-    stream.write_all(&body[..answer.cut.unwrap_or(body.len()).min(body.len())])?;
-    Ok(stream.flush()?)
+    let body = &body[..answer.cut.unwrap_or(body.len()).min(body.len())];
+    for piece in body.chunks(body.len() / 10 + 1) {
+        std::thread::sleep(answer.pause);
+        stream.write_all(piece)?;
+        stream.flush()?;
+    }
+    Ok(())
 }
 
 /// Logins as `docker login` writes them, in the user's home.

@@ -59,7 +59,7 @@ fn code(line: &str) -> &str {
 
 fn all_sources() -> Outcome<Vec<(String, String)>> {
     let mut all = Vec::new();
-    for dir in ["plugin-api", "runtime", "backends", "tests", "bench", "xtask"] {
+    for dir in ["plugin-api", "runtime", "backends", "tests", "bench", "xtask", "fuzz/fuzz_targets"] {
         all.extend(sources(dir)?);
     }
     Ok(all)

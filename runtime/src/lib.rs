@@ -20,6 +20,8 @@ pub mod worker;
 
 mod causes;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod name;
 pub mod sys;
 

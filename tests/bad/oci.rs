@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -226,6 +227,39 @@ fn a_download_that_breaks_goes_on_where_it_was() {
         assert_eq!(ranges.len(), 3);
         assert!(ranges[0].is_none() && ranges[1].is_some_and(|range| range == "bytes=100000-"), "{ranges:?}");
     }
+    env.finish().unwrap();
+}
+
+/// A registry that has all the time in the world: what comes is taken. Whoever does not want to wait interrupts it, and
+/// then there is no image.
+#[test]
+fn a_slow_registry() {
+    need!(image, userns);
+    let env = Env::new(Who::User).unwrap();
+    let made = small(&env).unwrap();
+    let registry = |pause| {
+        let (bytes, of) = (made.layers[0].bytes.clone(), made.layers[0].digest.clone());
+        Odd::with(&made, move |(path, _), _| {
+            let answer = Answer { pause, ..Answer::new(200, bytes.clone()) };
+            path.contains(of.as_str()).then_some(answer)
+        })
+    };
+    let slower = registry(Duration::from_secs(30)).unwrap();
+    let running = env.spawn(&["pull", "x.sif", &slower.name("x:v1")]).unwrap();
+    let until = std::time::Instant::now() + crate::running::PATIENCE;
+    while !slower.asked().iter().any(|(path, _)| path.contains(&made.layers[0].digest)) {
+        assert!(std::time::Instant::now() < until, "the layer is never asked for");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.signal(nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_ne!(running.wait().unwrap().code, 0);
+    // The process that cleans up may be a moment behind.
+    while std::fs::read_dir(env.path("home")).unwrap().count() > 0 {
+        assert!(std::time::Instant::now() < until, "something half made was left");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let slow = registry(Duration::from_millis(100)).unwrap();
+    assert_eq!(env.ok(&["run", &slow.name("x:v1"), "x"]).unwrap().out, "it says x\n");
     env.finish().unwrap();
 }
 

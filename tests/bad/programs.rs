@@ -15,6 +15,7 @@ fn told(env: &Env, words: &[&str]) -> String {
 fn programs_that_this_engine_cannot_save() {
     need!(image, userns, dmtcp);
     let env = Env::new(Who::User).unwrap();
+    env.configure("order = [\"dmtcp\"]\n[backends.dmtcp]\n[backends.native]\n").unwrap();
     let small = image(&env, "small");
     let exec = |program: &str| {
         let program = format!("/opt/subjects/bin/{program}");
@@ -25,13 +26,13 @@ fn programs_that_this_engine_cannot_save() {
     exit 255
     FATAL:   DMTCP cannot save this program
              because: /opt/subjects/bin/idle-static: it is statically linked: DMTCP works by a library that such a program does not load
-             hint:    take a dynamically linked build, or another backend
+             hint:    take a dynamically linked build, or another backend; what can save it here: --backend native
     ");
     insta::assert_snapshot!(exec("idle-setuid"), @"
     exit 255
     FATAL:   DMTCP cannot save this program
              because: /opt/subjects/bin/idle-setuid: it is setuid or setgid, and the loader then ignores DMTCP's library
-             hint:    take the bit away in the image, or take another backend
+             hint:    take the bit away in the image, or take another backend; what can save it here: --backend native
     ");
     insta::assert_snapshot!(exec("no-interpreter"), @"
     exit 255
@@ -47,6 +48,7 @@ fn programs_that_this_engine_cannot_save() {
 fn a_program_with_musl_that_this_engine_cannot_save() {
     need!(image, userns, dmtcp, musl);
     let env = Env::new(Who::User).unwrap();
+    env.configure("order = [\"dmtcp\"]\n[backends.dmtcp]\n[backends.native]\n").unwrap();
     let small = image(&env, "small");
     let program = "/opt/subjects/bin/idle-musl";
     let exec = ["exec", "--backend", "dmtcp", "--checkpoint", "kept", &small, program, "5"];
@@ -54,7 +56,7 @@ fn a_program_with_musl_that_this_engine_cannot_save() {
     exit 255
     FATAL:   DMTCP cannot save this program
              because: /opt/subjects/bin/idle-musl: it uses musl: DMTCP works with glibc only
-             hint:    take an image with glibc, or another backend
+             hint:    take an image with glibc, or another backend; what can save it here: --backend native
     ");
     assert_eq!(env.ok(&["instance", "list"]).unwrap().out.lines().count(), 1);
     env.finish().unwrap();

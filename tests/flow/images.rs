@@ -1,6 +1,7 @@
 //! Images in files: built, inspected, brought into view in each of the three ways, saved and brought back.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -144,6 +145,90 @@ fn the_kernel_gets_only_files_that_are_roots_alone() {
     let run = env.ok(&["-v", "exec", &text(&sif), "true"]).unwrap();
     assert!(run.err.contains("is unpacked in") && !run.err.contains("mounted"), "{}", run.err);
     env.finish().unwrap();
+}
+
+/// Whoever runs something in it keeps it: a command, an instance, also one that the engine had unpacked.
+#[test]
+fn what_was_unpacked_goes_when_nobody_uses_it() {
+    need!(image, squashfs, userns);
+    let (env, sif) = place(Who::User, "unpack", "small").unwrap();
+    let listed = || {
+        let out = env.ok(&["cache", "list"]).unwrap().out;
+        out.lines().filter(|line| line.contains("unpacked")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let cleaned = |flags: &[&str]| env.ok(&[&["cache", "clean"], flags].concat()).unwrap().err;
+    assert_eq!(listed(), Vec::<String>::new());
+    env.ok(&["instance", "start", &sif, "one"]).unwrap();
+    assert_eq!(listed().len(), 1);
+    assert!(listed()[0].ends_with(&sif) && listed()[0].contains(" MiB "), "{:?}", listed());
+    let running = env.spawn(&["exec", &sif, "sh", "-c", "echo up; exec sleep 60"]).unwrap();
+    running.wait_for("up").unwrap();
+    assert!(cleaned(&["--all"]).contains("is in use and stays"));
+    env.ok(&["instance", "stop", "one"]).unwrap();
+    let told = cleaned(&["--all"]);
+    assert!(told.contains("is in use and stays") && told.contains("0 things were removed"), "{told}");
+    running.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
+    running.wait().unwrap();
+    assert!(cleaned(&[]).contains("0 things were removed"), "it was used a moment ago");
+    assert!(cleaned(&["--all", "--dry-run"]).contains("1 thing would be removed"));
+    assert_eq!(listed().len(), 1);
+    let told = cleaned(&["--all"]);
+    assert!(told.contains("1 thing was removed, ") && told.contains(" MiB"), "{told}");
+    assert_eq!(listed(), Vec::<String>::new());
+    let left = fs::read_dir(env.path("data/cache/_images")).unwrap().flatten();
+    assert!(left.into_iter().all(|entry| !entry.path().is_dir()), "a directory was left");
+    assert_eq!(env.ok(&["exec", &sif, "echo", "again"]).unwrap().out, "again\n");
+    env.finish().unwrap();
+}
+
+/// What packages give to users of their own is theirs in a file that root builds; whoever else builds owns all of it,
+/// and it is root's inside.
+#[test]
+fn owners_are_kept_by_root_and_by_nobody_else() {
+    need!(root, image, squashfs, userns, fuse);
+    let env = Env::new(Who::Myself).unwrap();
+    let text = format!(
+        "Bootstrap: localimage\nFrom: {}\n%setup\n  cd \"$STASIS_ROOTFS\"; mkdir var/mail; chgrp 8 var/mail; chmod 2775 var/mail\n  \
+         echo secret > etc/theirs; chown 105:112 etc/theirs; chmod 644 etc/theirs\n  \
+         ln -s theirs etc/link; chown -h 105:112 etc/link\n",
+        env.site.image("small").display()
+    );
+    env.write("home/image.def", &text).unwrap();
+    env.ok(&["build", "image.sif", "image.def"]).unwrap();
+    // Through a file, a directory, and a file of that directory.
+    for (image, source) in [("first", "image.sif"), ("second", "first")] {
+        env.ok(&["build", "--sandbox", image, source]).unwrap();
+        assert_eq!(
+            owners(&env, image),
+            [(0, 8, 0o2775), (105, 112, 0o644), (105, 112, 0o777), (0, 0, 0o755)]
+        );
+    }
+    env.ok(&["build", "second.sif", "second"]).unwrap();
+    env.ok(&["build", "--sandbox", "third", "second.sif"]).unwrap();
+    assert_eq!(owners(&env, "third"), owners(&env, "first"));
+    for way in ["fuse", "unpack"] {
+        let (mut other, _) = place(Who::User, way, "small").unwrap();
+        let theirs = other.path("home/theirs.sif");
+        fs::copy(env.path("home/image.sif"), &theirs).unwrap();
+        let run = other.ok(&["exec", &theirs.to_string_lossy(), "sh", "-c", "cat /etc/theirs"]).unwrap();
+        assert_eq!(run.out, "secret\n", "{way}");
+        other.set("STASIS_IMAGE_MOUNT", "");
+        other.ok(&["build", "--sandbox", "again", "theirs.sif"]).unwrap();
+        other.ok(&["build", "again.sif", "again"]).unwrap();
+        fs::copy(other.path("home/again.sif"), env.path("home/again.sif")).unwrap();
+        env.ok(&["build", "--force", "--sandbox", "of-a-user", "again.sif"]).unwrap();
+        let all = owners(&env, "of-a-user");
+        assert!(all.len() == 4 && all.iter().all(|(uid, gid, _)| (*uid, *gid) == (0, 0)), "{way}: {all:?}");
+        other.finish().unwrap();
+    }
+    env.finish().unwrap();
+}
+
+/// Of a directory, a file, a link, and what was root's all along.
+fn owners(env: &Env, image: &str) -> Vec<(u32, u32, u32)> {
+    let look = |path| env.path("home").join(image).join(path).symlink_metadata();
+    let all = ["var/mail", "etc/theirs", "etc/link", "etc"].into_iter().filter_map(|path| look(path).ok());
+    all.map(|meta| (meta.uid(), meta.gid(), meta.mode() & 0o7777)).collect()
 }
 
 /// A process that the application leaves behind has its files for as long as it lives, and no longer.

@@ -1,6 +1,7 @@
 //! Images from registries, layouts and archives.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::json;
 
@@ -106,6 +107,65 @@ fn a_registry_with_a_password() {
     ");
     log_in(&env, &host, "tester", "a password").unwrap();
     assert_eq!(env.ok(&["run", &name]).unwrap().out, "it says nothing\n");
+    env.finish().unwrap();
+}
+
+/// Every place where other programs keep logins, and the programs that they leave them to.
+#[test]
+fn logins_of_other_programs_open_a_registry() {
+    need!(image, userns, registry);
+    let mut env = Env::new(Who::User).unwrap();
+    let registry = Registry::start(&env, Wants::Password).unwrap();
+    let layout = small(&env).unwrap().layout(&env, "layout").unwrap();
+    registry.fill(&env, &layout, "private/small:v1", &["--dest-creds", "tester:a password"]).unwrap();
+    let (name, host) = (registry.name("private/small:v1"), format!("127.0.0.1:{}", registry.port));
+    let helper = format!(
+        "#!/bin/sh\nread -r asked\n[ \"$1 $asked\" = 'get {host}' ] || {{ echo 'credentials not found in native keychain'; exit 1; }}\n\
+         echo '{{\"ServerURL\":\"{host}\",\"Username\":\"tester\",\"Secret\":\"a password\"}}'\n"
+    );
+    for place in [
+        "bin",
+        "named",
+        "docker",
+        "home/.apptainer",
+        "home/.docker",
+        "xdg-run/containers",
+        "config/containers",
+    ] {
+        env.make_dir(place).unwrap();
+    }
+    env.write("bin/docker-credential-kept", &helper).unwrap();
+    fs::set_permissions(env.path("bin/docker-credential-kept"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", env.path("bin").display(), std::env::var("PATH").unwrap());
+    env.set("PATH", &path);
+    env.set("REGISTRY_AUTH_FILE", &env.path("named/auth.json").to_string_lossy());
+    env.set("DOCKER_CONFIG", &env.path("docker").to_string_lossy());
+    let auth = "dGVzdGVyOmEgcGFzc3dvcmQ=";
+    let plain = json!({"auths": {&host: {"auth": auth}}});
+    let store = json!({"credsStore": "kept"});
+    let helpers = json!({"credHelpers": {&host: "kept", "other.example": "no-such"}});
+    let no_use =
+        json!({"credHelpers": {"other.example": "kept"}, "auths": {"other.example": {"auth": auth}}});
+    for place in [
+        "named/auth.json",
+        "docker/config.json",
+        "home/.apptainer/docker-config.json",
+        "xdg-run/containers/auth.json",
+        "config/containers/auth.json",
+        "home/.docker/config.json",
+    ] {
+        for (kind, content) in [("plain", &plain), ("store", &store), ("helpers", &helpers)] {
+            env.write(place, &content.to_string()).unwrap();
+            let run = env.ok(&["run", &name, place, kind]).unwrap();
+            assert_eq!((run.out, run.err), (format!("it says {place} {kind}\n"), String::new()));
+        }
+        env.write(place, &no_use.to_string()).unwrap();
+        let told = env.fails(&["run", &name]).unwrap();
+        assert!(told.contains("it wants a login, and none is known for it (status 401)"), "{place}: {told}");
+        fs::remove_file(env.path(place)).unwrap();
+    }
+    env.write("home/mine.json", &helpers.to_string()).unwrap();
+    env.ok(&["pull", "--authfile", "mine.json", "out.sif", &name]).unwrap();
     env.finish().unwrap();
 }
 

@@ -79,7 +79,7 @@ pub(super) fn run(stage: &Stage, tree: &Tree, work: &Work<'_>) -> Result<()> {
 
 fn fetch(name: &str, tree: &Tree, work: &Work<'_>) -> Result<()> {
     let uri = Uri::parse(name)?.ok_or_else(|| Error::new(format!("{name:?} is not a name of an image")))?;
-    fill_from(tree, &uri, work.cache, &work.options.fetch, work.watch).map(drop)
+    fill_from(tree, &uri, work.cache, &work.options.fetch, work.watch)
 }
 
 /// An image that is there already, a directory or a file.

@@ -17,7 +17,7 @@ use super::glob;
 use crate::error::{Error, Result};
 use crate::image::inside::file_type;
 use crate::image::io_words;
-use crate::image::tree::{Tree, create_in, list, remove_in, stat_in, time_of};
+use crate::image::tree::{Tree, allowed, create_in, list, remove_in, stat_in, time_of};
 use crate::image::watch::Watch;
 
 /// A link that leads back to where it is makes no end.
@@ -160,9 +160,8 @@ impl<'a> Copying<'a> {
         };
         let stat = fstatat(from, name, at)?;
         let (uid, gid) = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
-        // As `clear_set_id` says.
-        let allowed = if self.root { 0o1777 } else { 0o7777 };
-        let mode = Mode::from_bits_truncate(stat.st_mode & allowed);
+        let directory = file_type(&stat) == SFlag::S_IFDIR;
+        let mode = Mode::from_bits_truncate(stat.st_mode & allowed(self.root, directory));
         let open = open | OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let place = here.join(new);
         match file_type(&stat) {
@@ -199,6 +198,10 @@ impl<'a> Copying<'a> {
                 let target = readlinkat(from, name)?;
                 remove_in(to, new)?;
                 symlinkat(target.as_os_str(), to, new)?;
+                if how.owners {
+                    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+                    rustix::fs::chownat(to, new, Some(uid), Some(gid), flags)?;
+                }
             }
             // Devices, pipes and sockets belong to the machine, or to a program that runs.
             _ => {}

@@ -59,9 +59,7 @@ impl Source {
     /// Puts the whole image into a directory in the making.
     pub(super) fn fill(&self, output: &Output, work: &mut Work<'_>) -> Result<()> {
         match self {
-            Self::Named(uri) => {
-                fill_from(&output.tree()?, uri, work.cache, &work.options.fetch, work.watch).map(drop)
-            }
+            Self::Named(uri) => fill_from(&output.tree()?, uri, work.cache, &work.options.fetch, work.watch),
             Self::Directory(path) | Self::File(path) => bootstrap::local(path, &output.tree()?, work.watch),
             Self::Definition(file) => work.definition(file, output),
         }

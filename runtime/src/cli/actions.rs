@@ -6,10 +6,9 @@ use crate::cli::compat::CompatArgs;
 use crate::cli::engine::{self, Chosen};
 use crate::cli::images::{self, sources};
 use crate::cli::teller::Terminal;
-use crate::cli::{Session, gpu, join, output, report};
+use crate::cli::{Session, gpu, join, others, output, report};
 use crate::error::{Error, Result};
 use crate::image::attach::Held;
-use crate::image::oci::Rooted;
 use crate::image::{Image, identity};
 use crate::monitor::direct;
 use crate::monitor::foreground::Foreground;
@@ -25,6 +24,7 @@ use crate::sys::terminal;
 use crate::worker::Worker;
 use clap::Args;
 use stasis_plugin_api::plan::StdioKind;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -132,12 +132,13 @@ fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
     }
     let Some(planned) = plan(session, wanted)? else { return Ok(0) };
     if !planned.order.spec.init {
-        return direct::run(planned.order, planned.image, planned.fetched.is_some());
+        return direct::run(planned.order, planned.image, planned.kept.is_some());
     }
     // Before any thread exists, so that all of them leave these signals to the main one.
     let signals = serve::signals(true)?;
     let teller = Arc::new(Terminal::default());
-    let mut begun = begin::begin(&planned.order, planned.library, planned.image, &*teller)?;
+    let mut begun = begin::begin(&planned.order, planned.library, planned.image, &*teller)
+        .map_err(|error| others::named(session, &planned.order.spec, error))?;
     if let Some(from) = &begun.restarted {
         report::info(restarted_line(from));
     } else if let Some(engine) = &begun.live.engine {
@@ -171,8 +172,8 @@ pub struct Planned {
     pub library: Option<OwnedFd>,
     /// The image's mount, where it is one.
     pub image: Option<Held>,
-    /// Keeps a fetched image in the cache while this process lives.
-    pub fetched: Option<Rooted>,
+    /// Keeps an image in the cache while this process lives.
+    pub kept: Option<File>,
 }
 
 /// What a restart goes back to.
@@ -256,7 +257,7 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
         foreground: wanted.name.is_none(),
         size,
     };
-    Ok(Some(Planned { order, library, image: image.take_held(), fetched: image.fetched.take() }))
+    Ok(Some(Planned { order, library, image: image.take_held(), kept: image.take_kept() }))
 }
 
 fn check_flags(wanted: &Wanted) -> Result<()> {

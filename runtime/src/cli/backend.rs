@@ -86,13 +86,13 @@ pub fn run(session: &Session, command: BackendCommand) -> Result<i32> {
 }
 
 /// A backend that answered.
-pub(crate) struct Asked {
-    pub(crate) worker: Worker,
+pub(super) struct Asked {
+    pub(super) worker: Worker,
     descriptor: Descriptor,
     library: String,
 }
 
-pub(crate) fn ask(session: &Session, name: &str, image: Option<BorrowedFd<'_>>) -> Result<Asked> {
+pub(super) fn ask(session: &Session, name: &str, image: Option<BorrowedFd<'_>>) -> Result<Asked> {
     let settings = session.settings()?;
     // The same refusals as at a start, for unknown and disabled ones.
     registry::select(None, Some(name), None, &settings)?;
@@ -216,7 +216,7 @@ fn check(session: &Session, args: CheckArgs) -> Result<i32> {
 }
 
 /// 0 nothing, 1 something would be lost, 2 it cannot be done.
-fn verdict(usable: bool, findings: &[Finding]) -> i32 {
+pub(super) fn verdict(usable: bool, findings: &[Finding]) -> i32 {
     match findings.iter().map(|f| f.severity).max() {
         _ if !usable => 2,
         Some(Severity::Fatal) => 2,

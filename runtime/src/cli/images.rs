@@ -3,7 +3,7 @@
 use crate::cli::report::{self, Progress};
 use crate::cli::{Session, output};
 use crate::error::Result;
-use crate::image::attach::Way;
+use crate::image::attach::{Kept, Way};
 use crate::image::oci::auth::Places;
 use crate::image::oci::digest::Digest;
 use crate::image::oci::reference::Uri;
@@ -37,7 +37,7 @@ pub struct RegistryArgs {
     pub arch: Option<String>,
 }
 
-/// What is kept of fetched images.
+/// What is kept of images that were fetched or unpacked.
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
     /// What is kept
@@ -183,10 +183,12 @@ pub fn default_name(uri: &Uri) -> String {
 /// What the file system says.
 pub fn run_cache(session: &Session, command: &CacheCommand) -> Result<()> {
     let cache = cache(session)?;
+    let unpacked = Kept::existing(&session.context.data_root()?)?;
     match command {
         CacheCommand::List => {
             let mut table = output::Table::new(&["Kind", "Digest", "Size", "Used", "Name"]);
-            let items = cache.list();
+            let mut items = cache.list();
+            items.extend(unpacked.map(|kept| kept.list()).transpose()?.unwrap_or_default());
             for item in &items {
                 let used = jiff::Timestamp::try_from(item.used).map(|t| output::age(&t.to_string()));
                 let short = item.digest.get(7..19).unwrap_or_default().to_owned();
@@ -199,8 +201,13 @@ pub fn run_cache(session: &Session, command: &CacheCommand) -> Result<()> {
         }
         CacheCommand::Clean(args) => {
             let days = if args.all { 0 } else { args.days };
-            let (gone, stayed) =
-                cache.clean(Duration::from_secs(days.saturating_mul(86_400)), args.dry_run)?;
+            let unused = Duration::from_secs(days.saturating_mul(86_400));
+            let (mut gone, mut stayed) = cache.clean(unused, args.dry_run)?;
+            if let Some(kept) = unpacked {
+                let (more, in_use) = kept.clean(unused, args.dry_run)?;
+                gone.extend(more);
+                stayed.extend(in_use);
+            }
             for item in &stayed {
                 report::info(format!("{} {} is in use and stays", item.kind, item.digest));
             }

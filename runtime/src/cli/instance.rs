@@ -5,7 +5,7 @@ use crate::cli::actions::{self, Planned, Wanted, restarted_line};
 use crate::cli::compat::CompatArgs;
 use crate::cli::images::sources;
 use crate::cli::teller::Terminal;
-use crate::cli::{Session, output, report};
+use crate::cli::{Session, others, output, report};
 use crate::error::{Error, Result};
 use crate::image::attach::Held;
 use crate::instance::{Liveness, Record, Seen};
@@ -183,7 +183,7 @@ fn start(session: &Session, args: StartArgs, runscript: bool) -> Result<()> {
     let wanted =
         Wanted { action, args: args.action, compat: args.compat, image: args.image, name: Some(name) };
     let Some(planned) = actions::plan(session, wanted)? else { return Ok(()) };
-    let started = spawn(&planned)?;
+    let started = spawn(&planned).map_err(|error| others::named(session, &planned.order.spec, error))?;
     if let Some(image) = planned.image {
         image.leave();
     }

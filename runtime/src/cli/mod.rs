@@ -13,6 +13,7 @@ pub mod images;
 pub mod inspect;
 pub mod instance;
 pub mod join;
+pub mod others;
 pub mod output;
 pub mod report;
 pub mod teller;
@@ -76,7 +77,7 @@ enum Command {
     Build(build::BuildArgs),
     /// Fetch an image
     Pull(build::PullArgs),
-    /// What is kept of fetched images
+    /// What is kept of images that were fetched or unpacked
     #[command(subcommand)]
     Cache(images::CacheCommand),
     /// Show what an image says about itself

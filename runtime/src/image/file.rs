@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
-use super::attach::{self, Attached, Content, FileSpec, Held, Wanted, Way};
+use super::attach::{self, Attached, Content, FileSpec, Held, InUse, Wanted, Way};
 use super::sif::{self, DataType, Sif};
 use super::tools::Watched;
 use super::{DIRECTORY, Image, ImageError, at, refuse_addresses, squashfs};
@@ -45,8 +45,8 @@ pub struct ImageFile {
     pub sif: Option<Sif>,
     /// The mount, until it is taken.
     held: Option<Held>,
-    /// The directory into which it was unpacked.
-    pub directory: Option<PathBuf>,
+    /// The directory into which it was unpacked, kept in the cache while this lives.
+    pub unpacked: Option<InUse>,
     /// How it was brought into view, for whoever wants to know.
     pub notes: Vec<String>,
 }
@@ -73,18 +73,18 @@ impl Image {
         if sif.as_ref().is_some_and(has_overlay) {
             notes.push(format!("image {arg:?} has an overlay of its own, which is left out"));
         }
-        let (held, directory) = match content {
-            Content::Mounted(held) => (Some(held), None),
-            Content::Directory(directory) => (None, Some(directory)),
-        };
-        let dir = match (&held, &directory) {
-            (Some(held), _) => held
+        let dir = match &content {
+            Content::Mounted(held) => held
                 .mount()
                 .map_or(Err(nix::errno::Errno::EBADF), |mount| openat(mount, ".", DIRECTORY, Mode::empty())),
-            (None, directory) => open(directory.as_deref().unwrap_or(&root), DIRECTORY, Mode::empty()),
+            Content::Directory(used) => open(&used.directory, DIRECTORY, Mode::empty()),
         };
         let dir: OwnedFd = dir.map_err(|errno| at(&path, errno.into()))?;
-        Ok(Self::of(arg, root, dir, Some(ImageFile { spec, file, sif, held, directory, notes }))?)
+        let (held, unpacked) = match content {
+            Content::Mounted(held) => (Some(held), None),
+            Content::Directory(used) => (None, Some(used)),
+        };
+        Ok(Self::of(arg, root, dir, Some(ImageFile { spec, file, sif, held, unpacked, notes }))?)
     }
 
     /// The root file system in a file, without bringing it into view; and whether the file is signed.
@@ -111,11 +111,18 @@ impl Image {
         self.file.as_mut()?.held.take()
     }
 
+    /// What keeps it in the cache, where it is one of those: for as long as the container runs.
+    pub fn take_kept(&mut self) -> Option<File> {
+        let unpacked = self.file.as_mut().and_then(|file| file.unpacked.take());
+        unpacked.map(|used| used.lock).or_else(|| self.fetched.take().map(|fetched| fetched.lock))
+    }
+
     /// Where its content is as a directory of the host: the image itself, or what it was unpacked into. For
     /// one that is mounted it is the file.
     #[must_use]
     pub fn directory(&self) -> &Path {
-        self.file.as_ref().and_then(|file| file.directory.as_deref()).unwrap_or(&self.root)
+        let unpacked = self.file.as_ref().and_then(|file| file.unpacked.as_ref());
+        unpacked.map_or(&self.root, |used| &used.directory)
     }
 }
 

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
@@ -12,8 +13,12 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{AccessFlags, faccessat};
+use object::Endianness;
+use object::elf::FileHeader64;
+use object::read::elf::{FileHeader as _, ProgramHeader as _};
 
 pub mod attach;
+pub mod cached;
 mod error;
 mod file;
 pub mod identity;
@@ -198,6 +203,27 @@ impl Image {
         inside::read_regular(self.dir(), path.as_ref(), limit)
     }
 
+    /// What a program inside needs to be started: its loader, or what a script's first line names. `None` where it names
+    /// nothing, or is no program for such a machine.
+    #[must_use]
+    pub fn interpreter_of(&self, program: impl AsRef<Path>) -> Option<PathBuf> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let file = inside::open_in_root(self.dir(), program.as_ref(), flags).ok()?;
+        let mut head = Vec::new();
+        // Its name stands close behind the headers.
+        io::Read::read_to_end(&mut io::Read::take(std::fs::File::from(file), 1 << 16), &mut head).ok()?;
+        if let Some(script) = head.strip_prefix(b"#!") {
+            let line = script.split(|b| *b == b'\n').next()?;
+            let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+            return words.next().map(|name| PathBuf::from(std::ffi::OsStr::from_bytes(name)));
+        }
+        let elf = FileHeader64::<Endianness>::parse(head.as_slice()).ok()?;
+        let endian = elf.endian().ok()?;
+        let segments = elf.program_headers(endian, head.as_slice()).ok()?;
+        let name = segments.iter().find_map(|s| s.interpreter(endian, head.as_slice()).ok().flatten())?;
+        Some(PathBuf::from(std::ffi::OsStr::from_bytes(name)))
+    }
+
     /// The names in a directory inside, sorted, without `.` and `..`; names that are not UTF-8 are left out.
     ///
     /// # Errors
@@ -225,14 +251,12 @@ fn refuse_addresses(arg: &str) -> Result<(), ImageError> {
     if arg.starts_with("instance://") {
         return Err(ImageError::Instance { given: arg.to_owned() });
     }
-    let plain_schemes = ["docker-archive", "docker-daemon", "oci", "oci-archive"];
-    let scheme = arg.split_once(':').filter(|(scheme, rest)| {
-        let word = scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
-        !scheme.is_empty() && word && (rest.starts_with("//") || plain_schemes.contains(scheme))
-    });
-    match scheme {
-        Some((scheme, _)) => Err(ImageError::Uri { given: arg.to_owned(), scheme: scheme.to_owned() }),
-        None => Ok(()),
+    match oci::reference::Uri::parse(arg) {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) | Err(_) => {
+            let scheme = arg.split(':').next().unwrap_or_default().to_owned();
+            Err(ImageError::Uri { given: arg.to_owned(), scheme })
+        }
     }
 }
 

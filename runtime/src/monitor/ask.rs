@@ -13,6 +13,9 @@ use stasis_plugin_api::plan::{IdMap, RestartPlan};
 use stasis_plugin_api::request::{ImageView, LaunchRequest, ProbeRequest, RestartRequest, Subject};
 use std::path::{Path, PathBuf};
 
+/// What a refusal says that the engine cannot do.
+pub const SAVE: &str = "save this program";
+
 /// Who is asked, and what the user accepts.
 #[derive(Debug)]
 pub struct Asked<'a> {
@@ -65,7 +68,7 @@ pub fn ask(
     let Some(generation) = generation else {
         let subject = Subject::Image { image: image.clone(), process: process.clone() };
         let findings = engine::examine(worker, &subject, memory, &NoServices)?;
-        judge("save this program", asked.engine_name, findings, asked.accept_loss)?;
+        judge(SAVE, asked.engine_name, findings, asked.accept_loss)?;
         let request = LaunchRequest { image, process, hostname, rootless, own_network, id_maps, stdio };
         let plan = engine::plan_launch(worker, &request, memory, &NoServices)?;
         let spec = apply::launch(spec.clone(), &plan, asked.backend, staging, cover)?;

@@ -55,6 +55,8 @@ pub struct Begun {
     pub restarted: Option<RestartedFrom>,
     /// The command stays in the foreground.
     pub foreground: bool,
+    /// Keeps what was unpacked here in the cache.
+    pub kept: Option<File>,
 }
 
 impl Begun {
@@ -143,11 +145,12 @@ fn make(
         }
         (None, _) => None,
     };
+    let mut kept = None;
     if let Some(prepared) = &mut prepared {
         let planned = plan(&spec, prepared, &order.data_root, teller)?;
         planned.notes.iter().for_each(|note| teller.note(note));
         spec = planned.spec;
-        unpack_for_zero(&mut spec, &order.data_root, teller)?;
+        kept = unpack_for_zero(&mut spec, &order.data_root, teller)?;
     }
     let logs = (spec.stdio == StdioKind::File || spec.engine.is_some()).then(|| claim.logs().to_path_buf());
     let listener = listen(runtime)?;
@@ -176,6 +179,7 @@ fn make(
                 terminal: stood.terminal,
                 restarted: stood.restarted,
                 foreground: order.foreground,
+                kept,
             })
         }
         Err(error) => {
@@ -425,18 +429,18 @@ fn record(
 
 /// A mount through FUSE lets nobody in but the one user who made it. Where uid 0 is a second user inside, the
 /// content has to be a directory.
-fn unpack_for_zero(spec: &mut ContainerSpec, data_root: &Path, teller: &dyn Teller) -> Result<()> {
+fn unpack_for_zero(spec: &mut ContainerSpec, data_root: &Path, teller: &dyn Teller) -> Result<Option<File>> {
     let closed = spec.namespaces.user && spec.ids.map == IdMap::KeepAndZero;
     let Some(file) = spec.root.file.as_mut().filter(|file| closed && file.way == Way::Fuse) else {
-        return Ok(());
+        return Ok(None);
     };
     let opened = File::open(&file.path)
         .map_err(|e| Error::new(format!("cannot open image \"{}\"", file.path.display())).because(&e))?;
     file.way = Way::Unpacked;
     let wanted = attach::Wanted { file: &opened, spec: file.clone(), way: None, data_root };
-    spec.root.directory =
-        attach::unpack(&wanted, &|done, total| teller.progress(done, total, "unpacking the image"))?;
-    Ok(())
+    let used = attach::unpack(&wanted, &|done, total| teller.progress(done, total, "unpacking the image"))?;
+    spec.root.directory = used.directory;
+    Ok(Some(used.lock))
 }
 
 /// The digest of a spec's image, as long as that is the one that was started.

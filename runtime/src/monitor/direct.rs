@@ -28,8 +28,10 @@ const SI_KERNEL: i32 = 0x80;
 /// Why it was not started.
 pub fn run(order: MonitorOrder, image: Option<Held>, holds: bool) -> Result<i32> {
     let mount_point = mount_point(&order.runtime_dir)?;
-    let order = Order { spec: order.spec, mount_point, logs: None, fed: false, size: None };
+    let mut order = Order { spec: order.spec, mount_point, logs: None, fed: false, size: None };
     if holds || image.as_ref().is_some_and(Held::is_served) {
+        // Whoever kills this process means the application, which is this process in all other cases.
+        order.spec.process.ends_with_parent = true;
         return beside(&order, image);
     }
     Err(start::become_application(&order, image.as_ref().and_then(Held::mount)))

@@ -96,7 +96,8 @@ fn run(channel: &Channel, library: Option<std::os::fd::OwnedFd>) -> Result<i32> 
         Err(e) => return Err(Error::new("the monitor cannot read its order").because(&e)),
     };
     // Until this process ends nobody removes an image of the cache that runs here.
-    let _image = crate::image::oci::cache::hold(&order.spec.root.directory);
+    let directory = &order.spec.root.directory;
+    let _image = crate::image::oci::cache::hold(directory).or_else(|| crate::image::attach::hold(directory));
     let signals = serve::signals(false)?;
     let begun = begin::begin(&order, library, Held::from_descriptors(fds), &ChannelTeller(channel))?;
     let started = begun.started();

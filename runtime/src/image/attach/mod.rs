@@ -4,10 +4,12 @@
 //! on the host, and nothing is left when the last holder is gone.
 
 mod fuse;
+mod kept;
 mod kernel;
 mod unpack;
 
 pub use fuse::Server;
+pub use kept::{InUse, Kept, hold};
 pub use unpack::{unpack, unpack_into};
 
 use std::fs::File;
@@ -150,8 +152,8 @@ pub struct Attached {
 pub enum Content {
     /// A mount.
     Mounted(Held),
-    /// A directory.
-    Directory(PathBuf),
+    /// A directory of the cache.
+    Directory(InUse),
 }
 
 /// Brings it into view.
@@ -207,7 +209,7 @@ fn doing(way: Way) -> &'static str {
 
 fn told(way: Way, content: &Content) -> String {
     match content {
-        Content::Directory(directory) => format!("unpacked in {}", directory.display()),
+        Content::Directory(used) => format!("unpacked in {}", used.directory.display()),
         Content::Mounted(_) => doing(way).to_owned(),
     }
 }

@@ -3,11 +3,10 @@
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use nix::fcntl::{Flock, FlockArg, OFlag};
-
+use super::kept::{InUse, KNOWN, Kept, PARTIAL};
 use super::{FileSpec, Wanted};
 use crate::error::{Error, Result};
 use crate::image::identity;
@@ -15,58 +14,42 @@ use crate::image::tools::{self, Watched};
 use crate::image::tree::failed;
 use crate::store::{DirHandle, remove};
 
-/// No backend's own cache has this name: they begin with a letter or a digit.
-const CACHE: &str = "cache/_images";
-const LOCK: &str = ".lock";
-const PARTIAL: &str = ".partial";
-
 /// The directory with the content, where it was unpacked before.
-pub(super) fn known(wanted: &Wanted<'_>) -> Option<PathBuf> {
-    let place = wanted.data_root.join(CACHE);
-    // Looking is no reason to make one.
-    place.symlink_metadata().ok()?;
-    in_cache(&DirHandle::open_or_make(&place).ok()?, &key(&wanted.spec, wanted.file).ok()?)
-}
-
-fn in_cache(cache: &DirHandle, key: &str) -> Option<PathBuf> {
-    let digest = String::from_utf8(cache.read_small(key).ok()??).ok()?;
-    let is_digest = digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit());
-    (is_digest && is_whole(cache, &digest)).then(|| cache.path().join(digest))
-}
-
-fn is_whole(cache: &DirHandle, name: &str) -> bool {
-    cache.stat(name).is_ok_and(|found| found.is_some())
+pub(super) fn known(wanted: &Wanted<'_>) -> Option<InUse> {
+    let kept = Kept::existing(wanted.data_root).ok()??;
+    kept.known(&key(&wanted.spec, wanted.file).ok()?, &wanted.spec.path).ok()?
 }
 
 /// The directory with the content, unpacked by now or long ago.
 ///
 /// # Errors
 /// Why it could not be unpacked.
-pub fn unpack(wanted: &Wanted<'_>, watched: Watched<'_>) -> Result<PathBuf> {
-    let cache = DirHandle::open_or_make(&wanted.data_root.join(CACHE))?;
+pub fn unpack(wanted: &Wanted<'_>, watched: Watched<'_>) -> Result<InUse> {
+    let kept = Kept::open(wanted.data_root)?;
     let key = key(&wanted.spec, wanted.file)?;
-    if let Some(directory) = in_cache(&cache, &key) {
-        return Ok(directory);
+    if let Some(found) = kept.known(&key, &wanted.spec.path)? {
+        return Ok(found);
     }
     let digest = identity::file_digest(wanted.file, &wanted.spec, &AtomicBool::new(false))?;
     let digest = digest.trim_start_matches("blake3:").to_owned();
-    let lock = cache.open_file(LOCK, OFlag::O_RDWR | OFlag::O_CREAT)?;
-    let waiting = |e: nix::errno::Errno| Error::new("cannot lock the cache of images").because(e.desc());
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| waiting(e))?;
-    if !is_whole(&cache, &digest) {
-        remove(&cache, PARTIAL)?;
+    let _alone = kept.alone()?;
+    // Before it is there, so that it cannot go again before it is used.
+    let lock = kept.shared(&digest, &wanted.spec.path)?;
+    let cache = kept.dir();
+    if !kept.has(&digest) {
+        remove(cache, PARTIAL)?;
         let partial = cache.path().join(PARTIAL);
         let made = unpack_into(&partial, &wanted.spec, wanted.file, watched)
-            .and_then(|()| written(&cache))
-            .and_then(|()| Ok(cache.rename(PARTIAL, &cache, &digest)?));
+            .and_then(|()| written(cache))
+            .and_then(|()| Ok(cache.rename(PARTIAL, cache, &digest)?));
         if let Err(error) = made {
             // What is left is in nobody's way and goes with the next try.
-            let _ = remove(&cache, PARTIAL);
+            let _ = remove(cache, PARTIAL);
             return Err(error);
         }
     }
     cache.replace(&key, digest.as_bytes())?;
-    Ok(cache.path().join(digest))
+    Ok(kept.at(&digest, lock))
 }
 
 /// Its name says that it is whole, also after a power failure.
@@ -77,7 +60,7 @@ fn written(cache: &DirHandle) -> Result<()> {
 /// The name under which the digest of a file is noted that was unpacked before: it need not be read again.
 fn key(spec: &FileSpec, file: &File) -> Result<String> {
     let print = identity::file_fingerprint(spec, file)?;
-    Ok(format!(".known-{}", print.trim_start_matches("file1:")))
+    Ok(format!("{KNOWN}{}", print.trim_start_matches("file1:")))
 }
 
 /// Unpacks it into a directory, which is made where it is missing, and empty where it is there.

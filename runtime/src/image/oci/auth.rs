@@ -14,6 +14,8 @@ const MAX_FILE: u64 = 4 << 20;
 const DOCKER_IO: &str = "https://index.docker.io/v1/";
 /// A helper says this in place of a user's name for a token.
 const TOKEN: &str = "<token>";
+/// All helpers say this of a registry that they know nothing of.
+const NOT_FOUND: &str = "credentials not found in native keychain";
 
 /// What is shown to a registry.
 #[derive(Clone, PartialEq, Eq)]
@@ -106,7 +108,7 @@ impl Places {
                     continue;
                 }
             };
-            if let Some(credentials) = file.find(host, repository, &mut found.notes) {
+            if let Some(credentials) = file.find(host, repository, &self.env, &mut found.notes) {
                 found.credentials = Some(credentials);
                 return found;
             }
@@ -122,13 +124,16 @@ impl Places {
         let home = self.home.clone();
         let below = |path: &str| home.as_ref().map(|home| home.join(path));
         let config = var("XDG_CONFIG_HOME").or_else(|| below(".config"));
+        // Where podman keeps them without a session of its own.
+        let session = || PathBuf::from(format!("/run/containers/{}", nix::unistd::geteuid()));
+        let runtime = var("XDG_RUNTIME_DIR").map_or_else(session, |dir| dir.join("containers"));
         [
             var("REGISTRY_AUTH_FILE"),
             var("DOCKER_CONFIG").map(|dir| dir.join("config.json")),
             var("APPTAINER_CONFIGDIR")
                 .or_else(|| below(".apptainer"))
                 .map(|dir| dir.join("docker-config.json")),
-            var("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+            Some(runtime.join("auth.json")),
             config.map(|dir| dir.join("containers/auth.json")),
             below(".docker/config.json"),
         ]
@@ -153,11 +158,17 @@ fn read(path: &Path) -> Result<Option<File>, String> {
 }
 
 impl File {
-    fn find(&self, host: &str, repository: &str, notes: &mut Vec<String>) -> Option<Credentials> {
-        let helper = self.cred_helpers.get(host).or(self.creds_store.as_ref());
+    fn find(
+        &self,
+        host: &str,
+        repository: &str,
+        env: &BTreeMap<String, String>,
+        notes: &mut Vec<String>,
+    ) -> Option<Credentials> {
+        let own = self.cred_helpers.iter().find(|(key, _)| plain(key) == host).map(|(_, helper)| helper);
         let asked = if host == "docker.io" { DOCKER_IO } else { host };
-        if let Some(helper) = helper {
-            match ask_helper(helper, asked) {
+        if let Some(helper) = own.or(self.creds_store.as_ref().filter(|helper| !helper.is_empty())) {
+            match ask_helper(helper, asked, env) {
                 Ok(Some(credentials)) => return Some(credentials),
                 Ok(None) => {}
                 Err(why) => {
@@ -165,16 +176,6 @@ impl File {
                 }
             }
         }
-        let plain = |key: &str| {
-            let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-            let key = key.trim_end_matches('/');
-            let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
-            if key == "index.docker.io" || key == "registry-1.docker.io" {
-                "docker.io".to_owned()
-            } else {
-                key.to_owned()
-            }
-        };
         // An entry may be for a part of the registry: the longest one that fits counts.
         let whole = format!("{host}/{repository}/");
         let fits = |key: &String| whole.starts_with(&format!("{}/", plain(key)));
@@ -207,25 +208,52 @@ impl Entry {
     }
 }
 
-/// Runs the program that keeps the user's logins. It says nothing where it knows none.
-fn ask_helper(helper: &str, host: &str) -> Result<Option<Credentials>, String> {
+/// The host, and perhaps a part of its repositories, that a key stands for: docker writes addresses of the registry's
+/// first interface.
+fn plain(key: &str) -> String {
+    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    let key = key.trim_end_matches('/');
+    let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
+    match key {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
+        key => key.to_owned(),
+    }
+}
+
+/// Runs the program that keeps the user's logins. Where it knows none, it says so and fails.
+fn ask_helper(
+    helper: &str,
+    host: &str,
+    env: &BTreeMap<String, String>,
+) -> Result<Option<Credentials>, String> {
     if helper.is_empty() || !helper.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
         return Err("this is not the name of a program".to_owned());
     }
     let mut child = Command::new(format!("docker-credential-{helper}"))
         .arg("get")
+        .envs(env)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
-        .map_err(|_| "it is not installed here; log in with `docker login` or give --authfile".to_owned())?;
+        .map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                "it is not installed here; log in with `docker login` or give --authfile".to_owned()
+            }
+            _ => crate::image::io_words(&e),
+        })?;
     if let Some(mut stdin) = child.stdin.take() {
         // One that does not read has made up its mind.
         let _ = stdin.write_all(host.as_bytes());
     }
     let out = child.wait_with_output().map_err(|e| crate::image::io_words(&e))?;
     if !out.status.success() {
-        return Ok(None);
+        let said = String::from_utf8_lossy(&out.stdout);
+        return match said.lines().next().unwrap_or_default().trim() {
+            "" => Err(format!("it failed with {}", out.status)),
+            NOT_FOUND => Ok(None),
+            said => Err(format!("it says: {said}")),
+        };
     }
     let helped: Helped =
         serde_json::from_slice(&out.stdout).map_err(|_| "its answer cannot be understood".to_owned())?;
@@ -322,6 +350,47 @@ mod tests {
         places.authfile = places.home.as_ref().map(|home| home.join("x"));
         insta::assert_snapshot!(places.find("ghcr.io", "x").notes.join("\n"), @"the login for ghcr.io is kept by docker-credential-no-such-helper: it is not installed here; log in with `docker login` or give --authfile");
         insta::assert_snapshot!(places.find("y", "x").notes.join("\n"), @"the login for y is kept by docker-credential-../z: this is not the name of a program");
+    }
+
+    /// One that knows the user of every registry but `none.example`; the password is what it was asked for.
+    const HELPER: &str = r#"#!/bin/sh
+        read -r asked
+        case "$1 $asked" in
+            "get none.example") echo "credentials not found in native keychain"; exit 1 ;;
+            "get locked.example") echo "the keychain is locked"; exit 2 ;;
+            "get token.example") echo '{"ServerURL":"x","Username":"<token>","Secret":"t"}' ;;
+            "get "*) echo "{\"ServerURL\":\"x\",\"Username\":\"me\",\"Secret\":\"$asked\"}" ;;
+            *) exit 3 ;;
+        esac
+    "#;
+
+    #[test]
+    fn helpers_are_asked_as_docker_asks_them() {
+        let with = |text: &str| {
+            let (home, mut places) = places(".docker/config.json", text);
+            let helper = home.path().join("docker-credential-kept");
+            // Not by this process: other tests start programs, which would hold the file open for writing.
+            let write = ["-ec", "printf %s \"$1\" > \"$2\"; chmod 755 \"$2\"", "sh", HELPER.trim_start()];
+            assert!(Command::new("/bin/sh").args(write).arg(&helper).status().unwrap().success());
+            places.env.insert("PATH".to_owned(), format!("{}:/usr/bin:/bin", home.path().display()));
+            (home, places)
+        };
+        let (_home, store) = with(
+            r#"{"credsStore": "kept", "auths": {"none.example": {"auth": "YTpi"}, "locked.example": {"auth": "YTpi"}}}"#,
+        );
+        assert_eq!(store.find("ghcr.io", "x").credentials, password("me", "ghcr.io"));
+        assert_eq!(store.find("docker.io", "library/x").credentials, password("me", DOCKER_IO));
+        assert_eq!(store.find("token.example", "x").credentials, Some(Credentials::Token("t".to_owned())));
+        let found = store.find("none.example", "x");
+        assert_eq!((found.credentials, found.notes), (password("a", "b"), Vec::new()));
+        let found = store.find("locked.example", "x");
+        assert_eq!(found.credentials, password("a", "b"));
+        insta::assert_snapshot!(found.notes.join("\n"), @"the login for locked.example is kept by docker-credential-kept: it says: the keychain is locked");
+        for key in ["docker.io", "index.docker.io", DOCKER_IO] {
+            let (_home, of_one) = with(&format!(r#"{{"credHelpers": {{"{key}": "kept"}}}}"#));
+            assert_eq!(of_one.find("docker.io", "library/x").credentials, password("me", DOCKER_IO), "{key}");
+            assert_eq!(of_one.find("ghcr.io", "x").credentials, None);
+        }
     }
 
     #[test]

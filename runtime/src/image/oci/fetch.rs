@@ -37,14 +37,15 @@ pub struct Options {
     pub guarded: bool,
 }
 
-/// The root directory of an image in the cache, fetched and unpacked if it is not there yet.
+/// The root directory of an image in the cache, fetched and unpacked if it is not there yet. It is the one for this
+/// machine: `options.arch` is for images that are only written down.
 ///
 /// # Errors
 /// Why the image cannot be had.
 pub fn ensure(uri: &Uri, cache: &Cache, options: &Options, watch: &dyn Watch) -> Result<Rooted> {
     let name = uri.to_string();
     if let Uri::Registry(reference) = uri
-        && let Some(digest) = reference.digest.as_ref().filter(|_| options.arch.is_none())
+        && let Some(digest) = &reference.digest
     {
         let digest = cache.chosen(digest).map_or_else(|| digest.clone(), |kept| kept.digest);
         if let Some(rooted) = cached(&digest, &exact(uri, &digest, options), cache)? {
@@ -57,7 +58,7 @@ pub fn ensure(uri: &Uri, cache: &Cache, options: &Options, watch: &dyn Watch) ->
         Ok(None) => {}
         Err(error) => return without_network(&name, uri, cache, options, watch, error),
     }
-    let found = match source.find(&name, options) {
+    let found = match source.find(&name, None) {
         Ok(found) => found,
         Err(error) => return without_network(&name, uri, cache, options, watch, error),
     };
@@ -76,8 +77,7 @@ pub fn ensure(uri: &Uri, cache: &Cache, options: &Options, watch: &dyn Watch) ->
     let fresh = cache.fresh(&found.digest)?;
     let made = Tree::open(&Cache::root_of(&fresh)).and_then(|tree| {
         let sum = fill(&tree, &source, &found, cache, watch, &name)?;
-        // For another machine another one would be chosen of the same.
-        let top = options.arch.is_none().then(|| found.top.clone());
+        let top = Some(found.top.clone());
         cache.commit(&fresh, &Kept::now(name.clone(), found.digest.clone(), top, sum.bytes, sum.entries))
     });
     if let Err(error) = made {
@@ -94,10 +94,7 @@ pub fn ensure(uri: &Uri, cache: &Cache, options: &Options, watch: &dyn Watch) ->
 /// An image that is there already, if that can be told from what the registry says of the name alone.
 fn known(source: &Source<'_>, uri: &Uri, cache: &Cache, options: &Options) -> Result<Option<Rooted>> {
     let Source::Registry(client) = source else { return Ok(None) };
-    let Some(kept) = client.digest()?.filter(|_| options.arch.is_none()).and_then(|top| cache.chosen(&top))
-    else {
-        return Ok(None);
-    };
+    let Some(kept) = client.digest()?.and_then(|top| cache.chosen(&top)) else { return Ok(None) };
     cached(&kept.digest, &exact(uri, &kept.digest, options), cache)
 }
 
@@ -145,18 +142,11 @@ fn exact(uri: &Uri, digest: &Digest, options: &Options) -> String {
 ///
 /// # Errors
 /// Why the image cannot be had.
-pub fn fill_from(
-    tree: &Tree,
-    uri: &Uri,
-    cache: &Cache,
-    options: &Options,
-    watch: &dyn Watch,
-) -> Result<Digest> {
+pub fn fill_from(tree: &Tree, uri: &Uri, cache: &Cache, options: &Options, watch: &dyn Watch) -> Result<()> {
     let name = uri.to_string();
     let source = Source::open(uri, options, &cache.scratch(), watch)?;
-    let found = source.find(&name, options)?;
-    fill(tree, &source, &found, cache, watch, &name)?;
-    Ok(found.digest)
+    let found = source.find(&name, options.arch.as_deref())?;
+    fill(tree, &source, &found, cache, watch, &name).map(drop)
 }
 
 /// Puts all layers together and describes the image.

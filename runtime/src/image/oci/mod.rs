@@ -16,4 +16,4 @@ pub mod types;
 
 pub use cache::{Cache, Kept, Rooted};
 pub use fetch::{Options, cached, ensure, fill_from};
-pub(crate) use layer::{Limits, Unpacked, unpack};
+pub(crate) use layer::{Limits, Unpacked, decoded, unpack};

@@ -82,14 +82,14 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// Which of the images it is, and what it is made of.
-    pub(super) fn find(&self, name: &str, options: &Options) -> Result<Found> {
+    /// Which of the images it is, and what it is made of. `arch` names another machine than this one.
+    pub(super) fn find(&self, name: &str, arch: Option<&str>) -> Result<Found> {
         if let Self::DockerArchive { archive, tag, path } = self {
-            return saved(archive, tag.as_deref(), path, options.arch.as_deref());
+            return saved(archive, tag.as_deref(), path, arch);
         }
         let mut document = self.top(name)?;
         let top = document.digest.clone();
-        let wanted = options.arch.as_deref().unwrap_or(own_arch());
+        let wanted = arch.unwrap_or(own_arch());
         // An index may name another one, and nobody has ever seen a third.
         for _ in 0..3 {
             let Ok(index) = serde_json::from_slice::<Index>(&document.bytes) else { break };

@@ -19,7 +19,7 @@ use super::entries::{Entries, Entry, Kind};
 use crate::error::{Error, Result};
 use crate::image::inside::file_type;
 use crate::image::io_words;
-use crate::image::tree::{Tree, clear_but, create_in, remove_but, remove_in, stat_in, time_of};
+use crate::image::tree::{Tree, allowed, clear_but, create_in, remove_but, remove_in, stat_in, time_of};
 
 /// A file of this name removes the one that it names from the layers below.
 const WHITEOUT: &[u8] = b".wh.";
@@ -236,7 +236,7 @@ impl Work<'_> {
             rustix::fs::fchown(dir, owner(entry.uid), group(entry.gid))?;
         }
         let mode = if self.as_root { entry.mode } else { entry.mode | 0o700 };
-        fchmod(dir, Mode::from_bits_truncate(mode & self.allowed()))?;
+        fchmod(dir, Mode::from_bits_truncate(mode & allowed(self.as_root, true)))?;
         self.attributes(dir, entry)
     }
 
@@ -263,7 +263,7 @@ impl Work<'_> {
             rustix::fs::fchown(&file, owner(entry.uid), group(entry.gid))?;
         }
         let mode = if self.as_root { entry.mode } else { entry.mode | 0o400 };
-        fchmod(&file, Mode::from_bits_truncate(mode & self.allowed()))?;
+        fchmod(&file, Mode::from_bits_truncate(mode & allowed(self.as_root, false)))?;
         let time = time_of(entry.mtime);
         Ok(nix::sys::stat::futimens(&file, &time, &time)?)
     }
@@ -323,12 +323,6 @@ impl Work<'_> {
         }
         let time = time_of(entry.mtime);
         Ok(utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink)?)
-    }
-
-    /// Programs with another user's rights are of no use in a container, and on the host a stranger would
-    /// have put them there: root leaves those bits away.
-    fn allowed(&self) -> u32 {
-        if self.as_root { 0o1777 } else { 0o7777 }
     }
 
     /// Only a user's own: those of the system give rights, and those of overlays would change what is shown.
