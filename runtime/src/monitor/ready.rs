@@ -16,6 +16,10 @@ use std::time::{Duration, Instant};
 
 /// An application that ends within this time after its start never was one.
 const SETTLE: Duration = Duration::from_millis(200);
+/// And so often it was looked at: where so many looks take longer the machine is busy, and a start takes its time, too.
+const LOOKS: u32 = 30;
+/// But never longer than this.
+const LONGEST: Duration = Duration::from_secs(2);
 
 /// Asks once more, with a look at what runs now. A process in the middle of an exec gets a second look.
 fn again(
@@ -40,10 +44,11 @@ fn again(
 
 /// Waits a moment for an application that ends at once. One that listens is there: a service need not wait.
 pub(super) fn settled(live: &Live) -> Option<Survey> {
-    let end = Instant::now() + SETTLE;
-    loop {
-        let next = (Instant::now() + Duration::from_millis(3)).min(end);
-        if live.wait(Some(next), |s| s.phase >= Phase::Ending) || Instant::now() >= end {
+    let begun = Instant::now();
+    for looks in 0.. {
+        let next = Instant::now() + Duration::from_millis(3);
+        let over = begun.elapsed() >= if looks < LOOKS { LONGEST } else { SETTLE };
+        if live.wait(Some(next), |s| s.phase >= Phase::Ending) || over {
             return None;
         }
         let listens = |survey: &Survey| survey.sockets.iter().any(|s| s.state == "listen");
@@ -51,6 +56,7 @@ pub(super) fn settled(live: &Live) -> Option<Survey> {
             return Some(survey);
         }
     }
+    None
 }
 
 /// The engine saw that it is gone; how it ended is known here, or will be at once.
