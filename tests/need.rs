@@ -45,6 +45,30 @@ pub(crate) fn musl() -> Probe {
     if program.exists() { Ok(()) } else { Err("the test images were made without musl-gcc".to_owned()) }
 }
 
+/// The test image with large programs of the distribution.
+pub(crate) fn programs() -> Probe {
+    if site::images()?.join("programs.stamp").is_file() {
+        Ok(())
+    } else {
+        Err("there is no test image with Node, Redis and nginx (cargo xtask programs)".to_owned())
+    }
+}
+
+/// The same has a program that was built by Go.
+pub(crate) fn go() -> Probe {
+    programs()?;
+    let program = site::images()?.join("programs/opt/subjects/bin/busy-go");
+    if program.exists() { Ok(()) } else { Err("the test images were made without Go".to_owned()) }
+}
+
+/// The same has a program that was built by Rust for musl.
+pub(crate) fn rust_musl() -> Probe {
+    programs()?;
+    let program = site::images()?.join("programs/opt/subjects/bin/busy-rust-musl");
+    let why = "the test images were made by a Rust that cannot build for musl";
+    if program.exists() { Ok(()) } else { Err(why.to_owned()) }
+}
+
 /// Rights of root: other users can be played, and nothing is hidden.
 pub(crate) fn root() -> Probe {
     if nix::unistd::geteuid().is_root() { Ok(()) } else { Err("this is not run by root".to_owned()) }
