@@ -61,10 +61,9 @@ pub(crate) fn go() -> Probe {
     if program.exists() { Ok(()) } else { Err("the test images were made without Go".to_owned()) }
 }
 
-/// The same has a program that was built by Rust for musl.
+/// The test images have a program that was built by Rust for musl.
 pub(crate) fn rust_musl() -> Probe {
-    programs()?;
-    let program = site::images()?.join("programs/opt/subjects/bin/busy-rust-musl");
+    let program = site::images()?.join("any/opt/subjects/bin/busy-rust-musl");
     let why = "the test images were made by a Rust that cannot build for musl";
     if program.exists() { Ok(()) } else { Err(why.to_owned()) }
 }

@@ -79,7 +79,13 @@ impl Job {
 
     /// Brings back what was stopped.
     pub(super) fn start_again(&self) -> Outcome<()> {
-        quiet(&self.env.ok(&["instance", "start", "--restart", "job", &self.image, "job"])?)
+        self.start_with(&[])
+    }
+
+    /// The same with further flags.
+    pub(super) fn start_with(&self, flags: &[&str]) -> Outcome<()> {
+        let words = [&["instance", "start", "--restart", "job"], flags, &[&self.image, "job"]].concat();
+        quiet(&self.env.ok(&words)?)
     }
 }
 

@@ -36,14 +36,15 @@ macro_rules! as_all {
 
 as_all! {
     a_program_of_go(go)
-    a_program_of_rust(programs)
-    a_program_of_rust_without_libraries(programs)
+    a_program_of_rust()
+    a_program_of_rust_without_libraries()
     a_program_of_rust_with_musl(rust_musl)
     node(programs)
     sqlite_in_memory()
     sqlite_on_a_disk()
     redis_under_load(programs)
     nginx_under_load(programs)
+    a_hundred_generations()
 }
 
 fn a_program_of_go(who: Who) -> Outcome<()> {
@@ -51,15 +52,15 @@ fn a_program_of_go(who: Who) -> Outcome<()> {
 }
 
 fn a_program_of_rust(who: Who) -> Outcome<()> {
-    busy(who, &[], "programs", &["/opt/subjects/bin/busy-rust", "PORT"])
+    busy(who, &[], "any", &["/opt/subjects/bin/busy-rust", "PORT"])
 }
 
 fn a_program_of_rust_without_libraries(who: Who) -> Outcome<()> {
-    busy(who, &[], "programs", &["/opt/subjects/bin/busy-rust-static", "PORT"])
+    busy(who, &[], "small", &["/opt/subjects/bin/busy-rust-static", "PORT"])
 }
 
 fn a_program_of_rust_with_musl(who: Who) -> Outcome<()> {
-    busy(who, &[], "programs", &["/opt/subjects/bin/busy-rust-musl", "PORT"])
+    busy(who, &[], "small", &["/opt/subjects/bin/busy-rust-musl", "PORT"])
 }
 
 fn node(who: Who) -> Outcome<()> {
@@ -109,19 +110,45 @@ fn busy(who: Who, flags: &[&str], image: &str, words: &[&str]) -> Outcome<()> {
     job.env.finish()
 }
 
+/// Whatever a generation loses or adds, a hundred of them show: threads, timers, a file, a sum.
+fn a_hundred_generations(who: Who) -> Outcome<()> {
+    let job = Job::with(NATIVE.0, who, &[], "any", &["/opt/subjects/bin/busy-rust", "PORT"])?;
+    for n in 1..=100 {
+        assert_eq!(post(job.port, "1")?, n.to_string());
+        job.save_between_requests()?;
+        let engine = &job.env.newest("job")?["report"]["facts"]["engine"];
+        assert_eq!(engine["mode"], if n % 4 < 2 { "fork" } else { "plain" }, "generation {n}: {engine}");
+        post(job.port, "1000")?;
+        job.env.ok(&["instance", "stop", "job"])?;
+        let restart = if n % 2 == 0 { "restart=copy" } else { "restart=map" };
+        let next = if (n + 1) % 4 < 2 { "capture=fork" } else { "capture=plain" };
+        job.start_with(&["--backend-option", restart, "--backend-option", next])?;
+        assert_eq!(get(job.port, "/")?, n.to_string());
+        well(job.port).map_err(|why| format!("generation {n}: {why}"))?;
+    }
+    assert_eq!(job.env.newest("job")?["generation"], 100);
+    job.env.finish()
+}
+
 /// All of it goes on, and nothing is wrong.
 fn well(port: u16) -> Outcome<()> {
-    let rounds = || -> Outcome<u64> { Ok(get(port, "/rounds")?.parse()?) };
+    let rounds = || -> Outcome<Vec<u64>> {
+        Ok(get(port, "/rounds")?.split_whitespace().map(str::parse).collect::<Result<_, _>>()?)
+    };
     let (before, deadline) = (rounds()?, Instant::now() + PATIENCE);
-    while rounds()? < before + 5 {
-        if get(port, "/check")? != "good" || Instant::now() > deadline {
-            break;
+    loop {
+        let (now, found) = (rounds()?, get(port, "/check")?);
+        if found != "good" {
+            return Err(format!("it tells {found:?}").into());
+        }
+        if !before.is_empty() && before.iter().zip(&now).all(|(before, now)| *now >= before + 5) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("a part of it stands still: {before:?}, then {now:?}").into());
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert_eq!(get(port, "/check")?, "good");
-    assert!(rounds()? >= before + 5, "a part of it stands still");
-    Ok(())
 }
 
 /// What Redis answers to one line, in a connection of its own.

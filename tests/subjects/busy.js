@@ -1,6 +1,6 @@
 // Timers, a worker thread, files and a child process that check each other while they are saved and brought back.
 //
-// Argument: the port. GET /check answers "good", or what went wrong first; GET /rounds answers how often the slowest
+// Argument: the port. GET /check answers "good", or what went wrong first; GET /rounds answers how often each
 // of them went round; any other GET answers a sum, POST n adds n to it.
 'use strict';
 const { Worker, isMainThread, parentPort, workerData } = require('worker_threads');
@@ -70,7 +70,7 @@ async function useFile() {
     const { buffer } = await file.read(Buffer.alloc(20), 0, 20, (n % 50) * 20);
     expect(buffer.toString() === text, `the file holds ${buffer} instead of ${text}`);
     rounds.file += 1;
-    await new Promise((resolve) => setImmediate(resolve));
+    await new Promise((resolve) => setTimeout(resolve, 2));
   }
 }
 
@@ -85,10 +85,10 @@ function useTimers() {
   }, 2);
   setInterval(() => {
     const kept = new Map();
-    for (let n = 0; n < 5000; n += 1) kept.set(`${n}`, { n, list: [n, n + 1] });
+    for (let n = 0; n < 1000; n += 1) kept.set(`${n}`, { n, list: [n, n + 1] });
     let all = 0;
     for (const [key, one] of kept) all += one.n === Number(key) && one.list[1] === one.n + 1 ? one.n : NaN;
-    expect(all === (5000 * 4999) / 2, `the map added up to ${all}`);
+    expect(all === (1000 * 999) / 2, `the map added up to ${all}`);
     rounds.heap += 1;
   }, 5);
 }
@@ -96,7 +96,7 @@ function useTimers() {
 function answer(request, response, body) {
   if (request.method === 'POST') sum += Number(body);
   if (request.url === '/check') return response.end(wrong === null ? 'good' : wrong);
-  if (request.url === '/rounds') return response.end(String(Math.min(...Object.values(rounds))));
+  if (request.url === '/rounds') return response.end(Object.values(rounds).join(' '));
   return response.end(String(sum));
 }
 

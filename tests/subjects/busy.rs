@@ -1,20 +1,22 @@
 //! A program of many threads that check each other while they are saved and brought back.
 //!
-//! Argument: the port. GET /check answers "good", or what went wrong first; GET /rounds answers how often the slowest
+//! Argument: the port. GET /check answers "good", or what went wrong first; GET /rounds answers how often each
 //! of them went round; any other GET answers a sum, POST n adds n to it.
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
-use std::sync::mpsc::{channel, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-static ROUNDS: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
+static ROUNDS: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
 static WRONG: Mutex<Option<String>> = Mutex::new(None);
 static SUM: AtomicI64 = AtomicI64::new(0);
 
@@ -36,10 +38,10 @@ fn done(kind: usize) {
     MINE.set(kind as u64 + 1);
 }
 
-/// Numbers through two channels, one of them without room.
+/// Numbers through two channels, with and without room.
 fn channels() {
     let (first, middle) = sync_channel::<u64>(0);
-    let (second, last) = channel::<u64>();
+    let (second, last) = sync_channel::<u64>(8);
     thread::spawn(move || (0..).try_for_each(|n| first.send(n)));
     thread::spawn(move || middle.iter().try_for_each(|n| second.send(n)));
     for n in 0.. {
@@ -52,16 +54,17 @@ fn channels() {
 
 /// A map that grows and shrinks, beside one of the same in a row.
 fn maps() {
+    const SIZE: u64 = 20;
     let shared = Arc::new(RwLock::new(HashMap::new()));
     for n in 0_u64.. {
         {
             let mut map = shared.write().unwrap();
-            (0..500).for_each(|k| drop(map.insert(n * 500 + k, format!("{}", n + k))));
-            map.retain(|key, _| key / 500 + 20 > n);
+            (0..SIZE).for_each(|k| drop(map.insert(n * SIZE + k, format!("{}", n + k))));
+            map.retain(|key, _| key / SIZE + 20 > n);
         }
         let map = shared.read().unwrap();
-        let fine = map.iter().all(|(key, text)| *text == format!("{}", key / 500 + key % 500));
-        expect(fine && map.len() as u64 == 500 * (n + 1).min(20), || format!("the map of round {n}"));
+        let fine = map.iter().all(|(key, text)| *text == format!("{}", key / SIZE + key % SIZE));
+        expect(fine && map.len() as u64 == SIZE * (n + 1).min(20), || format!("the map of round {n}"));
         done(1);
         thread::sleep(Duration::from_millis(2));
     }
@@ -89,11 +92,35 @@ fn sockets() {
         let fine = line.as_ref().is_ok_and(|line| *line == n.to_string());
         expect(fine, || format!("the sockets gave {line:?} instead of {n}"));
         done(3);
-        if n % 100 == 0 {
+        if n % 10 == 0 {
             thread::sleep(Duration::from_millis(1));
         }
     }
     expect(false, || "the sockets ended".to_owned());
+}
+
+/// A file without a name, of which a part is written and read again, where the last one ended.
+fn file() {
+    const SIZE: u64 = 100;
+    let name = std::env::temp_dir().join(format!("busy-{}", std::process::id()));
+    let mut file = File::options().read(true).write(true).create_new(true).open(&name).unwrap();
+    std::fs::remove_file(&name).unwrap();
+    for n in 0_u64.. {
+        let text = format!("{n:>20}");
+        let at = file.stream_position().unwrap();
+        expect(at == n % SIZE * 20, || format!("the file stands at {at} in round {n}"));
+        file.write_all(text.as_bytes()).unwrap();
+        let oldest = (n + 1).saturating_sub(SIZE);
+        let mut found = [0; 20];
+        let read = file.read_exact_at(&mut found, oldest % SIZE * 20);
+        let fine = read.is_ok() && found == *format!("{oldest:>20}").as_bytes();
+        expect(fine, || format!("the file has lost {oldest} in round {n}"));
+        if (n + 1) % SIZE == 0 {
+            file.rewind().unwrap();
+        }
+        done(5);
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Threads that come and go.
@@ -105,7 +132,7 @@ fn children() {
             expect(sum == (1000 + n) * (1001 + n) / 2, || format!("thread {n} summed up to {sum}"));
         }
         done(4);
-        thread::sleep(Duration::from_millis(2));
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -127,14 +154,14 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     let added = String::from_utf8_lossy(&body).parse().unwrap_or(0);
     let text = match request.split(' ').nth(1) {
         Some("/check") => WRONG.lock().unwrap().clone().unwrap_or_else(|| "good".to_owned()),
-        Some("/rounds") => ROUNDS.iter().map(|n| n.load(SeqCst)).min().unwrap_or(0).to_string(),
+        Some("/rounds") => ROUNDS.each_ref().map(|n| n.load(SeqCst).to_string()).join(" "),
         _ => (SUM.fetch_add(added, SeqCst) + added).to_string(),
     };
     write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len())
 }
 
 fn main() {
-    for work in [channels, maps, times, sockets, children] {
+    for work in [channels, maps, times, sockets, children, file] {
         thread::spawn(work);
     }
     let port = std::env::args().nth(1).and_then(|port| port.parse().ok()).unwrap_or(0);

@@ -68,7 +68,7 @@ pub(crate) fn make() -> Result<PathBuf> {
 
 /// A number for all that the images are made of.
 fn stamp() -> Result<String> {
-    stamp_with(THIS)
+    stamp_with(&format!("{THIS}{}", rust_has_musl()))
 }
 
 /// The same with what else there is to them.
@@ -159,8 +159,29 @@ fn subjects(root: &Path) -> Result<()> {
         build("musl-gcc", "-pipe", "idle-musl")?;
         shell_in(root, "for l in /lib/ld-musl-*.so.1; do cp -L \"$l\" usr/lib/; done")?;
     }
+    busy(&place)?;
     shell_in(&place, "cp idle idle-setuid")?;
     write(&place.join("no-interpreter"), "#!/no/such/interpreter\n", 0o755)
+}
+
+/// A program of Rust, in each way in which it can be linked.
+fn busy(place: &Path) -> Result<()> {
+    let source = workspace()?.join("tests/subjects/busy.rs");
+    let build = |name: &str, how: &[&str]| {
+        let mut build = command(&["rustc", "--edition", "2024", "-O", "-C", "strip=symbols"]);
+        run(build.args(how).arg("-o").arg(place.join(name)).arg(&source))
+    };
+    build("busy-rust", &[])?;
+    build("busy-rust-static", &["-C", "target-feature=+crt-static"])?;
+    if rust_has_musl() { build("busy-rust-musl", &["--target", MUSL]) } else { Ok(()) }
+}
+
+/// Not every Rust can build for this C library, which is linked into the program.
+const MUSL: &str = "x86_64-unknown-linux-musl";
+
+fn rust_has_musl() -> bool {
+    let asked = output(&mut command(&["rustc", "--print", "target-libdir", "--target", MUSL]));
+    asked.is_ok_and(|dir| Path::new(&dir).is_dir())
 }
 
 /// An image of a few megabytes, cheap to copy and to change: a shell, some tools, the C library with all its parts.
