@@ -221,6 +221,7 @@ fn dispatch(
         "plan_restart" => typed(request, |q| backend.plan_restart(host, &q)),
         "alive" => typed(request, |q| backend.alive(host, &q)),
         "explain" => typed(request, |q| backend.explain(host, &q)),
+        "squash" => typed(request, |q| backend.squash(host, &q)),
         "stop" => typed(request, |q| backend.stop(host, &q)),
         other => match other.strip_prefix("extension:") {
             Some(id) => backend.extension(host, id, &request),

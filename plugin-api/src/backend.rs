@@ -4,10 +4,10 @@ use crate::descriptor::Descriptor;
 use crate::error::{BackendError, Result, kind};
 use crate::host::Host;
 use crate::plan::{LaunchPlan, RestartPlan};
-use crate::report::{CaptureReport, Finding, Probe, ReadyReport, StatusReport, StopReport};
+use crate::report::{CaptureReport, Finding, Probe, ReadyReport, SquashReport, StatusReport, StopReport};
 use crate::request::{
     AliveRequest, CaptureRequest, FailedHelper, InstanceView, LaunchRequest, ProbeRequest, RestartRequest,
-    StopRequest, Subject,
+    SquashRequest, StopRequest, Subject,
 };
 use serde_json::Value;
 
@@ -119,6 +119,23 @@ pub trait CheckpointBackend: Send + Sync + 'static {
         let mut error = BackendError::failed(format!("the engine's {} failed", failed.name));
         error.engine_output = Some(failed.output.clone());
         Ok(error)
+    }
+
+    /// Writes a generation that shares files with others anew, so that it shares none and nothing in it is superseded.
+    ///
+    /// *When*: at the user's wish, while no instance holds the checkpoint. *Where*: on the host. *Owner*: the files are
+    /// the runtime's after the return. *Failure*: the generation stays as it is. The default says that there is nothing
+    /// to be done.
+    ///
+    /// # Errors
+    /// As said under *Failure*.
+    fn squash(&self, host: &mut Host<'_>, request: &SquashRequest) -> Result<SquashReport> {
+        let _ = host;
+        Err(BackendError::new(
+            kind::NOT_IMPLEMENTED,
+            format!("generation {} cannot be written anew", request.generation.number),
+        )
+        .because("this backend keeps every generation by itself"))
     }
 
     /// Lets go of the application; afterwards the runtime kills what is left.

@@ -69,6 +69,8 @@ pub struct RunInside {
     pub timeout_ms: u64,
     /// As whom.
     pub identity: Identity,
+    /// Descriptors that were given to [`Host::keep_fd`], by the number at which the command finds each.
+    pub kept: BTreeMap<i32, String>,
 }
 
 /// How a command inside ended.

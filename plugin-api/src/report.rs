@@ -131,6 +131,11 @@ pub struct CaptureReport {
     pub engine_version: String,
     /// The files that make the generation, relative to the staging directory.
     pub files: Vec<String>,
+    /// Files of the generation [`CaptureRequest::previous`] that belong to this one as well, as they are and by the same
+    /// names. Each generation stays whole by itself: the others may be removed.
+    ///
+    /// [`CaptureRequest::previous`]: crate::request::CaptureRequest::previous
+    pub inherited: Vec<String>,
     /// The processes saved (pids inside).
     pub processes: Vec<SavedProcess>,
     /// How long the application stood still, in microseconds, where the engine knows.
@@ -139,6 +144,14 @@ pub struct CaptureReport {
     pub facts: BTreeMap<String, serde_json::Value>,
     /// Remarks for the user.
     pub notes: Vec<String>,
+}
+
+/// What a generation is kept in now.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SquashReport {
+    /// All files that make the generation, relative to the staging directory.
+    pub files: Vec<String>,
 }
 
 /// A process in a capture.

@@ -155,8 +155,11 @@ pub struct CaptureRequest {
     pub instance: InstanceView,
     /// The application is ended as soon as the generation is safe; it need not run on.
     pub stop_after: bool,
-    /// Numbers and sizes of earlier generations of this instance, for engines that build on them.
-    pub previous: Option<u64>,
+    /// The newest generation of the checkpoint, for engines that build on it (see [`CaptureReport::inherited`]). Nothing
+    /// says that it is of this very instance.
+    ///
+    /// [`CaptureReport::inherited`]: crate::report::CaptureReport::inherited
+    pub previous: Option<GenerationView>,
 }
 
 /// One complete saved state.
@@ -201,6 +204,16 @@ pub struct RestartRequest {
     pub pid_max: i32,
     /// What the standard streams will be.
     pub stdio: Option<StdioKind>,
+}
+
+/// What `squash` is asked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SquashRequest {
+    /// The generation.
+    pub generation: GenerationView,
+    /// An empty directory for the files that take the place of all of its files.
+    pub staging: PathBuf,
 }
 
 /// What `alive` is asked.

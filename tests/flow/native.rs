@@ -2,7 +2,7 @@
 
 use super::engine::Engine;
 use super::transcript;
-use crate::env::Who;
+use crate::env::{Env, Who};
 use crate::http::{get, post};
 use crate::need::need;
 use crate::running::Outcome;
@@ -85,6 +85,7 @@ as_all! {
     an_older_generation_comes_back_by_its_number()
     save_and_stop_is_one_step()
     a_bind_over_a_memory_file_system()
+    increments_of_one_chain()
 }
 
 fn several_processes_and_threads(who: Who) -> Outcome<()> {
@@ -129,6 +130,76 @@ fn save_and_stop_is_one_step(who: Who) -> Outcome<()> {
 
 fn a_bind_over_a_memory_file_system(who: Who) -> Outcome<()> {
     NATIVE.bind_over_memory(who)
+}
+
+/// Sizes of the newest generation: all of it, and what no earlier one was written with.
+fn sizes(env: &Env) -> Outcome<[u64; 2]> {
+    let newest = env.newest("job")?;
+    let files = newest["files"].as_array().ok_or("no files")?;
+    let sum = |own: bool| {
+        let counted = files.iter().filter(|file| !own || file["from"].is_null());
+        counted.filter_map(|file| file["size"].as_u64()).sum()
+    };
+    Ok([sum(false), sum(true)])
+}
+
+/// Each generation is whole by itself, whatever becomes of the others.
+fn increments_of_one_chain(who: Who) -> Outcome<()> {
+    const HELD: u64 = 32 << 20;
+    let job = NATIVE.python(who, &[], &["/opt/subjects/memory.py", "PORT", "32"])?;
+    for state in ["a", "b", "c", "d"] {
+        post(job.port, state)?;
+        job.save()?;
+        let [all, own] = sizes(&job.env)?;
+        assert!(all > HELD);
+        if remembers_writes() && state != "a" {
+            assert!(own < HELD / 2, "{own} of {all} bytes were written for {state}");
+        }
+    }
+    let start = |reference: &str, how: &str| {
+        let option = format!("restart={how}");
+        job.env.ok(&["instance", "start", "--backend-option", &option, "--restart", reference, "-", "job"])
+    };
+    let back = |reference: &str, state: &str| -> Outcome<()> {
+        for how in ["map", "copy"] {
+            start(reference, how)?;
+            assert_eq!(
+                (get(job.port, "/")?, get(job.port, "/check")?),
+                (state.to_owned(), "good".to_owned())
+            );
+            job.env.ok(&["instance", "stop", "job"])?;
+        }
+        Ok(())
+    };
+    job.env.ok(&["instance", "stop", "job"])?;
+    back("job@2", "b")?;
+    job.env.ok(&["checkpoint", "squash", "job@3"])?;
+    job.env.ok(&["checkpoint", "verify", "job"])?;
+    back("job@3", "c")?;
+    job.env.ok(&["checkpoint", "prune", "--keep", "1", "job"])?;
+    back("job", "d")?;
+    job.env.ok(&["checkpoint", "squash", "job"])?;
+    let [all, own] = sizes(&job.env)?;
+    assert_eq!(all, own);
+    job.env.ok(&["checkpoint", "verify", "job"])?;
+    back("job@4", "d")?;
+    // It goes on from there as from any other.
+    start("job", "copy")?;
+    for state in ["e", "f"] {
+        post(job.port, state)?;
+        job.env.ok(&["checkpoint", "instance", "job"])?;
+    }
+    job.env.ok(&["instance", "stop", "job"])?;
+    back("job", "f")?;
+    job.env.finish()
+}
+
+/// The kernel tells what was written since (Linux 6.7).
+fn remembers_writes() -> bool {
+    let release = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
+    let release = release.unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 7)
 }
 
 fn what_a_capture_leaves(who: Who) -> Outcome<()> {
@@ -178,7 +249,7 @@ fn a_process_of_another_user_with_the_native_engine() {
 #[test]
 fn auto_takes_the_native_engine_where_nothing_is_installed() {
     need!(image, userns);
-    let env = crate::env::Env::new(Who::User).unwrap();
+    let env = Env::new(Who::User).unwrap();
     let built_in = include_str!("../../plugins.toml");
     let rest = built_in.lines().filter(|l| !["schema", "search"].iter().any(|word| l.starts_with(word)));
     env.configure(&rest.collect::<Vec<_>>().join("\n")).unwrap();

@@ -72,6 +72,7 @@ impl Capturing<'_, '_> {
             env: command::environment(),
             timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
             identity: Identity::Capable,
+            ..RunInside::default()
         })
     }
 
@@ -171,6 +172,7 @@ impl Capturing<'_, '_> {
             pause_us: stats.map(|stats| stats.freezing_us + stats.frozen_us),
             facts,
             notes,
+            ..CaptureReport::default()
         })
     }
 }

@@ -133,7 +133,7 @@ fn report(host: &mut Host<'_>, staging: &Path, set: Set) -> Result<CaptureReport
         processes: set.images.into_iter().map(|i| SavedProcess { pid: i.pid, name: i.name }).collect(),
         pause_us: None,
         facts: facts.map(|(k, v)| (k.to_owned(), v)).into(),
-        notes: Vec::new(),
+        ..CaptureReport::default()
     })
 }
 

@@ -34,7 +34,8 @@ fn command(arguments: &[String]) -> Result<Value> {
     }
 }
 
-/// `--pid PID --dir DIR [--stop] [--plain | --fork] [--room BYTES] [--beside PID]...`; the last of the modes counts.
+/// `--pid PID --dir DIR [--stop] [--plain | --fork] [--room BYTES] [--beside PID]... [--mailbox IN OUT [--base ID]
+/// [--track]]`; the last of the modes counts.
 fn request(arguments: &[String]) -> Result<Request> {
     let mut request = Request::default();
     let mut words = arguments.iter();
@@ -45,6 +46,9 @@ fn request(arguments: &[String]) -> Result<Request> {
             "--dir" => request.directory = value()?.into(),
             "--beside" => request.beside.push(number(value()?)?),
             "--room" => request.room = Some(number(value()?)?),
+            "--mailbox" => request.mailbox = Some([number(value()?)?, number(value()?)?]),
+            "--base" => request.base = Some(value()?.clone()),
+            "--track" => request.track = true,
             "--stop" => request.stop = true,
             "--plain" => request.plain = true,
             "--fork" => request.plain = false,
@@ -80,6 +84,9 @@ fn dump(arguments: &[String]) -> Result<Value> {
         "processes": report.processes,
         "mode": if report.copied { "fork" } else { "plain" },
         "why_plain": report.why_plain,
+        "increment": report.increment,
+        "tracking": report.tracking,
+        "why_untracked": report.why_untracked,
     });
     #[cfg(debug_assertions)]
     let line = {

@@ -2,10 +2,16 @@
 //! Memory lies in `pages-<pid>.img`, other contents in `files/<n>`. Nothing here has behaviour; whoever reads an
 //! image has to treat every value as hostile.
 
+mod thread;
+
 use serde::{Deserialize, Serialize};
 
-/// The layout that this version writes and the only one that it reads.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) use thread::{AltStack, PosixTimer, Registers, Rseq, SignalAction, Thread};
+
+/// The newest layout that this version writes and reads: with memory in several files (increments).
+pub(crate) const FORMAT: u32 = 2;
+/// The oldest that it reads, and what it writes where each process has its memory in one file.
+pub(crate) const OLDEST: u32 = 1;
 
 /// A whole tree of processes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -73,6 +79,10 @@ pub(crate) struct Process {
     pub(crate) mm: Layout,
     /// In the order of their addresses.
     pub(crate) areas: Vec<Area>,
+    /// The files of `Area::pieces`. One that was written for this image comes last; it is that of `Area::runs` then, which
+    /// else is `pages-<pid>.img`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) layers: Vec<Layer>,
     /// The leader first.
     pub(crate) threads: Vec<Thread>,
     pub(crate) descriptors: Vec<Descriptor>,
@@ -157,8 +167,21 @@ pub(crate) struct Area {
     pub(crate) base: u64,
     /// Address and length of what is saved, ascending; everything else is zero or comes from the file.
     pub(crate) runs: Vec<[u64; 2]>,
+    /// What is saved beside `runs`, ascending and apart from them: address, length, index into the process's `layers`,
+    /// offset in that file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) pieces: Vec<[u64; 4]>,
     /// Pages that raise SIGSEGV (MADV_GUARD_INSTALL), as address and length.
     pub(crate) guards: Vec<[u64; 2]>,
+}
+
+/// A file with memory of one process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Layer {
+    /// Its name, beside `core.json`.
+    pub(crate) file: String,
+    /// The memory in it when it was written; some of that may be superseded.
+    pub(crate) bytes: u64,
 }
 
 /// What a mapping shows.
@@ -187,106 +210,6 @@ pub(crate) enum Backing {
         name: String,
     },
     Vsyscall,
-}
-
-/// One thread.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Thread {
-    pub(crate) tid: i32,
-    pub(crate) comm: String,
-    pub(crate) registers: Registers,
-    /// Where the thread was stopped in a call that only `restart_syscall` would continue: the call's own number.
-    pub(crate) call: Option<u64>,
-    /// The extended state (FPU, SSE, AVX) in the kernel's layout, hex.
-    pub(crate) xstate: String,
-    pub(crate) sigmask: u64,
-    /// Signals that wait for this thread: hex of 128 bytes `siginfo_t` each.
-    pub(crate) pending: Vec<String>,
-    pub(crate) altstack: AltStack,
-    pub(crate) rseq: Rseq,
-    pub(crate) robust_list: [u64; 2],
-    pub(crate) clear_tid: u64,
-    /// `sched_getaffinity`, 64 processors a word.
-    pub(crate) affinity: Vec<u64>,
-    /// SCHED_OTHER 0 and so on.
-    pub(crate) policy: u32,
-    pub(crate) priority: i32,
-    pub(crate) nice: i32,
-}
-
-/// `user_regs_struct`, in its order.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[repr(C)]
-pub(crate) struct Registers {
-    pub(crate) r15: u64,
-    pub(crate) r14: u64,
-    pub(crate) r13: u64,
-    pub(crate) r12: u64,
-    pub(crate) rbp: u64,
-    pub(crate) rbx: u64,
-    pub(crate) r11: u64,
-    pub(crate) r10: u64,
-    pub(crate) r9: u64,
-    pub(crate) r8: u64,
-    pub(crate) rax: u64,
-    pub(crate) rcx: u64,
-    pub(crate) rdx: u64,
-    pub(crate) rsi: u64,
-    pub(crate) rdi: u64,
-    pub(crate) orig_rax: u64,
-    pub(crate) rip: u64,
-    pub(crate) cs: u64,
-    pub(crate) eflags: u64,
-    pub(crate) rsp: u64,
-    pub(crate) ss: u64,
-    pub(crate) fs_base: u64,
-    pub(crate) gs_base: u64,
-    pub(crate) ds: u64,
-    pub(crate) es: u64,
-    pub(crate) fs: u64,
-    pub(crate) gs: u64,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct AltStack {
-    pub(crate) sp: u64,
-    pub(crate) flags: i32,
-    pub(crate) size: u64,
-}
-
-/// PTRACE_GET_RSEQ_CONFIGURATION; `address` is 0 where none is registered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Rseq {
-    pub(crate) address: u64,
-    pub(crate) size: u32,
-    pub(crate) signature: u32,
-    pub(crate) flags: u32,
-}
-
-/// The kernel's `struct sigaction`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct SignalAction {
-    pub(crate) handler: u64,
-    pub(crate) flags: u64,
-    pub(crate) restorer: u64,
-    pub(crate) mask: u64,
-}
-
-/// A timer of `timer_create`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct PosixTimer {
-    pub(crate) id: i32,
-    pub(crate) clock: i32,
-    pub(crate) signal: i32,
-    pub(crate) sigval: u64,
-    /// SIGEV_SIGNAL 0, SIGEV_NONE 1, SIGEV_THREAD 2; with SIGEV_THREAD_ID 4 for `tid`.
-    pub(crate) notify: i32,
-    pub(crate) tid: i32,
-    /// Nanoseconds.
-    pub(crate) interval: u64,
-    /// Nanoseconds until it fires next; 0 when it is not armed.
-    pub(crate) value: u64,
-    pub(crate) overrun: i32,
 }
 
 /// A descriptor of a process.

@@ -17,7 +17,8 @@ const NAMESPACES: [&str; 10] =
     ["user", "pid", "pid_for_children", "mnt", "ipc", "uts", "net", "cgroup", "time", "time_for_children"];
 
 /// Flags of mappings (`VmFlags`) that cannot be saved.
-const FLAGS: [(&str, &str); 8] = [
+/// Not `uw`: the engine's own watching of writes shows so, and an application that does the like holds a userfaultfd.
+const FLAGS: [(&str, &str); 7] = [
     ("ht", "it consists of huge pages of hugetlbfs"),
     ("io", "it shows the memory of a device"),
     ("pf", "it shows the memory of a device"),
@@ -25,7 +26,6 @@ const FLAGS: [(&str, &str); 8] = [
     ("ss", "it is a shadow stack"),
     ("sl", "it is sealed (mseal)"),
     ("um", "a userfaultfd watches it"),
-    ("uw", "a userfaultfd watches it"),
 ];
 
 /// Everything that stands against saving the tree below `root`, seen without stopping it. `beside` are processes of the

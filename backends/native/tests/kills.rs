@@ -15,7 +15,7 @@
 #[allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 mod engine;
 
-use engine::{Subject, compile, dump, engine, inside, report, soon, start};
+use engine::{Mailbox, Subject, compile, dump, dump_onto, engine, inside, report, soon, start};
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 const KILLS: &str = "STASIS_NATIVE_KILLS";
 const SIGKILL: i32 = 9;
+/// Kills of one mode before the next has its turn.
+const ROUND: u64 = 24;
 
 /// The layout of restless.c: rounds, tids and masks of each thread, then what went wrong.
 const THREADS: usize = 12;
@@ -170,11 +172,12 @@ fn strangers(root: u32) -> Vec<u32> {
 }
 
 /// Kills the engine some time after its start.
-fn kill_after(pid: u32, image: &Path, mode: &str, after: Duration) {
+fn kill_after(pid: u32, image: &Path, mode: &[&str], after: Duration) {
     fs::remove_dir_all(image).unwrap();
     fs::create_dir(image).unwrap();
     let pid = pid.to_string();
-    let mut command = engine(&["dump", "--pid", &pid, "--dir", image.to_str().unwrap(), mode]);
+    let arguments = ["dump", "--pid", &pid, "--dir", image.to_str().unwrap()];
+    let mut command = engine(&[&arguments[..], mode].concat());
     let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
     std::thread::sleep(after);
     child.kill().unwrap();
@@ -183,6 +186,8 @@ fn kill_after(pid: u32, image: &Path, mode: &str, after: Duration) {
 
 /// Kills the engine while it saves the tree below `root`, and looks at those who check themselves.
 fn campaign(root: &mut Subject, watched: &[Watched]) {
+    let kept = Mailbox::new();
+    let mailbox = kept.arguments();
     let image = fast().join("image");
     let pid = root.pid();
     let mut check = |after: &str| {
@@ -193,33 +198,50 @@ fn campaign(root: &mut Subject, watched: &[Watched]) {
     let kills: u64 = std::env::var(KILLS).ok().and_then(|kills| kills.parse().ok()).unwrap_or(0);
     let until = Instant::now() + Duration::from_secs(5);
     let (mut done, mut whole) = (0, 0);
-    for mode in ["--fork", "--plain"].iter().cycle() {
-        let told = report(&dump(pid, &image, &[mode]));
+    let base = fast().join("base");
+    let mailbox: Vec<&str> = mailbox.iter().map(String::as_str).collect();
+    let remembering = [&["--fork"][..], &mailbox].concat();
+    for mode in [&["--fork"][..], &["--plain"], &remembering].iter().cycle() {
+        let tracks = mode.len() > 1;
+        let told = report(&dump(pid, &image, mode));
         let (steps, micros) = (told["steps"].as_u64().unwrap(), told["total_us"].as_u64().unwrap());
         check("a whole capture");
         // Every step once in a while, in an order that gets everywhere soon.
-        for n in 0..40 {
+        for n in 0..ROUND {
+            if tracks && n % 2 == 0 {
+                // Killed at what follows a whole one; else at the beginning of the remembering.
+                let whole = dump(pid, &base, mode);
+                report(&whole);
+                fs::write(base.join("told.json"), &whole.stdout).unwrap();
+            }
             if n % 4 == 3 {
                 // And at any moment, also inside of a step.
                 let after = Duration::from_micros(micros * ((done * 37 + n * 61) % 150) / 100);
                 kill_after(pid, &image, mode, after);
-                check(&format!("a kill after {after:?} ({mode})"));
+                check(&format!("a kill after {after:?} ({mode:?})"));
                 done += 1;
                 continue;
             }
             let step = (done * 157 + n) % steps + 1;
-            let out = dump(pid, &image, &[mode, "--kill-at", &step.to_string()]);
+            let at = ["--kill-at", &step.to_string()];
+            let more = [mode, &at[..]].concat();
+            let out = if tracks && n % 2 == 0 {
+                dump_onto(pid, &base, &image, &more)
+            } else {
+                dump(pid, &image, &more)
+            };
             // A capture has fewer steps when fewer threads are there to be stopped.
             whole += u64::from(out.status.success());
             assert!(out.status.success() || out.status.signal() == Some(SIGKILL), "{out:?}");
-            check(&format!("a kill before step {step} of {steps} ({mode})"));
+            check(&format!("a kill before step {step} of {steps} ({mode:?})"));
             done += 1;
         }
-        if if kills > 0 { done >= kills } else { Instant::now() > until } {
+        let enough = if kills > 0 { done >= kills } else { Instant::now() > until };
+        if enough && done >= 3 * ROUND {
             break;
         }
     }
-    assert!(done >= 40 && whole < done / 2, "{whole} of {done} captures were not killed");
+    assert!(whole < done / 2, "{whole} of {done} captures were not killed");
     println!("{done} kills, {whole} came too late");
 }
 

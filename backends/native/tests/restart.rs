@@ -5,7 +5,7 @@
 #[allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 mod engine;
 
-use engine::{compile, dump, engine, refusal, report, soon, start};
+use engine::{Mailbox, compile, dump, dump_onto, engine, refusal, report, soon, start};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -29,6 +29,8 @@ fn inside(test: &str, part: fn()) {
             round_apart(from, program, signal, [how, mode], to)
         }
         ["fails", what] => fails_apart(what),
+        ["chain", program] => chain_apart(program),
+        ["look", from, how] => look_apart(from, how),
         _ => panic!("{round:?}"),
     }
 }
@@ -170,6 +172,86 @@ fn nameless_inside() {
     generations(&compile("nameless", &[]), "-USR1", &ALL[..2]);
 }
 
+/// Generations of one chain.
+const LINKS: usize = 20;
+
+#[test]
+fn every_increment_is_all_of_the_memory() {
+    inside("every_increment_is_all_of_the_memory", increments_inside);
+}
+
+fn increments_inside() {
+    let _ = fs::remove_file(here("output"));
+    passed(&apart(&["chain", compile("churn", &[]).to_str().unwrap()]));
+    for number in (0..LINKS).rev() {
+        for how in ["--copy", "--map"] {
+            passed(&apart(&["look", &format!("image-{number}"), how]));
+        }
+    }
+}
+
+/// Saved again and again while its memory changes; each generation has what the one before shares with it.
+fn chain_apart(program: &str) {
+    let output = here("output");
+    fs::create_dir_all(here("files")).unwrap();
+    next_pid(PID);
+    let mut subject = start(Path::new(program), &[here("files").to_str().unwrap()], &output);
+    soon("it is ready", || said(&output).contains("ready"));
+    let kept = Mailbox::new();
+    let track = kept.arguments();
+    let track: Vec<&str> = track.iter().map(String::as_str).collect();
+    let (mut remembers, mut increments) = (true, 0);
+    for number in 0..LINKS {
+        let (base, image) = (here(&format!("image-{}", number.max(1) - 1)), here(&format!("image-{number}")));
+        let more = [&[["--fork", "--plain"][number % 2]][..], &track].concat();
+        let out = match number {
+            0 => dump(subject.pid(), &image, &more),
+            _ => dump_onto(subject.pid(), &base, &image, &more),
+        };
+        let told = report(&out);
+        fs::write(image.join("told.json"), &out.stdout).unwrap();
+        remembers &= !told["tracking"].is_null();
+        // Once too much is superseded, everything is saved again.
+        if told["increment"] == true {
+            increments += 1;
+            share(&base, &image);
+        }
+        let done = said(&output).matches("did").count();
+        assert!(Command::new("kill").args(["-USR1", &subject.pid().to_string()]).status().unwrap().success());
+        soon("it changed", || {
+            assert!(subject.running() && !said(&output).contains("bad"), "{number}: {}", said(&output));
+            said(&output).matches("did").count() > done
+        });
+    }
+    if remembers {
+        assert!(increments >= LINKS / 2, "{increments} of {LINKS}");
+    } else {
+        println!("whole generations only: this kernel does not remember what is written");
+    }
+}
+
+/// What the store does: files of the generation before that belong to this one.
+fn share(base: &Path, image: &Path) {
+    for process in engine::core(image)["processes"].as_array().unwrap() {
+        for layer in process["layers"].as_array().into_iter().flatten() {
+            let name = layer["file"].as_str().unwrap();
+            if !image.join(name).exists() {
+                fs::hard_link(base.join(name), image.join(name)).unwrap();
+            }
+        }
+    }
+}
+
+fn look_apart(from: &str, how: &str) {
+    let output = here("output");
+    report(&restore(&here(from), how));
+    for _ in 0..2 {
+        let before = times(&output);
+        assert!(Command::new("kill").args(["-USR2", &PID.to_string()]).status().unwrap().success());
+        well(&output, before, 1);
+    }
+}
+
 #[test]
 fn terminals_keep_their_sessions() {
     inside("terminals_keep_their_sessions", terminals_inside);
@@ -262,7 +344,7 @@ fn broken_inside() {
     };
     tell(&core, &|| {}, "taken");
     tell(&core[..20], &|| {}, "");
-    tell(&core.replacen("\"format\":1", "\"format\":2", 1), &|| {}, "");
+    tell(&core.replacen("\"format\":1", "\"format\":9", 1), &|| {}, "");
     tell(&core, &|| fs::remove_file("broken/pages-100.img").unwrap(), "");
     tell(
         &core,
@@ -285,7 +367,7 @@ fn broken_inside() {
     insta::assert_snapshot!(digits(told.join("\n")), @r"
     failed: cannot make a process with pid N: another process of the container has this pid
     damaged: the image's core.json cannot be understood: EOF while parsing an object at line N column N
-    unsupported: the image cannot be understood: it has format N, and this engine reads N
+    unsupported: the image cannot be understood: it has format N, and this engine reads up to N
     damaged: the image's pages-N.img cannot be opened: No such file or directory (os error N)
     damaged: the image's pages-N.img is too short: N bytes of at least N
     failed: cannot rebuild process N: its working directory /not/there: No such file or directory

@@ -86,13 +86,13 @@ pub fn run(session: &Session, command: BackendCommand) -> Result<i32> {
 }
 
 /// A backend that answered.
-struct Asked {
-    worker: Worker,
+pub(crate) struct Asked {
+    pub(crate) worker: Worker,
     descriptor: Descriptor,
     library: String,
 }
 
-fn ask(session: &Session, name: &str, image: Option<BorrowedFd<'_>>) -> Result<Asked> {
+pub(crate) fn ask(session: &Session, name: &str, image: Option<BorrowedFd<'_>>) -> Result<Asked> {
     let settings = session.settings()?;
     // The same refusals as at a start, for unknown and disabled ones.
     registry::select(None, Some(name), None, &settings)?;

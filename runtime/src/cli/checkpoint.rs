@@ -2,15 +2,21 @@
 
 use crate::cli::instance::{named, running};
 use crate::cli::teller::Terminal;
-use crate::cli::{Session, output, report};
+use crate::cli::{Session, backend, output, report};
 use crate::error::{Error, Result};
-use crate::monitor::Teller;
-use crate::monitor::client;
 use crate::monitor::control::{Captured, Reply, Request};
+use crate::monitor::{Teller, client, restart};
 use crate::name::{BackendName, CheckpointName, CheckpointRef};
 use crate::registry;
-use crate::store::{Holder, Level, Summary};
+use crate::store::{Holder, Level, Manifest, Summary};
+use crate::worker::{NoServices, engine};
 use clap::{Args, Subcommand};
+use stasis_plugin_api::request::SquashRequest;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A slow disk writes so many bytes in a second.
+const SLOWEST: u64 = 50 << 20;
 
 /// `checkpoint`.
 #[derive(Debug, Subcommand)]
@@ -27,6 +33,8 @@ pub enum CheckpointCommand {
     Verify(RefArgs),
     /// Remove older generations
     Prune(PruneArgs),
+    /// Write a generation that shares files with earlier ones anew, by itself
+    Squash(SquashArgs),
     /// Remove a checkpoint with all its generations
     Delete(DeleteArgs),
 }
@@ -85,6 +93,13 @@ pub struct RefArgs {
     reference: String,
 }
 
+/// `checkpoint squash`.
+#[derive(Debug, Args)]
+pub struct SquashArgs {
+    /// NAME for the newest generation, NAME@GEN for another
+    reference: String,
+}
+
 /// `checkpoint prune`.
 #[derive(Debug, Args)]
 pub struct PruneArgs {
@@ -117,6 +132,7 @@ pub fn run(session: &Session, command: CheckpointCommand) -> Result<()> {
         CheckpointCommand::Show(args) => show(session, &args),
         CheckpointCommand::Verify(args) => verify(session, &args.reference),
         CheckpointCommand::Prune(args) => prune(session, &args),
+        CheckpointCommand::Squash(args) => squash(session, &args.reference),
         CheckpointCommand::Delete(args) => delete(session, &args),
     }
 }
@@ -198,8 +214,12 @@ fn told(saved: &Captured) -> String {
     let stopped = if saved.stopped { "; the instance is stopped" } else { "" };
     let processes =
         if saved.processes == 1 { "1 process".to_owned() } else { format!("{} processes", saved.processes) };
+    let new = match saved.new_bytes {
+        new if new < saved.bytes => format!(" ({} new)", output::size(new)),
+        _ => String::new(),
+    };
     format!(
-        "Generation {} of checkpoint \"{}\" saved: {}, {processes}, {} ms{pause}{stopped}",
+        "Generation {} of checkpoint \"{}\" saved: {}{new}, {processes}, {} ms{pause}{stopped}",
         saved.generation,
         saved.checkpoint,
         output::size(saved.bytes),
@@ -241,7 +261,7 @@ fn show(session: &Session, args: &ShowArgs) -> Result<()> {
                     .collect::<Vec<_>>()
                     .join(", "),
             ),
-            ("size", output::size(m.size())),
+            ("size", size(m)),
         ] {
             output::line(format!("{word:<11} {value}"))?;
         }
@@ -258,7 +278,7 @@ fn show(session: &Session, args: &ShowArgs) -> Result<()> {
                 table.row([
                     number.to_string(),
                     output::age(&m.created),
-                    output::size(m.size()),
+                    size(m),
                     format!("{} {}", m.backend.engine, m.backend.engine_version),
                     m.processes.len().to_string(),
                 ]);
@@ -267,6 +287,53 @@ fn show(session: &Session, args: &ShowArgs) -> Result<()> {
         }
     }
     if args.json { output::json(&serde_json::json!({ "generations": rows })) } else { table.print() }
+}
+
+/// With what is shared with earlier generations told apart.
+fn size(manifest: &Manifest) -> String {
+    let (all, own) = (manifest.size(), manifest.own_size());
+    if own == all {
+        return output::size(all);
+    }
+    format!("{} ({} of its own)", output::size(all), output::size(own))
+}
+
+/// Writes a generation anew, by the backend that made it.
+fn squash(session: &Session, reference: &str) -> Result<()> {
+    let reference: CheckpointRef = reference.parse()?;
+    let checkpoint = session.store()?.checkpoint(&reference.name)?;
+    let lock = checkpoint.lock_live(&Holder::here("squash"))?;
+    let generation = checkpoint.generation(reference.generation)?;
+    let (manifest, number) = (generation.manifest(), generation.number());
+    if manifest.own_size() == manifest.size() {
+        report::info(format!("Generation {number} shares nothing with an earlier one."));
+        return Ok(());
+    }
+    let teller = Terminal::default();
+    generation.verify(Level::Full, &mut |done, total| teller.progress(done, total, "verifying"))?;
+    let before = manifest.size();
+    let mut asked = backend::ask(session, manifest.backend.name.as_str(), None)?;
+    let staging = checkpoint.staging(&lock)?;
+    let request = SquashRequest { generation: restart::view(&generation), staging: staging.path() };
+    let deadline = Duration::from_secs(60 + before / SLOWEST);
+    teller.progress(0, 0, "writing anew");
+    let written = engine::squash(&mut asked.worker, &request, &NoServices, deadline);
+    let replaced = written.map_err(Error::from).and_then(|report| {
+        let files: Vec<PathBuf> = report.files.iter().map(PathBuf::from).collect();
+        let mut tell = |done, total| teller.progress(done, total, "making it durable");
+        Ok(checkpoint.replace(&lock, &generation, &staging, &files, &mut tell)?)
+    });
+    // What is left of a failed one is of no use to anybody.
+    let removed = staging.remove();
+    let squashed = replaced?;
+    removed?;
+    report::info(format!(
+        "Generation {number} of checkpoint \"{}\" is kept by itself now: {}, before {}",
+        reference.name,
+        output::size(squashed.size()),
+        output::size(before)
+    ));
+    Ok(())
 }
 
 fn verify(session: &Session, reference: &str) -> Result<()> {

@@ -47,7 +47,7 @@ impl Job {
     ///
     /// # Errors
     /// Why it could not be started.
-    pub fn start(id: u64, command: &RunInside, keep_capabilities: bool) -> Result<Self> {
+    pub fn start(id: u64, command: &RunInside, kept: &[OwnedFd], keep_capabilities: bool) -> Result<Self> {
         let failed = |e: &dyn std::error::Error| Error::new("cannot run a command inside").because(e);
         let null = children::null()?;
         let pipes = [fd::pipe().map_err(|e| failed(&e))?, fd::pipe().map_err(|e| failed(&e))?];
@@ -58,6 +58,7 @@ impl Job {
                 argv: &command.argv,
                 env: &env,
                 streams: Some([null.as_fd(), pipes[0].1.as_fd(), pipes[1].1.as_fd()]),
+                descriptors: kept.iter().map(AsFd::as_fd).zip(command.kept.keys().copied()).collect(),
                 session: true,
                 keep_capabilities,
                 identity: command.identity,

@@ -228,7 +228,7 @@ impl<'a> Init<'a> {
 
     fn serve(&mut self, message: ToInit, fds: Vec<OwnedFd>) -> Result<()> {
         match message {
-            ToInit::Run { id, command } => match Job::start(id, &command, self.keep_capabilities) {
+            ToInit::Run { id, command } => match Job::start(id, &command, &fds, self.keep_capabilities) {
                 Ok(job) => {
                     self.jobs.push(job);
                     Ok(())

@@ -82,6 +82,7 @@ pub enum Target {
 #[serde(rename_all = "kebab-case")]
 pub enum ToInit {
     /// Run a helper and tell how it ended.
+    /// `RunInside::kept` come along as descriptors, in the order of their numbers.
     Run {
         /// Repeated in the answer.
         id: u64,

@@ -8,11 +8,12 @@ use crate::monitor::Teller;
 use crate::monitor::control::Captured;
 use crate::monitor::findings::judge;
 use crate::monitor::live::{EngineLive, Live, Phase, lock};
+use crate::monitor::restart;
 use crate::monitor::services::Around;
 use crate::name::BackendName;
 use crate::spec::ContainerSpec;
 use crate::store::{
-    BackendEntry, BackendStamp, HostEntry, ImageIdentity, Listening, ManifestDraft, ProcessEntry,
+    BackendEntry, BackendStamp, HostEntry, ImageIdentity, Inherited, Listening, ManifestDraft, ProcessEntry,
 };
 use crate::worker::{Worker, WorkerError, engine};
 use stasis_plugin_api::report::{CaptureReport, Severity};
@@ -54,8 +55,8 @@ pub fn capture(live: &Live, stop: bool, accept_loss: &[String], teller: &dyn Tel
         // What is left of a failed capture is of no use to anybody.
         let _ = engine.staging.clear();
     }
-    let Saved { report, notes, took } = saved?;
-    let mut captured = commit(live, engine, &survey, report, teller)?;
+    let Saved { report, base, notes, took } = saved?;
+    let mut captured = commit(live, engine, &survey, report, base, teller)?;
     captured.notes.splice(0..0, notes);
     captured.engine_ms = millis(took);
     captured.total_ms = millis(begun.elapsed());
@@ -79,6 +80,8 @@ fn millis(time: Duration) -> u64 {
 /// What the engine has saved.
 struct Saved {
     report: CaptureReport,
+    /// The generation whose files it may share.
+    base: Option<u64>,
     /// What was found before.
     notes: Vec<String>,
     /// How long the engine took.
@@ -147,7 +150,9 @@ fn save(
     engine.staging.clear()?;
     let resident: u64 = survey.processes.iter().map(|p| p.resident).sum();
     let deadline = Duration::from_secs(60 + resident / SLOWEST);
-    let previous = engine.checkpoint.generations()?.last().copied();
+    // One that cannot be read is no reason not to save the next.
+    let previous = engine.checkpoint.generation(None).ok().map(|generation| restart::view(&generation));
+    let base = previous.as_ref().map(|generation| generation.number);
     let request = CaptureRequest { instance: view, stop_after: stop, previous };
     let begun = Instant::now();
     let outcome = engine::capture(&mut worker, &request, &mut memory, &around, deadline);
@@ -158,7 +163,7 @@ fn save(
     {
         run_on(live, survey);
     }
-    Ok(Saved { report: outcome?, notes, took })
+    Ok(Saved { report: outcome?, base, notes, took })
 }
 
 /// A backend that was killed in the middle may have left the application stopped. Children go first, so that
@@ -176,6 +181,7 @@ fn commit(
     engine: &EngineLive,
     survey: &Survey,
     report: CaptureReport,
+    base: Option<u64>,
     teller: &dyn Teller,
 ) -> Result<Captured> {
     let image = image(live, teller)?;
@@ -199,7 +205,9 @@ fn commit(
     let Some(held) = held.as_ref() else {
         return Err(Error::new(format!("instance \"{}\" has ended", live.name)));
     };
-    let committed = engine.checkpoint.commit(held, &engine.staging, Some(&files), draft, &mut tell)?;
+    let inherited = base.map(|generation| Inherited { generation, files: &report.inherited });
+    let committed =
+        engine.checkpoint.commit(held, &engine.staging, Some(&files), inherited, draft, &mut tell)?;
     let _ = engine.staging.clear();
     let mut notes = report.notes;
     if let Some(keep) = engine.order.keep {
@@ -211,7 +219,8 @@ fn commit(
     Ok(Captured {
         checkpoint: engine.checkpoint.name().to_string(),
         generation: committed.generation.number(),
-        bytes: committed.times.bytes,
+        bytes: committed.generation.size(),
+        new_bytes: committed.times.bytes,
         processes: report.processes.len(),
         pause_us: report.pause_us,
         total_ms: 0,

@@ -114,6 +114,9 @@ pub struct Captured {
     pub generation: u64,
     /// Its size in bytes.
     pub bytes: u64,
+    /// Of which were not shared with an earlier one.
+    #[serde(default)]
+    pub new_bytes: u64,
     /// How many processes it holds.
     pub processes: usize,
     /// How long the application stood still, where the engine tells.

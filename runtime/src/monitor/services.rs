@@ -8,7 +8,7 @@ use crate::worker::Services;
 use serde_json::Value;
 use stasis_plugin_api::error::{BackendError, kind};
 use stasis_plugin_api::host::{ApplicationState, RunInside, RunOutput};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 /// The services around one container.
@@ -42,7 +42,13 @@ impl Around<'_> {
         }
         let patience = Duration::from_millis(command.timeout_ms) + Duration::from_secs(2);
         let (id, answers) = self.live.expect();
-        self.live.tell_init(&ToInit::Run { id, command }, &[]).map_err(|e| refused(&e))?;
+        let mut kept = Vec::new();
+        for name in command.kept.values() {
+            let missing = || BackendError::failed(format!("nothing is kept under the name \"{name}\""));
+            kept.push(Services::kept_fd(self, name).ok_or_else(missing)?);
+        }
+        let kept: Vec<_> = kept.iter().map(AsFd::as_fd).collect();
+        self.live.tell_init(&ToInit::Run { id, command }, &kept).map_err(|e| refused(&e))?;
         let outcome = answers.recv_timeout(patience);
         self.live.forget(id);
         match outcome {

@@ -16,6 +16,7 @@ use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use super::error::StoreError;
 use super::generation::{Generation, discard, drop_latest, next_number, prepare_latest, switch_latest};
+use super::inherit::{Inherited, take_over};
 use super::layout::{self, DirHandle, FILE_MODE, Found, Kind, generation_name, walk};
 use super::lock::{LiveLock, ShortLock};
 use super::manifest::{FileEntry, Manifest, ManifestDraft};
@@ -29,7 +30,7 @@ pub struct CommitTimes {
     pub hash_ms: u64,
     pub sync_ms: u64,
     pub total_ms: u64,
-    /// Sum of the sizes of the files.
+    /// Sum of the sizes of the files that were written for it.
     pub bytes: u64,
 }
 
@@ -44,7 +45,7 @@ pub struct Committed {
 type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// A file that is in the new generation already.
-struct Taken {
+pub(crate) struct Taken {
     relative: PathBuf,
     text: String,
     size: u64,
@@ -52,7 +53,8 @@ struct Taken {
 
 impl Checkpoint {
     /// Makes a generation of the files in `staging`, of all or of those listed (files or directories, relative
-    /// to it); they are moved, and what is not listed stays. Returns once everything is durable.
+    /// to it); they are moved, and what is not listed stays. Files of an earlier one may be `inherited`. Returns once
+    /// everything is durable.
     ///
     /// On an error nothing of the generation is left, the older ones are untouched, and the files that were
     /// moved are lost. `progress` gets bytes done and bytes in all.
@@ -61,6 +63,7 @@ impl Checkpoint {
         live: &LiveLock,
         staging: &Staging,
         files: Option<&[PathBuf]>,
+        inherited: Option<Inherited<'_>>,
         draft: ManifestDraft,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Committed> {
@@ -71,7 +74,10 @@ impl Checkpoint {
         let generations = self.generations_dir()?;
         let number = next_number(&generations)?;
         self.remove_leftovers()?;
-        let attempt = Attempt { checkpoint: &self.dir, generations: &generations, number };
+        let shared = inherited.filter(|shared| !shared.files.is_empty());
+        let base = shared.map(|shared| self.generation(Some(shared.generation))).transpose()?;
+        let inherited = base.as_ref().zip(shared.map(|shared| shared.files));
+        let attempt = Attempt { checkpoint: &self.dir, generations: &generations, number, inherited };
         match attempt.run(staging, files, draft, progress) {
             Ok((generation, mut times)) => {
                 times.total_ms = millis(begun.elapsed());
@@ -90,6 +96,7 @@ struct Attempt<'a> {
     checkpoint: &'a DirHandle,
     generations: &'a DirHandle,
     number: u64,
+    inherited: Option<(&'a Generation, &'a [String])>,
 }
 
 impl Attempt<'_> {
@@ -107,7 +114,10 @@ impl Attempt<'_> {
         let partial = self.generations.make_dir(self.partial())?;
         let found = choose(staging, files)?;
         let taken = take_in(&staging.dir, &partial, &found)?;
-        let (entries, times) = seal(&partial, &taken, progress)?;
+        let (mut entries, times) = seal(&partial, &taken, progress)?;
+        if let Some((base, files)) = self.inherited {
+            entries.extend(take_over(base, &partial, files)?);
+        }
         let manifest = Manifest::new(draft, self.number, entries);
         let bytes = to_json(&partial.path().join(layout::MANIFEST), &manifest)?;
         for entry in found.iter().filter(|entry| entry.kind == Kind::Dir) {
@@ -135,7 +145,7 @@ impl Attempt<'_> {
 }
 
 /// What is to be taken: directories before what is in them, every one of a kind that can be saved.
-fn choose(staging: &Staging, files: Option<&[PathBuf]>) -> Result<Vec<Found>> {
+pub(crate) fn choose(staging: &Staging, files: Option<&[PathBuf]>) -> Result<Vec<Found>> {
     let unfit = |relative: &Path, problem: String| {
         // Joining nothing would add a slash.
         let whole = relative.as_os_str().is_empty();
@@ -175,7 +185,7 @@ fn choose(staging: &Staging, files: Option<&[PathBuf]>) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-fn take_in(staging: &DirHandle, partial: &DirHandle, found: &[Found]) -> Result<Vec<Taken>> {
+pub(crate) fn take_in(staging: &DirHandle, partial: &DirHandle, found: &[Found]) -> Result<Vec<Taken>> {
     let mut taken = Vec::new();
     for entry in found {
         let relative = &entry.relative;
@@ -226,7 +236,7 @@ fn take(from: &DirHandle, to: &DirHandle, name: &Path, stat: &FileStat) -> Resul
 }
 
 /// Hashes and syncs every file, one in each thread: the one needs the processor, the other the disk.
-fn seal(
+pub(crate) fn seal(
     partial: &DirHandle,
     taken: &[Taken],
     progress: Progress<'_>,
@@ -286,7 +296,7 @@ fn hash_all(
             if stop.load(Ordering::Relaxed) { Err(io::Error::other("stopped")) } else { Ok(()) }
         })
         .map_err(|e| StoreError::io("read", &partial.path().join(&item.relative), e))?;
-        entries.push(FileEntry { path: item.text.clone(), size, blake3: hash });
+        entries.push(FileEntry { path: item.text.clone(), size, blake3: hash, from: None });
     }
     Ok(entries)
 }

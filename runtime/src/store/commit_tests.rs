@@ -31,7 +31,7 @@ fn files_are_moved_hashed_and_described() {
     let mut told = Vec::new();
     let committed = run
         .checkpoint
-        .commit(&run.live, &run.staging, None, draft("one"), &mut |done, all| told.push((done, all)))
+        .commit(&run.live, &run.staging, None, None, draft("one"), &mut |done, all| told.push((done, all)))
         .unwrap();
     assert_eq!(told.first(), Some(&(0, 11)));
     assert_eq!(told.last(), Some(&(11, 11)));

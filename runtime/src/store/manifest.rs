@@ -97,6 +97,10 @@ pub struct FileEntry {
     pub size: u64,
     /// 64 hexadecimal digits, lower case.
     pub blake3: String,
+    /// The earlier generation for which it was written, when it is shared with one. Only told: that generation may be
+    /// gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u64>,
 }
 
 /// What the caller of a commit knows; the store adds number, time and files.
@@ -227,6 +231,11 @@ impl Manifest {
         self.files.iter().map(|file| file.size).sum()
     }
 
+    /// The same of those files that no earlier generation was written with.
+    pub fn own_size(&self) -> u64 {
+        self.files.iter().filter(|file| file.from.is_none()).map(|file| file.size).sum()
+    }
+
     /// When it was made. `None` only for a manifest that was not read by the store.
     pub fn created_at(&self) -> Option<jiff::Timestamp> {
         self.created.parse().ok()
@@ -292,7 +301,7 @@ mod tests {
 
     #[test]
     fn hostile_manifests() {
-        let file = |path: &str| FileEntry { path: path.into(), size: 1, blake3: "0".repeat(64) };
+        let file = |path: &str| FileEntry { path: path.into(), size: 1, blake3: "0".repeat(64), from: None };
         let refused = |change: &dyn Fn(&mut Manifest)| {
             let mut manifest = Manifest::new(draft("one"), 3, vec![file("a")]);
             change(&mut manifest);

@@ -7,11 +7,13 @@
 mod commit;
 mod error;
 mod generation;
+mod inherit;
 mod layout;
 mod lock;
 mod manifest;
 mod record;
 mod remove;
+mod squash;
 mod staging;
 #[cfg(test)]
 mod testing;
@@ -26,6 +28,7 @@ use crate::name::{BackendName, CheckpointName};
 pub use commit::{CommitTimes, Committed};
 pub use error::StoreError;
 pub use generation::Generation;
+pub use inherit::Inherited;
 pub(crate) use layout::DirHandle;
 pub use lock::{Holder, LiveLock};
 pub use manifest::{

@@ -55,7 +55,7 @@ impl Running {
     }
 
     pub(crate) fn commit(&self, files: Option<&[PathBuf]>) -> Result<Committed> {
-        self.checkpoint.commit(&self.live, &self.staging, files, draft("one"), &mut |_, _| {})
+        self.checkpoint.commit(&self.live, &self.staging, files, None, draft("one"), &mut |_, _| {})
     }
 
     /// Writes and commits; returns the number.

@@ -4,10 +4,12 @@ use super::{Services, Worker, WorkerError};
 use stasis_plugin_api::error::BackendError;
 use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::plan::{LaunchPlan, RestartPlan};
-use stasis_plugin_api::report::{CaptureReport, Finding, Probe, ReadyReport, StatusReport, StopReport};
+use stasis_plugin_api::report::{
+    CaptureReport, Finding, Probe, ReadyReport, SquashReport, StatusReport, StopReport,
+};
 use stasis_plugin_api::request::{
     AliveRequest, CaptureRequest, FailedHelper, InstanceView, LaunchRequest, ProbeRequest, RestartRequest,
-    StopRequest, Subject,
+    SquashRequest, StopRequest, Subject,
 };
 use std::time::Duration;
 
@@ -110,6 +112,16 @@ pub fn explain(
     services: &dyn Services,
 ) -> Result<BackendError> {
     worker.call("explain", failed, state, services, PLAN)
+}
+
+/// Writes a generation anew. How long that may take depends on its size, which the caller knows.
+pub fn squash(
+    worker: &mut Worker,
+    request: &SquashRequest,
+    services: &dyn Services,
+    deadline: Duration,
+) -> Result<SquashReport> {
+    worker.call("squash", request, &mut EngineState::new(), services, deadline)
 }
 
 /// Lets go of the application.

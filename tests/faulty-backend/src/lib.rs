@@ -123,7 +123,7 @@ impl CheckpointBackend for Faulty {
             processes: pids.iter().map(saved).collect(),
             pause_us: Some(0),
             facts: BTreeMap::from([("pids".to_owned(), serde_json::json!(pids))]),
-            notes: Vec::new(),
+            ..CaptureReport::default()
         })
     }
 

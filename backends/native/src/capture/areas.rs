@@ -54,6 +54,7 @@ pub(crate) fn classify(map: &Mapping) -> Class {
         name if name.starts_with("[vvar") => return Class::Vvar,
         name if name.starts_with("[anon_shmem:") => return Class::Memory,
         name if name.starts_with("[anon:") => return Class::Anonymous,
+        name if name.starts_with("/[aio]") => return Class::Refused("a context of asynchronous I/O"),
         name if name.starts_with("/SYSV") => return Class::Refused("shared memory of System V"),
         name if name.starts_with("/anon_hugepage") || name.starts_with("/hugepages") => {
             return Class::Refused("huge pages of hugetlbfs");
@@ -70,11 +71,11 @@ pub(crate) fn classify(map: &Mapping) -> Class {
     }
 }
 
-/// `pages-<pid>.img`, mapped at a restart.
+/// `pages-<pid>.img` or `pages-<pid>-<n>.img`, mapped at a restart.
 fn is_image(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
-    let number = name.strip_prefix("pages-").and_then(|rest| rest.strip_suffix(".img"));
-    number.is_some_and(|number| number.parse::<u32>().is_ok())
+    let numbers = name.strip_prefix("pages-").and_then(|rest| rest.strip_suffix(".img"));
+    numbers.is_some_and(|numbers| numbers.splitn(2, '-').all(|number| number.parse::<u64>().is_ok()))
 }
 
 fn of_file(path: &str, shared: bool) -> Class {
@@ -158,6 +159,7 @@ mod tests {
         assert_eq!(class("/memfd:a (deleted)", false), Class::Whole);
         assert_eq!(class("/usr/lib/x.so (deleted)", false), Class::Whole);
         assert_eq!(class("/.stasis/image/pages-100.img", false), Class::Whole);
+        assert_eq!(class("/.stasis/image/pages-100-3.img", false), Class::Whole);
         assert_eq!(
             class("/proc/self/exe-not-there", false),
             Class::Refused("a file that cannot be found under its name")

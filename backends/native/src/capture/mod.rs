@@ -4,8 +4,10 @@
 //! (inject.rs). Every way out lets it run on.
 
 pub(crate) mod areas;
+pub(crate) mod building;
 pub(crate) mod contents;
 pub(crate) mod descriptors;
+pub(crate) mod increments;
 pub(crate) mod inject;
 pub(crate) mod memories;
 pub(crate) mod mode;
@@ -17,19 +19,23 @@ pub(crate) mod queries;
 pub(crate) mod seize;
 pub(crate) mod snapshot;
 pub(crate) mod sockets;
+pub(crate) mod tracking;
 pub(crate) mod unix;
 
-use crate::model::{FORMAT, Image, Kind, Machine, Process};
+use crate::model::{Area, FORMAT, Image, Kind, Machine, OLDEST, Process};
 use crate::proc::{self, maps};
 use crate::refuse;
 use areas::{Class, Part};
+use building::{Building, Flags};
 use contents::Contents;
 use descriptors::Objects;
+use increments::Known;
 use inject::Site;
 use seize::Tree;
 use snapshot::Snapshot;
 use stasis_plugin_api::error::{BackendError, Result};
-use std::collections::HashSet;
+use stasis_plugin_api::report::Finding;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -48,6 +54,12 @@ pub(crate) struct Request {
     pub(crate) room: Option<u64>,
     /// Processes of the namespace that are no part of the application.
     pub(crate) beside: Vec<i32>,
+    /// Where the watching of writes is kept between captures.
+    pub(crate) mailbox: Option<tracking::Mailbox>,
+    /// The name of what the generation before saved, which lies described in the directory.
+    pub(crate) base: Option<String>,
+    /// From now on writes are to be remembered: another capture may follow.
+    pub(crate) track: bool,
 }
 
 /// What was done.
@@ -60,10 +72,16 @@ pub(crate) struct Report {
     pub(crate) processes: Vec<i32>,
     pub(crate) copied: bool,
     pub(crate) why_plain: Option<String>,
+    /// Only what was changed since the generation before was written, at least of some processes.
+    pub(crate) increment: bool,
+    /// The name by which the next capture can build on this one.
+    pub(crate) tracking: Option<String>,
+    /// Why the next one cannot.
+    pub(crate) why_untracked: Option<String>,
 }
 
 /// The tree as it stands still.
-struct Frozen {
+pub(crate) struct Frozen {
     tree: Tree,
     sites: Vec<Site>,
     /// The mappings, in the order of the processes, from before anything was written into them.
@@ -73,31 +91,34 @@ struct Frozen {
 /// Saves the tree.
 pub(crate) fn dump(request: &Request) -> Result<Report> {
     let started = Instant::now();
+    let mut building = Building::begin(request);
     let findings = refuse::examine(request.pid, &request.beside)?;
     if let Some(error) = refuse::error(&findings) {
         return Err(error);
     }
+    let watched = building.watch(request);
     let mut why_plain = match (request.plain, request.stop) {
         (true, _) => Some("it was asked for".to_owned()),
         (_, true) => Some("the application is not to run on".to_owned()),
         _ => mode::against_copies(&refuse::members(request.pid)?, request.room),
     };
-    let mut report = None;
-    if why_plain.is_none() {
-        match attempt(request, true) {
-            Ok(done) => report = Some(done),
-            Err(Failure::NoCopy(why)) => why_plain = Some(why),
+    let mut report = loop {
+        building.flags_before(request)?;
+        match attempt(request, &mut building, why_plain.is_none()) {
+            Ok(report) => break report,
             Err(Failure::Error(error)) => return Err(error),
+            Err(Failure::NoCopy(why)) if why_plain.is_none() => why_plain = Some(why),
+            Err(Failure::NoCopy(why)) => {
+                return Err(BackendError::failed("the application cannot be saved").because(why));
+            }
+            Err(Failure::FlagsChanged) => building.patient = true,
         }
-    }
-    let mut report = match report {
-        Some(report) => report,
-        None => attempt(request, false).map_err(|failure| match failure {
-            Failure::Error(error) => error,
-            Failure::NoCopy(why) => BackendError::failed("the application cannot be saved").because(why),
-        })?,
     };
-    report.why_plain = why_plain;
+    let (pause, why_untracked) = watched;
+    report.pause += pause;
+    report.why_untracked = why_untracked;
+    report.why_plain = why_plain.filter(|_| !report.increment);
+    report.tracking = building.end(request);
     report.total = started.elapsed();
     Ok(report)
 }
@@ -107,6 +128,8 @@ enum Failure {
     Error(BackendError),
     /// Another attempt without copies may succeed.
     NoCopy(String),
+    /// Another attempt that reads the flags of mappings while everybody stands still will succeed.
+    FlagsChanged,
 }
 
 impl From<BackendError> for Failure {
@@ -115,13 +138,19 @@ impl From<BackendError> for Failure {
     }
 }
 
-fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure> {
+fn attempt(request: &Request, building: &mut Building, copy: bool) -> std::result::Result<Report, Failure> {
     let mut contents = Contents::new(&request.directory)?;
     let machine = crate::arch::machine::machine()?;
     let started = Instant::now();
     let frozen = freeze(request)?;
     let (mut image, whole) = look(request, &frozen, &mut contents, machine)?;
     ask(&frozen, &mut image.processes)?;
+    let known = match &building.base {
+        Some(base) => increments::known(&frozen, &mut building.tracking, base)?,
+        None => HashMap::new(),
+    };
+    let how = Writing { whole: &whole, known: &known };
+    let copy = copy && (known.is_empty() || increments::worth_a_copy(&frozen, &known));
     let snapshots = if copy { Some(copies(&frozen, &image.processes)?) } else { None };
     for (held, site) in frozen.tree.processes.iter().zip(&frozen.sites) {
         site.wipe(&held.memory)?;
@@ -134,32 +163,56 @@ fn attempt(request: &Request, copy: bool) -> std::result::Result<Report, Failure
             for (copy, site) in snapshots.iter().zip(&frozen.sites) {
                 copy.close_descriptors(site)?;
             }
-            write_copies(&mut contents, &mut image, snapshots, &frozen.parts, &whole)?;
+            write_copies(&mut contents, &mut image, snapshots, &frozen.parts, how)?;
         }
         None => {
-            write_held(&mut contents, &mut image, &frozen.tree, &whole)?;
+            write_held(&mut contents, &mut image, &frozen.tree, how, &building.flags)?;
             if request.stop {
                 // Nothing can fail any more once everybody is left stopped.
-                contents.describe(&image)?;
+                describe(&contents, &mut image)?;
                 frozen.tree.leave_stopped()?;
             } else {
                 frozen.tree.release();
                 pause = started.elapsed();
+                if !building.flags_hold(&image) {
+                    return Err(Failure::FlagsChanged);
+                }
             }
         }
     }
     if !request.stop {
-        contents.describe(&image)?;
+        describe(&contents, &mut image)?;
     }
-    let runs = image.processes.iter().flat_map(|process| &process.areas).flat_map(|area| &area.runs);
+    let own = |process: &Process| match process.layers.last() {
+        Some(layer) => layer.bytes,
+        None => process.areas.iter().flat_map(|area| &area.runs).map(|run| run[1]).sum(),
+    };
     Ok(Report {
         pause,
-        pages: runs.map(|run| run[1] / 4096).sum(),
+        pages: image.processes.iter().map(own).sum::<u64>() / 4096,
         bytes: contents.written,
         processes: image.processes.iter().map(|process| process.pid).collect(),
         copied: copy,
+        increment: !known.is_empty(),
         ..Report::default()
     })
+}
+
+/// Writes the description, last of all.
+fn describe(contents: &Contents, image: &mut Image) -> Result<()> {
+    if image.processes.iter().all(|process| process.layers.is_empty()) {
+        image.format = OLDEST;
+    }
+    contents.describe(image)
+}
+
+/// How memory is written.
+#[derive(Debug, Clone, Copy)]
+struct Writing<'a> {
+    /// The areas, by process and start, of which everything is saved.
+    whole: &'a HashSet<(i32, u64)>,
+    /// What need not be written, by process.
+    known: &'a HashMap<i32, Known>,
 }
 
 /// Stops the tree at a moment when no thread is on its way home from an earlier capture whose engine died, and none of
@@ -196,17 +249,7 @@ fn look(
 ) -> Result<(Image, HashSet<(i32, u64)>)> {
     let tree = &frozen.tree;
     let members = tree.members();
-    let mut findings = refuse::strays(&members, &request.beside)?;
-    for (held, parts) in tree.processes.iter().zip(&frozen.parts) {
-        findings.extend(refuse::process(held.pid)?);
-        findings.extend(refuse::mappings(held.pid, parts));
-    }
-    for (pid, _) in &tree.zombies {
-        findings.extend(refuse::process(*pid)?);
-    }
-    let living: Vec<i32> = tree.processes.iter().map(|held| held.pid).collect();
-    findings.extend(refuse::shared(&living));
-    if let Some(error) = refuse::error(&findings) {
+    if let Some(error) = refuse::error(&refused(request, frozen)?) {
         return Err(error);
     }
     let shared = frozen.parts.iter().flatten().filter(|part| part.class == Class::Memory);
@@ -244,6 +287,22 @@ fn look(
     image.pipes = objects.pipes.all;
     image.memories = objects.memories.saved;
     Ok((image, whole))
+}
+
+/// What stands against saving the tree as it stands still, descriptors apart.
+fn refused(request: &Request, frozen: &Frozen) -> Result<Vec<Finding>> {
+    let tree = &frozen.tree;
+    let mut findings = refuse::strays(&tree.members(), &request.beside)?;
+    for (held, parts) in tree.processes.iter().zip(&frozen.parts) {
+        findings.extend(refuse::process(held.pid)?);
+        findings.extend(refuse::mappings(held.pid, parts));
+    }
+    for (pid, _) in &tree.zombies {
+        findings.extend(refuse::process(*pid)?);
+    }
+    let living: Vec<i32> = tree.processes.iter().map(|held| held.pid).collect();
+    findings.extend(refuse::shared(&living));
+    Ok(findings)
 }
 
 /// The pty that is a process's controlling terminal.
@@ -302,7 +361,7 @@ fn write_copies(
     image: &mut Image,
     snapshots: Vec<Snapshot>,
     parts: &[Vec<Part>],
-    whole: &HashSet<(i32, u64)>,
+    how: Writing<'_>,
 ) -> std::result::Result<(), Failure> {
     for ((process, copy), parts) in image.processes.iter_mut().zip(snapshots).zip(parts) {
         // Empty when it was killed already.
@@ -317,7 +376,7 @@ fn write_copies(
             )));
         }
         let source = pages::Source { pid: copy.pid, memory: &copy.memory };
-        let written = write_pages(contents, process, &source, &flags, whole);
+        let written = write_pages(contents, process, &source, &flags, how);
         written.map_err(|error| match copy.alive() {
             true => Failure::Error(error),
             false => {
@@ -333,12 +392,16 @@ fn write_held(
     contents: &mut Contents,
     image: &mut Image,
     tree: &Tree,
-    whole: &HashSet<(i32, u64)>,
+    how: Writing<'_>,
+    before: &Flags,
 ) -> Result<()> {
     for (process, held) in image.processes.iter_mut().zip(&tree.processes) {
-        let flags = maps::flags(&proc::read(held.pid, "smaps")?);
+        let flags = match before.get(&held.pid) {
+            Some(flags) => flags.clone(),
+            None => maps::flags(&proc::read(held.pid, "smaps")?),
+        };
         let source = pages::Source { pid: held.pid, memory: &held.memory };
-        write_pages(contents, process, &source, &flags, whole)?;
+        write_pages(contents, process, &source, &flags, how)?;
     }
     Ok(())
 }
@@ -347,8 +410,8 @@ fn write_pages(
     contents: &mut Contents,
     process: &mut Process,
     source: &pages::Source<'_>,
-    flags: &std::collections::HashMap<u64, Vec<String>>,
-    whole: &HashSet<(i32, u64)>,
+    flags: &HashMap<u64, Vec<String>>,
+    how: Writing<'_>,
 ) -> Result<()> {
     if let Some(error) = refuse::error(&refuse::flags(process.pid, flags)) {
         return Err(error);
@@ -357,5 +420,6 @@ fn write_pages(
         area.vm_flags = flags.get(&area.end).cloned().unwrap_or_default();
     }
     let pid = process.pid;
-    pages::save(contents, pid, source, &mut process.areas, &|area| whole.contains(&(pid, area.start)))
+    let whole = |area: &Area| how.whole.contains(&(pid, area.start));
+    pages::save(contents, process, source, &whole, how.known.get(&pid))
 }

@@ -37,7 +37,8 @@ pub(crate) fn not_copied(pid: i32, smaps: &str) -> Option<String> {
     found.then(|| format!("process {pid} has memory that is locked or that a fork does not keep"))
 }
 
-fn memory(pid: i32) -> u64 {
+/// Bytes of its own that a process has in memory.
+pub(crate) fn memory(pid: i32) -> u64 {
     let status = proc::read(pid, "status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = line.and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());

@@ -1,7 +1,10 @@
 //! The memory of a process, or of its copy, as `pages-<pid>.img`.
 
 use super::contents::{Contents, Output};
-use crate::model::{Area, Backing};
+use super::increments::{Known, Mapping};
+use super::tracking::pagemap_of;
+use crate::model::{Area, Backing, Layer, Process};
+use crate::restore::check;
 use crate::sys::pagemap;
 use stasis_plugin_api::error::{BackendError, Result};
 use std::fs::File;
@@ -25,18 +28,23 @@ pub(crate) struct Source<'a> {
 /// An area whose pages are saved, whatever shows them: a file that is gone, an image that was mapped.
 pub(crate) type Whole<'a> = &'a dyn Fn(&Area) -> bool;
 
-/// Writes the pages of all areas, and fills in where they are.
+/// Writes the pages of all areas, except those that an earlier generation has, and fills in where they are.
 pub(crate) fn save(
     contents: &mut Contents,
-    name: i32,
+    process: &mut Process,
     source: &Source<'_>,
-    areas: &mut Vec<Area>,
     whole: Whole<'_>,
+    known: Option<&Known>,
 ) -> Result<()> {
-    let path = format!("/proc/{}/pagemap", source.pid);
-    let map = File::open(&path)
-        .map_err(|error| BackendError::failed(format!("{path} cannot be opened")).because(error))?;
-    let output = contents.create(&format!("pages-{name}.img"))?;
+    let map = pagemap_of(source.pid)?;
+    let before = contents.written;
+    if let Some(known) = known {
+        process.layers.clone_from(&known.layers);
+        process.layers.push(Layer { file: known.next_file(process.pid), bytes: 0 });
+    }
+    let output = contents.create(&check::pages(process))?;
+    let own = process.layers.len().saturating_sub(1) as u64;
+    let areas = &mut process.areas;
     let mut end = 0_u64;
     for mut area in std::mem::take(areas) {
         if !saved(&area) {
@@ -48,6 +56,12 @@ pub(crate) fn save(
             BackendError::failed(what).because(error.desc())
         };
         let guards = pagemap::guards(&map, area.start, area.end).map_err(unreadable)?;
+        if let Some(mapping) = known.and_then(|known| known.mappings.get(&[area.start, area.end])) {
+            area.guards = guards;
+            end = save_changed(contents, &output, source, &mut area, mapping, [own, end])?;
+            areas.push(area);
+            continue;
+        }
         if whole(&area) {
             (area.base, area.guards) = (place(&area, end), guards);
             save_whole(contents, &output, source, &mut area)?;
@@ -64,7 +78,69 @@ pub(crate) fn save(
             areas.push(part);
         }
     }
+    if let Some(layer) = process.layers.last_mut() {
+        layer.bytes = contents.written - before;
+    }
     output.resize(end)
+}
+
+/// Reads bytes of a layer's file at an offset.
+pub(crate) type Reading<'a> = &'a dyn Fn(u64, u64, &mut [u8]) -> std::io::Result<()>;
+
+/// Writes the pages of a process that lie in several files into one: `read` gives bytes of a file at an offset.
+pub(crate) fn gather(contents: &mut Contents, process: &mut Process, read: Reading<'_>) -> Result<()> {
+    let own = process.layers.len().saturating_sub(1) as u64;
+    process.layers.clear();
+    let output = contents.create(&check::pages(process))?;
+    let mut end = 0_u64;
+    for mut area in std::mem::take(&mut process.areas) {
+        let runs = area.runs.iter().map(|[at, n]| [*at, *n, own, area.base + (at - area.start)]);
+        let mut pieces: Vec<[u64; 4]> = runs.chain(std::mem::take(&mut area.pieces)).collect();
+        pieces.sort_unstable();
+        let runs: Vec<[u64; 2]> = pieces.iter().map(|[at, n, ..]| [*at, *n]).collect();
+        for (mut part, _) in parts(area, &runs) {
+            part.base = place(&part, end);
+            part.runs.clear();
+            for [at, n, layer, offset] in pieces.iter().filter(|[at, ..]| (part.start..part.end).contains(at))
+            {
+                let to = part.base + (at - part.start);
+                contents.copy(&output, to, *n, &mut |_, _| {}, &mut |done, bytes| {
+                    read(*layer, offset + done, bytes)
+                })?;
+                // Between the pages of a file lie others of it, not zeros.
+                match part.backing {
+                    Backing::File { .. } => part.runs.push([*at, *n]),
+                    _ => append(&mut part.runs, *at, *n),
+                }
+            }
+            end = taken(&mut part, end);
+            process.areas.push(part);
+        }
+    }
+    output.resize(end)
+}
+
+/// Writes what was changed, one run behind the other, and puts it between what an earlier generation has. The answer
+/// is how long the file is now.
+fn save_changed(
+    contents: &mut Contents,
+    output: &Output,
+    source: &Source<'_>,
+    area: &mut Area,
+    mapping: &Mapping,
+    [layer, mut end]: [u64; 2],
+) -> Result<u64> {
+    area.pieces.clone_from(&mapping.older);
+    end = end.next_multiple_of(PAGE);
+    for [start, length] in &mapping.written {
+        let mut keep = |offset: u64, size: u64| area.pieces.push([start + offset, size, layer, end + offset]);
+        contents.copy(output, end, *length, &mut keep, &mut |offset, bytes| {
+            source.memory.read_exact_at(bytes, start + offset)
+        })?;
+        end += length;
+    }
+    area.pieces.sort_unstable();
+    Ok(end)
 }
 
 /// Where an area begins in a file that is so long: large ones so that huge pages fit.

@@ -201,8 +201,17 @@ fn stop_process(pid: i32, until: Instant) -> Result<Held> {
             let what = format!("process {pid} makes threads faster than they can be stopped");
             return Err(BackendError::new(kind::TIMED_OUT, what).help("try again"));
         }
+        // All are told before the first is waited for: on a busy machine each takes its time.
+        for tid in &new {
+            if !interrupt(pid, *tid)? {
+                ended.push(*tid);
+            }
+        }
         for tid in new {
-            match stop_thread(pid, tid, until)? {
+            if ended.contains(&tid) {
+                continue;
+            }
+            match stopped(tid, until)? {
                 Some(by) => {
                     held.threads.push(HeldThread { tid, ..HeldThread::default() });
                     held.stopped = held.stopped.or(by);
@@ -245,17 +254,25 @@ fn open_memory(pid: i32) -> Result<File> {
     }
 }
 
-/// Stops a thread: the signal by which job control had stopped it, if that did. `None` when it ended.
-#[allow(clippy::option_option, reason = "whether it stands, and what had stopped it before")]
-fn stop_thread(pid: i32, tid: i32, until: Instant) -> Result<Option<Option<i32>>> {
+/// Tells a thread to stop; false when it has ended.
+fn interrupt(pid: i32, tid: i32) -> Result<bool> {
     match ptrace::seize(tid) {
-        Ok(()) => ptrace::interrupt(tid).map_err(|error| failed("stopping", tid, error))?,
-        Err(Errno::ESRCH) => return Ok(None),
+        Ok(()) => match ptrace::interrupt(tid) {
+            // One that has ended meanwhile is told by the wait.
+            Ok(()) | Err(Errno::ESRCH) => Ok(true),
+            Err(error) => Err(failed("stopping", tid, error)),
+        },
+        Err(Errno::ESRCH) => Ok(false),
         // A thread that a traced one made is traced already.
-        Err(Errno::EPERM) if tracer(pid, tid) == i32::try_from(std::process::id()).ok() => {}
-        Err(Errno::EPERM) if ended(pid, tid) => return Ok(None),
-        Err(error) => return Err(failed("attaching to", tid, error)),
+        Err(Errno::EPERM) if tracer(pid, tid) == i32::try_from(std::process::id()).ok() => Ok(true),
+        Err(Errno::EPERM) if ended(pid, tid) => Ok(false),
+        Err(error) => Err(failed("attaching to", tid, error)),
     }
+}
+
+/// Waits until a thread stands: the signal by which job control had stopped it, if that did. `None` when it ended.
+#[allow(clippy::option_option, reason = "whether it stands, and what had stopped it before")]
+fn stopped(tid: i32, until: Instant) -> Result<Option<Option<i32>>> {
     loop {
         match ptrace::wait(tid, until).map_err(|error| failed("waiting for", tid, error))? {
             Stop::Event(libc::SIGTRAP) => return Ok(Some(None)),

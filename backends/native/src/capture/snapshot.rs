@@ -7,10 +7,11 @@
 use super::inject::{Call, Site, expect_stop, unexpected, wait};
 use super::seize::{Held, failed};
 use crate::arch::cave::{CALL, at};
-use crate::sys::process;
 use crate::sys::ptrace::{self, Stop};
+use crate::sys::{pidfd, process, uffd};
 use stasis_plugin_api::error::{BackendError, Result};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 
 /// The copy of a process; it is killed when this is dropped.
 #[derive(Debug)]
@@ -58,10 +59,68 @@ fn end(pid: i32) {
     }
 }
 
+/// The first task, made by the helper, which waits for it; both stand still.
+struct First {
+    helper: i32,
+    /// `None` when it could not be made.
+    task: Option<i32>,
+}
+
+fn first(site: &Site, held: &Held, shared: Descriptors) -> Result<First> {
+    site.prepare(held, &calls(site, shared))?;
+    let leader = held.leader()?;
+    site.enter(leader)?;
+    let helper = site.make_helper(leader.tid)?;
+    site.leave(leader)?;
+    go_on(helper)?;
+    let task = child(helper)?;
+    if let Some(task) = task {
+        expect_stop(task)?;
+        ptrace::die_with_the_engine(task).map_err(|error| failed("arming", task, error))?;
+        go_on(helper)?;
+    }
+    Ok(First { helper, task })
+}
+
+fn go_on(tid: i32) -> Result<()> {
+    ptrace::resume(tid, 0).map_err(|error| failed("continuing", tid, error))
+}
+
+/// Whether the first task has the process's descriptors or a copy of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Descriptors {
+    Shared,
+    Copied,
+}
+
+/// A userfaultfd of the process: made by a first task, so that the process never has the descriptor.
+pub(crate) fn userfaultfd(site: &Site, held: &Held) -> Result<OwnedFd> {
+    let First { helper, task } = first(site, held, Descriptors::Copied)?;
+    let Some(task) = task else {
+        gone(helper)?;
+        return Err(no_copy(site, held));
+    };
+    let made = site.call_at_rest(task, Call::new(libc::SYS_userfaultfd, &[uffd::FLAGS]));
+    let refused = |error: nix::errno::Errno| {
+        BackendError::failed(format!("no userfaultfd of process {}", held.pid)).because(error.desc())
+    };
+    let taken = made.and_then(|number| match i32::try_from(number) {
+        Ok(number @ 0..) => pidfd::open(task).and_then(|it| pidfd::copy(&it, number)).map_err(refused),
+        Ok(error) => Err(refused(nix::errno::Errno::from_raw(-error))),
+        Err(_) => Err(refused(nix::errno::Errno::EINVAL)),
+    });
+    end(task);
+    gone(helper)?;
+    let taken = taken?;
+    uffd::agree(&taken).map_err(refused)?;
+    Ok(taken)
+}
+
 /// The clone writes the first task's id into the first argument of the wait behind it, so that no engine is needed for
 /// the rest.
-fn calls(site: &Site) -> [Call; 2] {
-    let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_PARENT_SETTID;
+fn calls(site: &Site, descriptors: Descriptors) -> [Call; 2] {
+    let files = if descriptors == Descriptors::Shared { libc::CLONE_FILES } else { 0 };
+    let flags = libc::CLONE_VM | libc::CLONE_FS | files | libc::CLONE_PARENT_SETTID;
     let flags = u64::from(flags.cast_unsigned());
     let id = site.address(at::TABLE) + CALL + 8;
     let all = u64::from(libc::__WALL.cast_unsigned());
@@ -73,18 +132,8 @@ fn calls(site: &Site) -> [Call; 2] {
 
 /// Copies one process that stands still.
 pub(crate) fn take(site: &Site, held: &Held) -> Result<Snapshot> {
-    let calls = calls(site);
-    site.prepare(held, &calls)?;
-    let leader = held.leader()?;
-    site.enter(leader)?;
-    let helper = site.make_helper(leader.tid)?;
-    site.leave(leader)?;
-    let go_on = |tid: i32| ptrace::resume(tid, 0).map_err(|error| failed("continuing", tid, error));
-    go_on(helper)?;
-    let Some(first) = child(helper)? else { return Err(no_copy(site, held)) };
-    expect_stop(first)?;
-    ptrace::die_with_the_engine(first).map_err(|error| failed("arming", first, error))?;
-    go_on(helper)?;
+    let First { helper, task } = first(site, held, Descriptors::Shared)?;
+    let Some(first) = task else { return Err(no_copy(site, held)) };
     go_on(first)?;
     let copy = child(first)?;
     if let Some(copy) = copy {

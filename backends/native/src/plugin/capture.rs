@@ -2,7 +2,7 @@
 
 use super::cgroup::{self, Room};
 use super::explain::{Outcome, explain};
-use super::{launch, options};
+use super::{increments, launch, options};
 use crate::model::Image;
 use stasis_plugin_api::prelude::*;
 use stasis_plugin_api::still;
@@ -22,7 +22,9 @@ const RESERVE: Duration = Duration::from_secs(2);
 
 /// Saves.
 pub(super) fn capture(host: &Host<'_>, request: &CaptureRequest) -> Result<CaptureReport> {
-    request.instance.room()?;
+    if increments::base(host, request).is_none() {
+        request.instance.room()?;
+    }
     let room = cgroup::room();
     let no_copy = too_many(&request.instance.survey, &room);
     let capturing = Capturing { host, request, room, no_copy };
@@ -75,6 +77,8 @@ impl Capturing<'_, '_> {
         arguments.extend(beside.iter().flat_map(|pid| ["--beside", pid.as_str()]));
         let room = self.room.memory.map(|bytes| bytes.to_string());
         arguments.extend(room.iter().flat_map(|bytes| ["--room", bytes.as_str()]));
+        let given = increments::prepare(self.host, self.request);
+        arguments.extend(given.arguments.iter().map(String::as_str));
         let flag = options::capture_flag(self.host);
         match &flag {
             _ if stopped => arguments.push("--stop"),
@@ -88,7 +92,9 @@ impl Capturing<'_, '_> {
             env: launch::environment(),
             timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
             identity: Identity::Capable,
+            kept: given.kept,
         })?;
+        increments::tidy(&self.request.instance.staging);
         if output.code == Some(0) {
             let last = output.stdout.lines().last().unwrap_or_default();
             return Ok(serde_json::from_str(last).unwrap_or_default());
@@ -128,6 +134,7 @@ impl Capturing<'_, '_> {
             ("tmpfs", (tmpfs.entries > 0).into()),
             ("pids", pids.into()),
             ("engine", said.clone()),
+            (increments::FACT, said.get("tracking").cloned().unwrap_or_default()),
         ]
         .map(|(k, v): (&str, serde_json::Value)| (k.to_owned(), v))
         .into();
@@ -138,9 +145,11 @@ impl Capturing<'_, '_> {
             notes.push(format!("the application stood still while its memory was written: {why}"));
         }
         let name = |p: &ProcessInfo| SavedProcess { pid: p.pid, name: p.name.clone() };
+        let files = listed(staging)?;
         Ok(CaptureReport {
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
-            files: listed(staging)?,
+            inherited: increments::inherited(&image, &files),
+            files,
             processes: survey.processes.iter().map(name).collect(),
             pause_us: said.get("pause_us").and_then(serde_json::Value::as_u64),
             facts,
@@ -150,7 +159,7 @@ impl Capturing<'_, '_> {
 }
 
 /// The files of the staging directory, relative to it. Links are not followed and not listed.
-fn listed(staging: &Path) -> Result<Vec<String>> {
+pub(super) fn listed(staging: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for within in ["", FILES] {
         let path = staging.join(within);

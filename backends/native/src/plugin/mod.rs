@@ -4,10 +4,12 @@ mod capture;
 mod cgroup;
 mod examine;
 mod explain;
+mod increments;
 mod launch;
 mod options;
 mod probe;
 mod restart;
+mod squash;
 
 use stasis_plugin_api::capability;
 use stasis_plugin_api::outside;
@@ -66,6 +68,10 @@ impl CheckpointBackend for NativeBackend {
 
     fn alive(&self, host: &mut Host<'_>, _: &AliveRequest) -> Result<ReadyReport> {
         outside::alive(host)
+    }
+
+    fn squash(&self, host: &mut Host<'_>, request: &SquashRequest) -> Result<SquashReport> {
+        squash::squash(host, request)
     }
 
     fn explain(&self, _: &mut Host<'_>, failed: &FailedHelper) -> Result<BackendError> {

@@ -4,6 +4,7 @@ use stasis_plugin_api::prelude::*;
 
 const CAPTURE: &str = "capture";
 const RESTART: &str = "restart";
+const INCREMENTS: &str = "increments";
 
 /// For `describe`.
 pub(super) fn specs() -> Vec<OptionSpec> {
@@ -21,6 +22,12 @@ pub(super) fn specs() -> Vec<OptionSpec> {
             "how memory comes back: all of it before the first instruction (copy, which auto is too), or page by page from the saved file when it is touched (map), which is for programs whose allocator does not count on zeros after MADV_DONTNEED",
         )
         .default_value("auto"),
+        OptionSpec::new(
+            INCREMENTS,
+            OptionKind::Boolean,
+            "what was not written since the generation before is not saved again, where the kernel tells (Linux 6.7)",
+        )
+        .default_value("true"),
         OptionSpec {
             flag: Some("tcp".to_owned()),
             ..OptionSpec::new(
@@ -35,6 +42,11 @@ pub(super) fn specs() -> Vec<OptionSpec> {
 /// The flag that tells the engine how to capture.
 pub(super) fn capture_flag(host: &Host<'_>) -> Option<String> {
     host.option_str(CAPTURE).filter(|word| *word != "auto").map(|word| format!("--{word}"))
+}
+
+/// Whether a generation may share files with the one before.
+pub(super) fn increments(host: &Host<'_>) -> bool {
+    host.option_bool(INCREMENTS).unwrap_or(true)
 }
 
 /// The flag that tells the engine how to bring memory back.

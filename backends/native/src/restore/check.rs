@@ -1,6 +1,6 @@
 //! An image opened as what it may be: hostile. Every number is checked here, once, so that the rest can rely on it.
 
-use crate::model::{Area, Backing, FORMAT, Image, Kind, Process, State};
+use crate::model::{Area, Backing, FORMAT, Image, Kind, Layer, OLDEST, Process, State};
 use nix::fcntl::OFlag;
 use stasis_plugin_api::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -15,11 +15,13 @@ const PAGE: u64 = 4096;
 /// Far more than any tree has; a bound for the parser.
 const MOST_BYTES: u64 = 1 << 30;
 const MOST_PROCESSES: usize = 32768;
+/// Of one process; a capture writes far fewer.
+const MOST_LAYERS: usize = 64;
 /// The extended state of any processor of today, in hex.
 const MOST_XSTATE: usize = 32768;
 
 /// Opens a file of the image: by a name of ours, never through a link.
-pub(super) fn open(dir: &Path, name: &str) -> Result<File> {
+pub(crate) fn open(dir: &Path, name: &str) -> Result<File> {
     let path: PathBuf = dir.join(name);
     let mut options = File::options();
     options.read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).bits());
@@ -32,9 +34,9 @@ pub(super) fn open(dir: &Path, name: &str) -> Result<File> {
     }
 }
 
-/// The name of a process's memory.
-pub(super) fn pages(pid: i32) -> String {
-    format!("pages-{pid}.img")
+/// The name of the file that was written for a process's memory.
+pub(crate) fn pages(process: &Process) -> String {
+    process.layers.last().map_or_else(|| format!("pages-{}.img", process.pid), |layer| layer.file.clone())
 }
 
 /// The name of a content.
@@ -47,7 +49,7 @@ fn damaged(what: impl Into<String>) -> BackendError {
 }
 
 /// Reads an image and checks every number in it.
-pub(super) fn load(dir: &Path) -> Result<Image> {
+pub(crate) fn load(dir: &Path) -> Result<Image> {
     let mut text = Vec::new();
     let file = open(dir, "core.json")?;
     let read = file.take(MOST_BYTES).read_to_end(&mut text);
@@ -56,16 +58,16 @@ pub(super) fn load(dir: &Path) -> Result<Image> {
 }
 
 /// The same from its text.
-pub(super) fn parse(text: &[u8]) -> Result<Image> {
+pub(crate) fn parse(text: &[u8]) -> Result<Image> {
     #[derive(serde::Deserialize)]
     struct Head {
         format: u32,
     }
     let unclear = |e: serde_json::Error| damaged("the image's core.json cannot be understood").because(e);
     let head: Head = serde_json::from_slice(text).map_err(unclear)?;
-    if head.format != FORMAT {
+    if !(OLDEST..=FORMAT).contains(&head.format) {
         return Err(BackendError::new(kind::UNSUPPORTED, "the image cannot be understood")
-            .because(format!("it has format {}, and this engine reads {FORMAT}", head.format))
+            .because(format!("it has format {}, and this engine reads up to {FORMAT}", head.format))
             .help("take the version of stasis that saved it"));
     }
     let image: Image = serde_json::from_slice(text).map_err(unclear)?;
@@ -73,6 +75,18 @@ pub(super) fn parse(text: &[u8]) -> Result<Image> {
         None => Ok(image),
         Some(why) => Err(damaged("the image's core.json is damaged").because(why)),
     }
+}
+
+/// Whether this very process stands where one of the image has to be.
+pub(super) fn not_of(image: &Image) -> Result<()> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let tids = |process: &Process| process.threads.iter().any(|thread| thread.tid == own);
+    if image.processes.iter().any(|process| process.pid == own || tids(process)) {
+        return Err(
+            damaged("the application cannot get its pids").because(format!("{own} is the engine's own"))
+        );
+    }
+    Ok(())
 }
 
 /// The first thing that is not as it has to be.
@@ -90,10 +104,9 @@ fn family(image: &Image) -> Option<String> {
         return Some(format!("{} processes", image.processes.len()));
     }
     let mut seen = HashSet::new();
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
     for process in &image.processes {
         for tid in process.threads.iter().map(|t| t.tid).skip(1).chain([process.pid]) {
-            if tid < 2 || tid == own || tid >= 1 << 22 {
+            if !(2..1 << 22).contains(&tid) {
                 return Some(format!("pid {tid} cannot be given"));
             }
             if !seen.insert(tid) {
@@ -131,6 +144,9 @@ fn process(image: &Image, process: &Process) -> Option<String> {
     }
     if !(0..=64).contains(&process.exit_signal) || !(0..=64).contains(&process.pdeathsig) {
         return Some("a signal that does not exist".to_owned());
+    }
+    if process.layers.len() > MOST_LAYERS || !process.layers.iter().all(layer) {
+        return Some("the files of its memory".to_owned());
     }
     if process.mm.auxv.len() > 128 {
         return Some(format!("an auxiliary vector of {} words", process.mm.auxv.len()));
@@ -170,8 +186,12 @@ fn areas(image: &Image, process: &Process) -> Option<String> {
         if area.prot > 7 || !area.base.is_multiple_of(PAGE) || area.base >= 1 << 52 {
             return told("protection or place in the file");
         }
-        if !within(area, &area.runs) || !within(area, &area.guards) {
+        let runs: Vec<[u64; 2]> = area.pieces.iter().map(|[start, length, ..]| [*start, *length]).collect();
+        if !within(area, &area.runs) || !within(area, &area.guards) || !within(area, &runs) {
             return told("pages outside of it");
+        }
+        if !area.pieces.iter().all(|piece| of_layer(process, piece)) {
+            return told("pages of no file");
         }
         let fine = match &area.backing {
             Backing::File { offset, file } => offset.is_multiple_of(PAGE) && path(&file.path),
@@ -185,6 +205,19 @@ fn areas(image: &Image, process: &Process) -> Option<String> {
         }
     }
     None
+}
+
+/// Whether a piece lies in a file of the process.
+fn of_layer(process: &Process, [_, length, layer, offset]: &[u64; 4]) -> bool {
+    let known = usize::try_from(*layer).is_ok_and(|layer| layer < process.layers.len());
+    known && offset.is_multiple_of(PAGE) && offset.checked_add(*length).is_some_and(|end| end < 1 << 52)
+}
+
+/// Whether a layer's file has a name of ours.
+fn layer(layer: &Layer) -> bool {
+    let numbers = layer.file.strip_prefix("pages-").and_then(|rest| rest.strip_suffix(".img"));
+    let digits = |part: &str| !part.is_empty() && part.len() < 20 && part.bytes().all(|c| c.is_ascii_digit());
+    numbers.is_some_and(|numbers| numbers.split('-').count() <= 2 && numbers.split('-').all(digits))
 }
 
 /// Whether runs of pages ascend inside an area.
@@ -294,7 +327,7 @@ mod tests {
     #[test]
     fn every_lie_is_found() {
         let first = |change: fn(&mut Process)| told(move |i| change(&mut i.processes[0]));
-        insta::assert_snapshot!(told(|i| i.format = 9), @"unsupported: the image cannot be understood: it has format 9, and this engine reads 1");
+        insta::assert_snapshot!(told(|i| i.format = 9), @"unsupported: the image cannot be understood: it has format 9, and this engine reads up to 2");
         let lies = [
             told(|i| i.processes.clear()),
             told(|i| i.processes[1].pid = 1_000_000),
@@ -315,6 +348,13 @@ mod tests {
             first(|p| p.areas[0].base = 1),
             first(|p| p.areas[0].runs = vec![[0x2000, u64::MAX - 0xfff]]),
             first(|p| p.areas[0].runs = vec![[0x8000, 0x1000]]),
+            first(|p| p.areas[0].pieces = vec![[0x2000, 0x1000, 0, 0]]),
+            first(|p| {
+                p.layers = vec![Layer { file: "pages-1-2.img".into(), bytes: 0 }];
+                p.areas[0].pieces = vec![[0x8000, 0x1000, 0, 0]];
+            }),
+            first(|p| p.layers = vec![Layer { file: "../pages-1.img".into(), bytes: 0 }]),
+            first(|p| p.layers = vec![Layer { file: "pages-1-2-3.img".into(), bytes: 0 }]),
             first(|p| p.areas[0].backing = Backing::Memory { memory: 0, offset: 0 }),
             first(|p| p.areas.push(p.areas[0].clone())),
             first(|p| p.descriptors[0].object = 1),

@@ -35,13 +35,13 @@ const ADVICE: [(&str, u64); 7] =
 
 /// Maps everything. The scratch area stays.
 pub(super) fn fill(remote: &Remote, process: &Process, made: &Made, how: How) -> Result<()> {
-    let image = made.pages.get(&process.pid);
-    let size = image.and_then(|file| file.metadata().ok()).map_or(0, |m| m.len());
+    let files = made.pages.get(&process.pid).map_or(&[][..], Vec::as_slice);
+    let pieces: usize = process.areas.iter().map(|area| area.pieces.len()).sum();
     let filling = Filling {
         made,
-        image: image.map_or(-1, AsRawFd::as_raw_fd),
-        size,
-        how: if process.areas.len() > MOST_MAPPED { How::Copy } else { how },
+        files: files.iter().map(|(file, _)| file.as_raw_fd()).collect(),
+        size: files.last().map_or(0, |(_, size)| *size),
+        how: if process.areas.len() + pieces > MOST_MAPPED { How::Copy } else { how },
     };
     let mut table = remote.table();
     for area in &process.areas {
@@ -54,7 +54,9 @@ pub(super) fn fill(remote: &Remote, process: &Process, made: &Made, how: How) ->
 
 struct Filling<'a> {
     made: &'a Made,
-    image: i32,
+    /// Those of the process's layers; the last is that of the runs.
+    files: Vec<i32>,
+    /// Bytes of the last.
     size: u64,
     how: How,
 }
@@ -79,7 +81,8 @@ impl Filling<'_> {
         if has("gd") || area.backing == Backing::Stack {
             flags |= libc::MAP_GROWSDOWN;
         }
-        let fill = if area.runs.is_empty() { 0 } else { PROT_WRITE };
+        let empty = area.runs.is_empty() && area.pieces.is_empty();
+        let fill = if empty { 0 } else { PROT_WRITE };
         let prot = area.prot | fill;
         let arguments = [area.start, length, prot.into(), flags as u64, number(fd), offset];
         table.call(told(area, "mapping"), libc::SYS_mmap, &arguments);
@@ -87,20 +90,55 @@ impl Filling<'_> {
             // Before the content: huge pages are made when they are touched first.
             table.try_call("huge pages", libc::SYS_madvise, &[area.start, length, MADV_HUGEPAGE]);
         }
-        let mapped = if self.maps(area, kind) { clusters(area) } else { Vec::new() };
+        let maps = self.maps(area, kind);
+        let mapped = if maps { clusters(area) } else { Vec::new() };
         self.copy(remote, table, area, &mapped)?;
+        let pieces = self.pieces(remote, table, area, maps)?;
         if prot != area.prot {
             let arguments = [area.start, length, area.prot.into()];
             table.call(told(area, "protecting"), libc::SYS_mprotect, &arguments);
         }
-        for [start, length] in mapped {
+        let own = self.files.len().saturating_sub(1) as u64;
+        let of_runs = mapped.iter().map(|[start, n]| [*start, *n, own, area.base + (start - area.start)]);
+        for [start, length, file, offset] in of_runs.chain(pieces) {
             let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED | flags & libc::MAP_NORESERVE) as u64;
-            let offset = area.base + (start - area.start);
-            let arguments = [start, length, area.prot.into(), flags, number(self.image), offset];
+            let arguments = [start, length, area.prot.into(), flags, self.file(file), offset];
             table.call(told(area, "mapping the image into"), libc::SYS_mmap, &arguments);
             remote.make_room(remote.pid, table)?;
         }
         advise(remote, table, area)
+    }
+
+    fn file(&self, index: u64) -> u64 {
+        let file = usize::try_from(index).ok().and_then(|index| self.files.get(index));
+        number(file.copied().unwrap_or(-1))
+    }
+
+    /// Reads the pieces that are not worth a mapping, and the rest of those that are; the answer is what is to be mapped.
+    fn pieces(&self, remote: &Remote, table: &mut Table, area: &Area, maps: bool) -> Result<Vec<[u64; 4]>> {
+        let mut mapped = Vec::new();
+        for [start, length, file, offset] in &area.pieces {
+            // Never the last page, as in `clusters`.
+            let worth = (*length).min(area.end - PAGE - start);
+            let skip = if maps && worth >= LEAST { worth } else { 0 };
+            if skip > 0 {
+                mapped.push([*start, skip, *file, *offset]);
+            }
+            self.read(remote, table, area, [start + skip, length - skip, *file, offset + skip])?;
+        }
+        Ok(mapped)
+    }
+
+    fn read(&self, remote: &Remote, table: &mut Table, area: &Area, piece: [u64; 4]) -> Result<()> {
+        let [mut at, mut left, file, mut offset] = piece;
+        while left > 0 {
+            let part = MOST.min(left);
+            let arguments = [self.file(file), at, part, offset];
+            table.exact(told(area, "reading the image into"), libc::SYS_pread64, &arguments, part);
+            (at, left, offset) = (at + part, left - part, offset + part);
+            remote.make_room(remote.pid, table)?;
+        }
+        Ok(())
     }
 
     /// Descriptor, offset and flags that say what the area shows; `None` for the kernel's own.
@@ -125,7 +163,7 @@ impl Filling<'_> {
     fn maps(&self, area: &Area, kind: i32) -> bool {
         let plain = kind & libc::MAP_ANONYMOUS != 0 && area.backing != Backing::Stack;
         let whole = area.base.checked_add(area.end - area.start).is_some_and(|end| end <= self.size);
-        self.how == How::Map && plain && !area.shared && whole
+        self.how == How::Map && plain && !area.shared && (whole || area.runs.is_empty())
     }
 
     /// Reads what is not mapped.
@@ -142,12 +180,10 @@ impl Filling<'_> {
                     Some([from, _]) => *from,
                     None => u64::MAX,
                 };
-                let part = MOST.min(start + length - at).min(next - at);
-                let offset = area.base + (at - area.start);
-                let arguments = [number(self.image), at, part, offset];
-                table.exact(told(area, "reading the image into"), libc::SYS_pread64, &arguments, part);
+                let part = (start + length - at).min(next - at);
+                let own = self.files.len().saturating_sub(1) as u64;
+                self.read(remote, table, area, [at, part, own, area.base + (at - area.start)])?;
                 at += part;
-                remote.make_room(remote.pid, table)?;
             }
         }
         Ok(())

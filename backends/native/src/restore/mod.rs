@@ -3,7 +3,7 @@
 //! Everything is checked and opened before the first process is made. Until the last step nothing runs: whatever fails
 //! ends the half-built tree.
 
-mod check;
+pub(crate) mod check;
 mod late;
 mod layout;
 mod machine;
@@ -61,6 +61,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     let order = order(arguments)?;
     let began = Instant::now();
     let image = check::load(&order.dir)?;
+    check::not_of(&image)?;
     surroundings::fit(&image.machine)?;
     skeleton::kinship(&image)?;
     let engine = engine()?;

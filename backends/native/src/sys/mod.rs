@@ -5,6 +5,7 @@
 pub(crate) mod clone;
 pub(crate) mod fd;
 pub(crate) mod kcmp;
+pub(crate) mod mailbox;
 pub(crate) mod netlink;
 pub(crate) mod pagemap;
 pub(crate) mod pidfd;
@@ -13,3 +14,4 @@ pub(crate) mod process;
 pub(crate) mod ptrace;
 pub(crate) mod socket;
 pub(crate) mod task;
+pub(crate) mod uffd;

@@ -8,11 +8,16 @@ use std::os::unix::fs::FileExt as _;
 const PAGE: u64 = 4096;
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const SCAN: u64 = 0xc060_6610;
+const IS_WRITTEN: u64 = 1 << 1;
 const IS_FILE: u64 = 1 << 2;
 const IS_PRESENT: u64 = 1 << 3;
 const IS_SWAPPED: u64 = 1 << 4;
 const IS_ZERO: u64 = 1 << 5;
 const IS_GUARD: u64 = 1 << 8;
+/// Write-protects what is told (PM_SCAN_WP_MATCHING).
+const PROTECT: u64 = 1;
+/// Fails where writes are not remembered (PM_SCAN_CHECK_WPASYNC).
+const REMEMBERED: u64 = 2;
 
 #[derive(Default)]
 #[repr(C)]
@@ -65,6 +70,32 @@ pub(crate) fn guards(map: &File, start: u64, end: u64) -> Result<Vec<[u64; 2]>, 
         Err(Errno::ENOTTY | Errno::EINVAL) => Ok(Vec::new()),
         other => other,
     }
+}
+
+/// Address and length of what was written between `start` and `end` since [`forget_written`], or has no page now; `None`
+/// where nobody remembers that (userfaultfd, 6.7). What is not told is as it was then.
+pub(crate) fn written(map: &File, start: u64, end: u64) -> Result<Option<Vec<[u64; 2]>>, Errno> {
+    // With these words alone the kernel has a way that is fifty times as fast.
+    let written = Arguments { flags: REMEMBERED, mask: IS_WRITTEN, told: IS_WRITTEN, ..Arguments::default() };
+    match scan(map, start, end, written) {
+        Err(Errno::EPERM) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// From now on the process's own pages between `start` and `end` count as not written. Those that are not there, or
+/// only zero, go on as written ones: no tables are made for untouched memory.
+pub(crate) fn forget_written(map: &File, start: u64, end: u64) -> Result<(), Errno> {
+    let not = IS_FILE | IS_ZERO;
+    let own = Arguments {
+        flags: PROTECT | REMEMBERED,
+        inverted: not,
+        mask: not | IS_WRITTEN,
+        any: IS_PRESENT | IS_SWAPPED,
+        told: IS_WRITTEN,
+        ..Arguments::default()
+    };
+    scan(map, start, end, own).map(drop)
 }
 
 fn scan(map: &File, start: u64, end: u64, what: Arguments) -> Result<Vec<[u64; 2]>, Errno> {

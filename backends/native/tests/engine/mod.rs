@@ -9,6 +9,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -134,6 +135,39 @@ pub fn dump(pid: u32, image: &Path, more: &[&str]) -> Output {
     fs::create_dir(image).unwrap();
     let pid = pid.to_string();
     let mut arguments = vec!["dump", "--pid", &pid, "--dir", image.to_str().unwrap()];
+    arguments.extend(more);
+    engine(&arguments).output().unwrap()
+}
+
+/// What remembers writes between two captures, kept as the runtime would keep it: in a pair of sockets, which every
+/// command started from now on finds at their numbers.
+pub struct Mailbox(OwnedFd, OwnedFd);
+
+impl Mailbox {
+    pub fn new() -> Self {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+        let ends = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).unwrap();
+        Self(ends.0, ends.1)
+    }
+
+    /// The arguments for a capture from which on writes are remembered.
+    pub fn arguments(&self) -> [String; 4] {
+        let [from, to] = [&self.0, &self.1].map(|end| end.as_raw_fd().to_string());
+        ["--track".to_owned(), "--mailbox".to_owned(), from, to]
+    }
+}
+
+/// A capture that builds on an image, with nothing of that but its description.
+pub fn dump_onto(pid: u32, base: &Path, image: &Path, more: &[&str]) -> Output {
+    let about = fs::read(base.join("core.json")).unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&fs::read(base.join("told.json")).unwrap()).unwrap();
+    let _ = fs::remove_dir_all(image);
+    fs::create_dir(image).unwrap();
+    fs::write(image.join("base.json"), about).unwrap();
+    let pid = pid.to_string();
+    let mut arguments = vec!["dump", "--pid", &pid, "--dir", image.to_str().unwrap()];
+    let id = told["tracking"].as_str().unwrap_or("none");
+    arguments.extend(["--base", id]);
     arguments.extend(more);
     engine(&arguments).output().unwrap()
 }

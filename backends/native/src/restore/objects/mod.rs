@@ -10,7 +10,7 @@ mod terminals;
 mod unix;
 
 use super::check;
-use crate::model::{Backing, FileIdentity, Image, Kind, Object, State};
+use crate::model::{Backing, FileIdentity, Image, Kind, Object, Process, State};
 use crate::sys::fd;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -42,8 +42,8 @@ pub(super) struct Made {
     pub(super) mapped: HashMap<(String, bool), OwnedFd>,
     /// Programs by path.
     pub(super) programs: HashMap<String, OwnedFd>,
-    /// Memory by pid.
-    pub(super) pages: HashMap<i32, File>,
+    /// Memory by pid: the process's layers, or the only file, with their sizes. The last is that of the runs.
+    pub(super) pages: HashMap<i32, Vec<(File, u64)>>,
     /// A follower side of each terminal by its number.
     pub(super) terminals: Terminals,
 }
@@ -299,23 +299,44 @@ fn programs(maker: &Maker<'_>) -> Result<HashMap<String, OwnedFd>> {
     Ok(all)
 }
 
-fn pages(maker: &Maker<'_>) -> Result<HashMap<i32, File>> {
+fn pages(maker: &Maker<'_>) -> Result<HashMap<i32, Vec<(File, u64)>>> {
     let mut all = HashMap::new();
-    for process in maker.image.processes.iter().filter(|p| p.areas.iter().any(|a| !a.runs.is_empty())) {
-        let name = check::pages(process.pid);
-        let file = check::open(maker.dir, &name)?;
-        let last =
-            |area: &crate::model::Area| area.runs.last().map(|[at, n]| area.base + (at - area.start) + n);
-        let need = process.areas.iter().filter_map(last).max().unwrap_or(0);
-        let size = file.metadata().map(|m| m.len()).unwrap_or(0);
-        if size < need {
-            return Err(BackendError::new(kind::DAMAGED, format!("the image's {name} is too short"))
-                .because(format!("{size} bytes of at least {need}"))
-                .help("take another generation"));
+    let saved = |p: &&Process| p.areas.iter().any(|a| !a.runs.is_empty() || !a.pieces.is_empty());
+    for process in maker.image.processes.iter().filter(saved) {
+        let older = process.layers.iter().map(|layer| layer.file.clone());
+        let mut names: Vec<String> = older.collect();
+        if names.is_empty() {
+            names.push(check::pages(process));
         }
-        all.insert(process.pid, File::from(maker.park(file.into())?));
+        let files = names.iter().zip(0..).map(|(name, index)| {
+            let own = index + 1 == names.len() as u64;
+            open_pages(maker, name, needed(process, index, own))
+        });
+        all.insert(process.pid, files.collect::<Result<_>>()?);
     }
     Ok(all)
+}
+
+/// How long a file of a process's memory has to be.
+fn needed(process: &Process, index: u64, own: bool) -> u64 {
+    let ends = process.areas.iter().flat_map(|area| {
+        let run = area.runs.last().filter(|_| own);
+        let run = run.map(|[at, n]| area.base.saturating_add(at - area.start).saturating_add(*n));
+        let pieces = area.pieces.iter().filter(|piece| piece[2] == index);
+        pieces.map(|[_, n, _, offset]| offset + n).chain(run).collect::<Vec<_>>()
+    });
+    ends.max().unwrap_or(0)
+}
+
+fn open_pages(maker: &Maker<'_>, name: &str, need: u64) -> Result<(File, u64)> {
+    let file = check::open(maker.dir, name)?;
+    let size = file.metadata().map(|m| m.len()).unwrap_or(0);
+    if size < need {
+        return Err(BackendError::new(kind::DAMAGED, format!("the image's {name} is too short"))
+            .because(format!("{size} bytes of at least {need}"))
+            .help("take another generation"));
+    }
+    Ok((File::from(maker.park(file.into())?), size))
 }
 
 /// Copies a sparse file: holes stay holes.
