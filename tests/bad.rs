@@ -13,6 +13,7 @@ mod disk;
 mod engines;
 mod generations;
 mod images;
+mod memory;
 mod names;
 mod namespaces;
 mod native;

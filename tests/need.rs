@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::site;
+use crate::{group, site};
 
 pub(crate) type Probe = Result<(), String>;
 
@@ -182,6 +182,13 @@ pub(crate) fn mmdebstrap() -> Probe {
             }
         })
         .clone()
+}
+
+/// Control groups that limit memory can be made.
+pub(crate) fn memory_groups() -> Probe {
+    static FOUND: OnceLock<Probe> = OnceLock::new();
+    root()?;
+    FOUND.get_or_init(group::probe).clone()
 }
 
 /// The tools that make and unpack squashfs.

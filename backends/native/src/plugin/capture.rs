@@ -139,8 +139,11 @@ impl Capturing<'_, '_> {
         .map(|(k, v): (&str, serde_json::Value)| (k.to_owned(), v))
         .into();
         let mut notes = Vec::new();
-        let asked = stopped || options::capture_flag(self.host).is_some();
-        let why = self.no_copy.as_deref().or_else(|| said.get("why_plain").and_then(|v| v.as_str()));
+        let flag = options::capture_flag(self.host);
+        // Whoever demanded a copy is told that there was none.
+        let asked = stopped || flag.as_deref() == Some("--plain");
+        let told = said.get("why_plain").and_then(|v| v.as_str());
+        let why = self.no_copy.as_deref().filter(|_| flag.is_none()).or(told);
         if let Some(why) = why.filter(|_| !asked) {
             notes.push(format!("the application stood still while its memory was written: {why}"));
         }
