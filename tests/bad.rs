@@ -17,6 +17,7 @@ mod memory;
 mod names;
 mod namespaces;
 mod native;
+mod native_deaths;
 mod oci;
 mod plugins;
 mod programs;

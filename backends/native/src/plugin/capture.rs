@@ -1,7 +1,7 @@
 //! A capture: the engine run inside the container, then what it leaves out.
 
 use super::cgroup::{self, Room};
-use super::explain::{Outcome, explain};
+use super::explain::{Outcome, explain, full};
 use super::{increments, launch, options};
 use crate::model::Image;
 use stasis_plugin_api::prelude::*;
@@ -105,7 +105,7 @@ impl Capturing<'_, '_> {
             timed_out: output.timed_out,
             said: &output.stderr,
         };
-        let mut error = explain("saving the application", &outcome);
+        let mut error = full(explain("saving the application", &outcome));
         if !self.host.application().is_ok_and(|a| a.running) {
             error.kind = kind::APPLICATION_ENDED.to_owned();
         }
