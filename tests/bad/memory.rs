@@ -7,9 +7,10 @@ use crate::need::need;
 use crate::running::Running;
 
 /// A writer of this size under the native engine, in a group that may have `limit` MiB, to be saved in this way.
-fn limited(who: Who, mebibytes: u64, limit: u64, capture: &str) -> Outcome<(Env, u16, Group)> {
-    let (env, port) = (Env::new(who)?, free_port()?);
+fn limited(who: Who, mebibytes: u64, limit: u64, capture: &str) -> Outcome<(Group, Env, u16)> {
+    // The group goes last, also when this fails: whoever is in it is ended before.
     let group = Group::new(limit)?;
+    let (env, port) = (Env::new(who)?, free_port()?);
     let (any, number, size) = (image(&env, "any"), port.to_string(), mebibytes.to_string());
     let program = ["python3", "/opt/subjects/writer.py", &number, &size];
     let option = format!("capture={capture}");
@@ -27,7 +28,7 @@ fn limited(who: Who, mebibytes: u64, limit: u64, capture: &str) -> Outcome<(Env,
         return Err(format!("it did not start: {}", run.err).into());
     }
     assert_eq!(get(port, "/check")?, "good");
-    Ok((env, port, group))
+    Ok((group, env, port))
 }
 
 /// How the newest generation was saved, and what the command said of it.
@@ -49,7 +50,7 @@ fn comes_back(env: &Env, port: u16, sum: &str) -> Outcome<()> {
 fn where_no_copy_has_room_there_is_none() {
     need!(root, image, userns, memory_groups);
     for who in [Who::Myself, Who::User] {
-        let (env, port, _group) = limited(who, 96, 160, "auto").unwrap();
+        let (_group, env, port) = limited(who, 96, 160, "auto").unwrap();
         assert_eq!(post(port, "1").unwrap(), "1");
         let (engine, told) = capture(&env).unwrap();
         assert_eq!(engine["mode"], "plain", "{engine}");
@@ -65,7 +66,7 @@ fn where_no_copy_has_room_there_is_none() {
 fn a_copy_that_was_demanded_is_killed_and_not_the_job() {
     need!(root, image, userns, memory_groups);
     for who in [Who::Myself, Who::User] {
-        let (env, port, group) = limited(who, 96, 160, "fork").unwrap();
+        let (group, env, port) = limited(who, 96, 160, "fork").unwrap();
         assert_eq!(post(port, "1").unwrap(), "1");
         let killed = group.killed().unwrap();
         let (engine, told) = capture(&env).unwrap();
