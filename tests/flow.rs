@@ -9,5 +9,6 @@ mod images;
 mod native;
 mod oci;
 mod programs;
+mod real;
 mod terminals;
 mod transcript;

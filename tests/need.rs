@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::site;
+use crate::{group, site};
 
 pub(crate) type Probe = Result<(), String>;
 
@@ -43,6 +43,29 @@ pub(crate) fn image() -> Probe {
 pub(crate) fn musl() -> Probe {
     let program = site::images()?.join("any/opt/subjects/bin/idle-musl");
     if program.exists() { Ok(()) } else { Err("the test images were made without musl-gcc".to_owned()) }
+}
+
+/// The test image with large programs of the distribution.
+pub(crate) fn programs() -> Probe {
+    if site::images()?.join("programs.stamp").is_file() {
+        Ok(())
+    } else {
+        Err("there is no test image with Node, Redis and nginx (cargo xtask programs)".to_owned())
+    }
+}
+
+/// The same has a program that was built by Go.
+pub(crate) fn go() -> Probe {
+    programs()?;
+    let program = site::images()?.join("programs/opt/subjects/bin/busy-go");
+    if program.exists() { Ok(()) } else { Err("the test images were made without Go".to_owned()) }
+}
+
+/// The test images have a program that was built by Rust for musl.
+pub(crate) fn rust_musl() -> Probe {
+    let program = site::images()?.join("any/opt/subjects/bin/busy-rust-musl");
+    let why = "the test images were made by a Rust that cannot build for musl";
+    if program.exists() { Ok(()) } else { Err(why.to_owned()) }
 }
 
 /// Rights of root: other users can be played, and nothing is hidden.
@@ -159,6 +182,13 @@ pub(crate) fn mmdebstrap() -> Probe {
             }
         })
         .clone()
+}
+
+/// Control groups that limit memory can be made.
+pub(crate) fn memory_groups() -> Probe {
+    static FOUND: OnceLock<Probe> = OnceLock::new();
+    root()?;
+    FOUND.get_or_init(group::probe).clone()
 }
 
 /// The tools that make and unpack squashfs.

@@ -25,8 +25,11 @@ fn sources(dir: &str) -> Outcome<Vec<(String, String)>> {
     while let Some(dir) = waiting.pop() {
         for entry in fs::read_dir(&dir)? {
             let path = entry?.path();
-            if path.is_dir() {
+            // Somebody who has tried the fuzzer has its dependencies there.
+            if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
                 waiting.push(path);
+            } else if path.is_dir() {
+                continue;
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 found.push((
                     path.strip_prefix(&root)?.to_string_lossy().into_owned(),

@@ -11,6 +11,9 @@ use crate::http::{free_port, get};
 use crate::place::{Place, output, timed};
 use crate::report::{Report, Runs};
 
+/// In the figures.
+const MAPPED: &str = "native, mapped";
+
 /// Waits before a capture: what was written before is on the disk, what a start leaves to be done behind it is over,
 /// and there is memory for the files. In a virtual machine it may still have to come from the host when it is first
 /// touched, which takes longer than the whole capture and meets whoever comes first.
@@ -49,7 +52,7 @@ struct Captured {
     sync_ms: u64,
 }
 
-/// The job saved by an engine and brought back, beside the engine alone where that is CRIU: each round does all once,
+/// The job saved by an engine and brought back, beside CRIU alone where that is asked for: each round does all once,
 /// so that what the machine does besides meets both.
 pub(crate) fn measure(
     place: &Place,
@@ -82,16 +85,21 @@ pub(crate) fn measure(
     Ok(())
 }
 
-/// How many times as long as the engine alone.
+/// How many times as long as CRIU alone.
 fn beside(engine: &str, mebibytes: u64, runs: &Runs, report: &mut Report) {
-    for what in ["pause seen by the application", "capture: the engine", "restart to first answer"] {
-        report.ratio(what, runs.of(what, engine), runs.of(what, bare::WHO), Some(mebibytes));
+    let mut tell = |what: &str, who: &str, ours: &[Duration], bare: &str| {
+        report.ratio(what, who, bare::WHO, [ours, runs.of(bare, bare::WHO)], Some(mebibytes));
+    };
+    for what in ["pause seen by the application", "capture: the engine"] {
+        tell(what, engine, runs.of(what, engine), what);
     }
-    let (all, verifying) =
-        (runs.of("restart to first answer", engine), runs.of("restart: verifying", engine));
-    let without: Vec<Duration> = all.iter().zip(verifying).map(|(a, v)| a.saturating_sub(*v)).collect();
-    let bare = runs.of("restart to first answer", bare::WHO);
-    report.ratio("restart without verifying", &without, bare, Some(mebibytes));
+    const RESTART: &str = "restart to first answer";
+    tell(RESTART, engine, runs.of(RESTART, engine), RESTART);
+    let verifying = runs.of("restart: verifying", engine);
+    let without: Vec<Duration> =
+        runs.of(RESTART, engine).iter().zip(verifying).map(|(a, v)| a.saturating_sub(*v)).collect();
+    tell("restart without verifying", engine, &without, RESTART);
+    tell(RESTART, MAPPED, runs.of(RESTART, MAPPED), RESTART);
 }
 
 fn ours(place: &Place, engine: &str, job: &Job, runs: &mut Runs) -> Result<()> {
@@ -111,11 +119,26 @@ fn ours(place: &Place, engine: &str, job: &Job, runs: &mut Runs) -> Result<()> {
         return Err(format!("{engine} brought back {} MiB that are not what was saved", job.mebibytes));
     }
     place.stasis(&["instance", "stop", "bench"])?;
+    if engine == "native" {
+        mapped(place, job, runs)?;
+    }
     // What a restart does before it asks the engine, alone, less what every command costs.
     let verify = place.stasis(&["checkpoint", "verify", "bench"])?;
     let nothing = place.stasis(&["checkpoint", "show", "bench"])?;
     runs.add("restart: verifying", engine, verify.saturating_sub(nothing));
     place.stasis(&["checkpoint", "delete", "bench"]).map(|_| ())
+}
+
+/// The native engine again, which brings memory back when it is touched.
+fn mapped(place: &Place, job: &Job, runs: &mut Runs) -> Result<()> {
+    let image = place.image("any");
+    let flags = ["instance", "start", "--restart", "bench", "--backend-option", "restart=map"];
+    let restart = [&flags[..], &[&image, "bench"]].concat();
+    runs.add("restart to first answer", MAPPED, answered(place, &restart, job.port)?);
+    if ask(job.port, "/check")? != "good" {
+        return Err(format!("{MAPPED} brought back {} MiB that are not what was saved", job.mebibytes));
+    }
+    place.stasis(&["instance", "stop", "bench"]).map(|_| ())
 }
 
 /// The engine, our hashing and fsync, which run beside each other, and whatever else there is.

@@ -12,6 +12,7 @@ mod peers;
 mod place;
 mod report;
 mod start;
+mod steady;
 
 use std::process::ExitCode;
 
@@ -46,6 +47,10 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let options = place::Options::parse(&words).map_err(|why| format!("{why}\n\n{USAGE}"))?;
+    if options.help {
+        println!("{USAGE}");
+        return Ok(());
+    }
     let place = Place::new(&options)?;
     let mut report = Report::new(&options);
     start::measure(&place, &mut report)?;
@@ -55,15 +60,16 @@ fn run() -> Result<()> {
             jobs::measure(&place, &engine, bare.as_ref(), *mebibytes, &mut report)?;
         }
     }
+    steady::measure(&place, &options, &mut report)?;
     peers::measure(&place, &options.sizes, &mut report);
     print!("{}", report.table());
     report.write(&options.json)
 }
 
-/// The engine alone, where it is CRIU.
+/// CRIU alone, beside ours that save from outside as it does.
 fn bare_beside(engine: &str, options: &place::Options, report: &mut Report) -> Option<bare::Bare> {
     match bare::Bare::find(options.criu.as_deref()) {
-        _ if engine != "criu" => None,
+        _ if !["criu", "native"].contains(&engine) => None,
         Ok(bare) => Some(bare),
         Err(why) => {
             report.note(format!("{}: {why}", bare::WHO));

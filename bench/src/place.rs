@@ -16,6 +16,8 @@ pub(crate) struct Options {
     pub(crate) json: PathBuf,
     /// The prefix of a private CRIU.
     pub(crate) criu: Option<PathBuf>,
+    /// Only the usage is asked for.
+    pub(crate) help: bool,
     engines: Option<Vec<String>>,
     images: PathBuf,
     stasis: PathBuf,
@@ -30,12 +32,17 @@ impl Options {
             sizes: vec![0, 64, 1024],
             json: target.join("bench.json"),
             criu: None,
+            help: false,
             engines: None,
             images: target.join("stasis-tests/images"),
             stasis: target.join("release/stasis"),
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
+            if ["--help", "-h"].contains(&word.as_str()) {
+                options.help = true;
+                continue;
+            }
             let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
             match word.as_str() {
                 "--runs" => options.runs = number(value)?,

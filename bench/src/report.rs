@@ -32,6 +32,8 @@ struct Figure {
 #[derive(Debug, Serialize)]
 struct Ratio {
     what: String,
+    who: String,
+    beside: String,
     mebibytes: Option<u64>,
     median: f64,
     min: f64,
@@ -124,13 +126,15 @@ impl Report {
     pub(crate) fn ratio(
         &mut self,
         what: &str,
-        runs: &[Duration],
-        others: &[Duration],
+        who: &str,
+        beside: &str,
+        [runs, others]: [&[Duration]; 2],
         mebibytes: Option<u64>,
     ) {
         let each = runs.iter().zip(others).map(|(run, other)| run.as_secs_f64() / other.as_secs_f64());
         let Some([median, min, max]) = spread(&each.collect::<Vec<_>>()) else { return };
-        self.ratios.push(Ratio { what: what.to_owned(), mebibytes, median, min, max });
+        let [what, who, beside] = [what, who, beside].map(str::to_owned);
+        self.ratios.push(Ratio { what, who, beside, mebibytes, median, min, max });
     }
 
     /// Says what is missing.
@@ -165,18 +169,24 @@ impl Report {
             );
         }
         if !self.ratios.is_empty() {
-            let _ =
-                writeln!(out, "\nStasis with CRIU, how many times as long as bare CRIU in the same round\n");
+            let _ = writeln!(out, "\nHow many times as long as another in the same round\n");
             let _ = writeln!(
                 out,
-                "| {:<34} | {:>5} | {:>6} | {:>6} | {:>6} |",
-                "what", "MiB", "median", "min", "max"
+                "| {:<34} | {:<14} | {:<10} | {:>5} | {:>6} | {:>6} | {:>6} |",
+                "what", "who", "beside", "MiB", "median", "min", "max"
             );
-            let _ = writeln!(out, "|{:-<36}|{:->7}|{:->8}|{:->8}|{:->8}|", "", "", "", "", "");
+            let _ = writeln!(
+                out,
+                "|{:-<36}|{:-<16}|{:-<12}|{:->7}|{:->8}|{:->8}|{:->8}|",
+                "", "", "", "", "", "", ""
+            );
         }
-        for Ratio { what, mebibytes, median, min, max } in &self.ratios {
+        for Ratio { what, who, beside, mebibytes, median, min, max } in &self.ratios {
             let size = mebibytes.map(|m| m.to_string()).unwrap_or_default();
-            let _ = writeln!(out, "| {what:<34} | {size:>5} | {median:>6.2} | {min:>6.2} | {max:>6.2} |");
+            let _ = writeln!(
+                out,
+                "| {what:<34} | {who:<14} | {beside:<10} | {size:>5} | {median:>6.2} | {min:>6.2} | {max:>6.2} |"
+            );
         }
         for note in &self.notes {
             let _ = writeln!(out, "\n{note}");
@@ -232,12 +242,13 @@ mod tests {
             taken.add("restart", "bare", Duration::from_millis(b));
         }
         taken.tell(Some(64), &mut report);
-        report.ratio("restart", taken.of("restart", "criu"), taken.of("restart", "bare"), Some(64));
+        let both = [taken.of("restart", "criu"), taken.of("restart", "bare")];
+        report.ratio("restart", "criu", "bare", both, Some(64));
         let table = report.table();
         let line = table.lines().find(|line| line.contains("start of true")).unwrap();
         assert_eq!(line.split('|').map(str::trim).collect::<Vec<_>>()[4..8], ["2.0", "1.0", "9.0", "0.50"]);
         let line = table.lines().rfind(|line| line.contains("restart")).unwrap();
-        assert_eq!(line.split('|').map(str::trim).collect::<Vec<_>>()[2..6], ["64", "2.00", "1.00", "3.00"]);
+        assert_eq!(line.split('|').map(str::trim).collect::<Vec<_>>()[4..8], ["64", "2.00", "1.00", "3.00"]);
         assert!(table.contains("medians of 3 runs") && table.contains("nobody else is here"));
     }
 }

@@ -19,6 +19,33 @@ pub(super) fn small(at: &Path, uid: u32, mebibytes: u32) -> nix::Result<()> {
     mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
 }
 
+/// Waits until a capture has written something.
+pub(super) fn begun(env: &Env) {
+    let staging = store(env, "kept").join("staging");
+    while std::fs::read_dir(&staging).map_or(0, Iterator::count) == 0 {
+        std::thread::yield_now();
+    }
+}
+
+/// Gives it so many bytes.
+pub(super) fn size(at: &Path, bytes: u64) -> nix::Result<()> {
+    let options = format!("size={bytes}");
+    mount(None::<&str>, at, None::<&str>, MsFlags::MS_REMOUNT, Some(options.as_str()))
+}
+
+/// Leaves it so many MiB beside what is in it now, also while somebody writes.
+pub(super) fn shrink(at: &Path, mebibytes: u64) -> nix::Result<()> {
+    loop {
+        let fs = nix::sys::statvfs::statvfs(at)?;
+        let used = (fs.blocks() - fs.blocks_free()) * fs.fragment_size();
+        match size(at, used + (mebibytes << 20)) {
+            // More was written meanwhile than is left.
+            Err(nix::errno::Errno::EINVAL) => {}
+            done => return done,
+        }
+    }
+}
+
 #[test]
 fn the_store_is_full_at_a_capture() {
     need!(root, image, userns, dmtcp);
@@ -65,19 +92,10 @@ fn becomes_full(engine: &str) -> Outcome<Run> {
     assert_eq!(post(port, "1")?, "1");
     env.ok(&["checkpoint", "instance", "one"])?;
     let capture = env.spawn(&["checkpoint", "instance", "one"])?;
-    let staging = store(&env, "kept").join("staging");
-    while std::fs::read_dir(&staging).map_or(0, Iterator::count) == 0 {
-        std::thread::yield_now();
-    }
-    let fs = nix::sys::statvfs::statvfs(&data)?;
-    let used = (fs.blocks() - fs.blocks_free()) * fs.fragment_size();
-    let size = |bytes: u64| {
-        let options = format!("size={bytes}");
-        mount(None::<&str>, &data, None::<&str>, MsFlags::MS_REMOUNT, Some(options.as_str()))
-    };
-    size(used + (20 << 20))?;
+    begun(&env);
+    shrink(&data, 20)?;
     let capture = capture.wait()?;
-    size(900 << 20)?;
+    size(&data, 900 << 20)?;
     if engine == "criu" {
         assert_eq!(get(port, "/check")?, "good");
     }

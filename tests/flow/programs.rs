@@ -4,7 +4,18 @@ use super::engine::Engine;
 use crate::env::{Env, Who};
 use crate::http::{free_port, get, post};
 use crate::need::need;
-use crate::running::{Outcome, Run};
+use crate::running::{Outcome, PATIENCE, Run};
+use std::time::Instant;
+
+/// Parts of refusals that are over as soon as a client has gone.
+const PASSING: [&str; 6] = [
+    "the state of an open connection is not saved",
+    "it is a TCP connection",
+    "wait to be accepted",
+    "was not accepted yet",
+    "that nobody has read",
+    "its connection has ended",
+];
 
 /// One instance whose program is given as words, saved, stopped and brought back by `restart`.
 pub(super) struct Job {
@@ -47,9 +58,34 @@ impl Job {
         quiet(&self.env.ok(&["checkpoint", "instance", "job"])?)
     }
 
+    /// Saves, once nothing of a client that connects anew for each request stands in the way.
+    pub(super) fn save_between_requests(&self) -> Outcome<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let run = self.env.stasis(&["checkpoint", "instance", "job"])?;
+            if run.code == 0 {
+                return quiet(&run);
+            }
+            if !PASSING.iter().any(|why| run.err.contains(why)) || Instant::now() > deadline {
+                return Err(format!("it was not saved:\n{}", run.err).into());
+            }
+        }
+    }
+
     pub(super) fn restart(&self) -> Outcome<()> {
         self.env.ok(&["instance", "stop", "job"])?;
-        quiet(&self.env.ok(&["instance", "start", "--restart", "job", &self.image, "job"])?)
+        self.start_again()
+    }
+
+    /// Brings back what was stopped.
+    pub(super) fn start_again(&self) -> Outcome<()> {
+        self.start_with(&[])
+    }
+
+    /// The same with further flags.
+    pub(super) fn start_with(&self, flags: &[&str]) -> Outcome<()> {
+        let words = [&["instance", "start", "--restart", "job"], flags, &[&self.image, "job"]].concat();
+        quiet(&self.env.ok(&words)?)
     }
 }
 

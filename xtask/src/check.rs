@@ -5,13 +5,16 @@ use std::path::Path;
 
 use crate::criu::{self, Criu};
 use crate::shell::{command, on_path, run, target};
-use crate::{Result, dist, host, image};
+use crate::{Result, dist, host, image, programs};
 
 /// Prepares the host, then checks format and lints, runs the tests and tries the tarball. The last line tells the
 /// engines that a test really saved and brought back something with.
 pub(crate) fn everything() -> Result<()> {
     host::prepare_tests()?;
     let images = image::make()?;
+    if let Err(why) = programs::make(&images) {
+        eprintln!("tests of programs such as Node and nginx will be skipped: {why}");
+    }
     let required = std::env::var("STASIS_TESTS_REQUIRE").unwrap_or_default();
     let required: Vec<&str> = required.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
     let criu = criu::find_or_fetch();

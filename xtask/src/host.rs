@@ -23,7 +23,7 @@ const NEEDED: [(&str, &str); 6] = [
 ];
 
 /// What only tests use; those skip what is not there, with one line.
-const FOR_TESTS: [(&str, &str); 6] = [
+const FOR_TESTS: [(&str, &str); 7] = [
     // Makes and unpacks the file system of an image in a file, and serves it where the kernel may not mount it.
     ("mksquashfs", "squashfs-tools"),
     ("squashfuse_ll", "squashfuse"),
@@ -32,6 +32,8 @@ const FOR_TESTS: [(&str, &str); 6] = [
     ("skopeo", "skopeo"),
     ("htpasswd", "apache2-utils"),
     ("openssl", "openssl"),
+    // Builds a program whose threads and memory no C library manages.
+    ("go", "golang-go"),
 ];
 
 /// Installs what the tests use on top. Not every release has all of it.

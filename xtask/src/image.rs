@@ -17,7 +17,7 @@ const THIS: &str = include_str!("image.rs");
 const VARIANTS: [(&str, &str, &str, &str); 4] = [
     ("server", "exec python3 /opt/subjects/server.py \"$@\"", "exec \"$@\"", "server"),
     ("other", "exec python3 /opt/subjects/server.py \"$@\"", "exec \"$@\"", "other"),
-    ("any", "exec \"$@\"", "exec \"$@\"", "any"),
+    ("any", BARE, BARE, "any"),
     (
         "plain",
         "python3 /opt/subjects/server.py \"$@\"\necho the server has ended",
@@ -26,8 +26,15 @@ const VARIANTS: [(&str, &str, &str, &str); 4] = [
     ),
 ];
 
+/// A start script that only runs what it is told.
+pub(crate) const BARE: &str = "exec \"$@\"";
+
 /// Programs of the image without Python, which is a few megabytes.
 const SMALL: &str = "dash cat echo env false ln mkdir pwd rm sleep stty touch true tty";
+
+/// After everything is there: what everybody may do.
+pub(crate) const FINISH: &str =
+    "chmod -R u+rwX,a+rX,go-w .; chmod 1777 tmp var/tmp; mkdir -p .singularity.d/env";
 
 /// Makes the images where they are missing or older than what they are made of; returns their directory.
 pub(crate) fn make() -> Result<PathBuf> {
@@ -38,19 +45,13 @@ pub(crate) fn make() -> Result<PathBuf> {
     if fs::read_to_string(images.join("stamp")).is_ok_and(|found| found == stamp) {
         return Ok(images);
     }
-    let tar = base(&kept)?;
+    let tar = base(&kept.join("base.tar"), "python3-minimal,libpython3-stdlib")?;
     let partial = kept.join("images.partial");
     remove(&partial)?;
     let server = partial.join("server");
-    make_dir(&server)?;
-    // The image belongs to whoever runs this; device nodes are not needed, and only root could make them.
-    run(Command::new("tar")
-        .arg("-C")
-        .arg(&server)
-        .args(["--no-same-owner", "--exclude=./dev/*", "-xf"])
-        .arg(&tar))?;
+    unpack(&tar, &server)?;
     subjects(&server)?;
-    shell_in(&server, "chmod -R u+rwX,a+rX,go-w .; chmod 1777 tmp var/tmp; mkdir -p .singularity.d/env")?;
+    shell_in(&server, FINISH)?;
     for name in ["other", "any", "plain"] {
         shell_in(&partial, &format!("cp -al server {name}; rm -rf {name}/.singularity.d"))?;
     }
@@ -58,7 +59,7 @@ pub(crate) fn make() -> Result<PathBuf> {
     for (name, start, run, says) in VARIANTS {
         describe(&partial.join(name), start, run, says)?;
     }
-    describe(&partial.join("small"), "exec \"$@\"", "exec \"$@\"", "small")?;
+    describe(&partial.join("small"), BARE, BARE, "small")?;
     write(&partial.join("stamp"), &stamp, 0o644)?;
     remove(&images)?;
     fs::rename(&partial, &images).map_err(|why| format!("cannot rename {}: {why}", partial.display()))?;
@@ -67,8 +68,13 @@ pub(crate) fn make() -> Result<PathBuf> {
 
 /// A number for all that the images are made of.
 fn stamp() -> Result<String> {
+    stamp_with(&format!("{THIS}{}", rust_has_musl()))
+}
+
+/// The same with what else there is to them.
+pub(crate) fn stamp_with(more: &str) -> Result<String> {
     let mut hasher = DefaultHasher::new();
-    hasher.write(THIS.as_bytes());
+    hasher.write(more.as_bytes());
     for file in subject_files()? {
         hasher.write(file.as_os_str().as_encoded_bytes());
         hasher.write(&fs::read(&file).map_err(|why| format!("cannot read {}: {why}", file.display()))?);
@@ -84,11 +90,11 @@ fn subject_files() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The root file system as a tar archive, from the suite and the mirror that this host itself uses.
-fn base(kept: &Path) -> Result<PathBuf> {
-    let tar = kept.join("base.tar");
+/// A root file system with these packages as a tar archive, from the suite and the mirror that this host itself uses.
+/// What was made once is kept.
+pub(crate) fn base(tar: &Path, packages: &str) -> Result<PathBuf> {
     if tar.is_file() {
-        return Ok(tar);
+        return Ok(tar.to_owned());
     }
     let suite = suite()?;
     let format = "--format=$(REPO_URI)";
@@ -96,9 +102,9 @@ fn base(kept: &Path) -> Result<PathBuf> {
     let indexes =
         command(&["apt-get", "indextargets", format, "Created-By: Packages", "Component: main", &codename]);
     let mirrors = output(&mut { indexes }).unwrap_or_default();
-    let partial = kept.join("base.tar.partial");
+    let partial = tar.with_extension("tar.partial");
     let mut make = command(&["mmdebstrap", "--quiet", "--variant=minbase", "--format=tar"]);
-    make.args(["--include=python3-minimal,libpython3-stdlib", "--aptopt=Acquire::Languages \"none\""]);
+    make.args([&format!("--include={packages}"), "--aptopt=Acquire::Languages \"none\""]);
     for place in ["doc", "man", "locale", "i18n", "bash-completion"] {
         make.arg(format!("--dpkgopt=path-exclude=/usr/share/{place}/*"));
     }
@@ -108,8 +114,18 @@ fn base(kept: &Path) -> Result<PathBuf> {
         make.arg(mirror);
     }
     run(&mut make)?;
-    fs::rename(&partial, &tar).map_err(|why| format!("cannot rename {}: {why}", partial.display()))?;
-    Ok(tar)
+    fs::rename(&partial, tar).map_err(|why| format!("cannot rename {}: {why}", partial.display()))?;
+    Ok(tar.to_owned())
+}
+
+/// Unpacks one. The image belongs to whoever runs this; device nodes are not needed, and only root could make them.
+pub(crate) fn unpack(tar: &Path, root: &Path) -> Result<()> {
+    make_dir(root)?;
+    run(Command::new("tar")
+        .arg("-C")
+        .arg(root)
+        .args(["--no-same-owner", "--exclude=./dev/*", "-xf"])
+        .arg(tar))
 }
 
 fn suite() -> Result<String> {
@@ -120,13 +136,19 @@ fn suite() -> Result<String> {
     })
 }
 
-/// What we run in the image: programs of ours, and one of them built in the ways that an engine cannot save.
-fn subjects(root: &Path) -> Result<()> {
-    let place = root.join("opt/subjects/bin");
-    make_dir(&place)?;
+/// The sources of our programs, some of which are run as they are.
+pub(crate) fn copy_subjects(root: &Path) -> Result<()> {
+    make_dir(&root.join("opt/subjects/bin"))?;
     for file in subject_files()? {
         output(Command::new("cp").arg(&file).arg(root.join("opt/subjects")))?;
     }
+    Ok(())
+}
+
+/// What we run in the image: programs of ours, and one of them built in the ways that an engine cannot save.
+fn subjects(root: &Path) -> Result<()> {
+    let place = root.join("opt/subjects/bin");
+    copy_subjects(root)?;
     let source = workspace()?.join("tests/subjects/idle.c");
     let build = |compiler: &str, flag: &str, name: &str| {
         run(Command::new(compiler).args(["-O1", "-Wall", flag, "-o"]).arg(place.join(name)).arg(&source))
@@ -137,8 +159,29 @@ fn subjects(root: &Path) -> Result<()> {
         build("musl-gcc", "-pipe", "idle-musl")?;
         shell_in(root, "for l in /lib/ld-musl-*.so.1; do cp -L \"$l\" usr/lib/; done")?;
     }
+    busy(&place)?;
     shell_in(&place, "cp idle idle-setuid")?;
     write(&place.join("no-interpreter"), "#!/no/such/interpreter\n", 0o755)
+}
+
+/// A program of Rust, in each way in which it can be linked.
+fn busy(place: &Path) -> Result<()> {
+    let source = workspace()?.join("tests/subjects/busy.rs");
+    let build = |name: &str, how: &[&str]| {
+        let mut build = command(&["rustc", "--edition", "2024", "-O", "-C", "strip=symbols"]);
+        run(build.args(how).arg("-o").arg(place.join(name)).arg(&source))
+    };
+    build("busy-rust", &[])?;
+    build("busy-rust-static", &["-C", "target-feature=+crt-static"])?;
+    if rust_has_musl() { build("busy-rust-musl", &["--target", MUSL]) } else { Ok(()) }
+}
+
+/// Not every Rust can build for this C library, which is linked into the program.
+const MUSL: &str = "x86_64-unknown-linux-musl";
+
+fn rust_has_musl() -> bool {
+    let asked = output(&mut command(&["rustc", "--print", "target-libdir", "--target", MUSL]));
+    asked.is_ok_and(|dir| Path::new(&dir).is_dir())
 }
 
 /// An image of a few megabytes, cheap to copy and to change: a shell, some tools, the C library with all its parts.
@@ -159,7 +202,7 @@ fn small(images: &Path) -> Result<()> {
 }
 
 /// Writes `/.singularity.d` as Apptainer lays it out, and the modes that copying takes away.
-fn describe(root: &Path, start: &str, run: &str, says: &str) -> Result<()> {
+pub(crate) fn describe(root: &Path, start: &str, run: &str, says: &str) -> Result<()> {
     let meta = root.join(".singularity.d");
     make_dir(&meta.join("env"))?;
     write(&meta.join("startscript"), &format!("#!/bin/sh\n\n{start}\n"), 0o755)?;
@@ -168,9 +211,9 @@ fn describe(root: &Path, start: &str, run: &str, says: &str) -> Result<()> {
     write(&meta.join("labels.json"), labels, 0o644)?;
     let env = format!("export STASIS_TEST_IMAGE={says}\nexport PYTHONDONTWRITEBYTECODE=1\n");
     write(&meta.join("env/90-environment.sh"), &env, 0o755)?;
-    shell_in(&root.join("opt/subjects/bin"), "chmod 4755 idle-setuid")
+    shell_in(&root.join("opt/subjects/bin"), "[ ! -e idle-setuid ] || chmod 4755 idle-setuid")
 }
 
-fn shell_in(dir: &Path, script: &str) -> Result<()> {
+pub(crate) fn shell_in(dir: &Path, script: &str) -> Result<()> {
     output(Command::new("bash").args(["-euc", script]).current_dir(dir)).map(|_| ())
 }

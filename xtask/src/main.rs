@@ -11,15 +11,17 @@ mod dist;
 mod host;
 mod image;
 mod product;
+mod programs;
 mod shell;
 
 /// What a task fails with: one sentence.
 type Result<T> = std::result::Result<T, String>;
 
-const USAGE: &str = "usage: cargo xtask test | images | criu | demo [BACKEND] | dist
+const USAGE: &str = "usage: cargo xtask test | images | programs | criu | demo [BACKEND] | dist
 
   test     installs what the tests need, makes images and CRIU, checks format and lints, runs every test
   images   only makes the test images; prints their directory
+  programs the same, with one more of large programs such as Node and nginx, which only tests use
   criu     only fetches a CRIU that is new enough into your cache, where the host has none; prints its prefix
   demo     saves a running server, stops it and brings it back, with the times; by the native engine where it runs
            (x86_64), or by the backend that is named
@@ -31,6 +33,9 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["test"] => check::everything(),
         ["images"] => host::prepare().and_then(|()| image::make()).map(|dir| println!("{}", dir.display())),
+        ["programs"] => host::prepare_tests()
+            .and_then(|()| image::make())
+            .and_then(|dir| programs::make(&dir).map(|()| println!("{}", dir.display()))),
         ["criu"] => criu::show(),
         ["demo"] => demo::run(None),
         ["demo", backend] => demo::run(Some(backend)),

@@ -58,8 +58,8 @@ fn request(arguments: &[String]) -> Result<Request> {
             "--base" => request.base = Some(value()?.clone()),
             "--track" => request.track = true,
             "--stop" => request.stop = true,
-            "--plain" => request.plain = true,
-            "--fork" => request.plain = false,
+            "--plain" => (request.plain, request.fork) = (true, false),
+            "--fork" => (request.plain, request.fork) = (false, true),
             #[cfg(debug_assertions)]
             "--kill-at" => crate::sys::ptrace::steps::kill_at(number(value()?)?),
             other => return Err(BackendError::failed(format!("the engine knows no option {other}"))),

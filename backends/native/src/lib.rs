@@ -13,3 +13,5 @@ mod restore;
 mod sys;
 
 pub use plugin::NativeBackend;
+#[doc(hidden)]
+pub use restore::judge;

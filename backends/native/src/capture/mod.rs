@@ -54,6 +54,8 @@ pub(crate) struct Request {
     pub(crate) stop: bool,
     /// Save the processes themselves while they stand still.
     pub(crate) plain: bool,
+    /// Save copies, also where there may be no room for them: a copy that does not fit is killed.
+    pub(crate) fork: bool,
     /// Bytes of memory that the job has left, where the caller knows.
     pub(crate) room: Option<u64>,
     /// Processes of the namespace that are no part of the application.
@@ -105,7 +107,10 @@ pub(crate) fn dump(request: &Request) -> Result<Report> {
     let mut why_plain = match (request.plain, request.stop) {
         (true, _) => Some("it was asked for".to_owned()),
         (_, true) => Some("the application is not to run on".to_owned()),
-        _ => mode::against_copies(&refuse::members(request.pid)?, request.room),
+        _ => {
+            let room = request.room.filter(|_| !request.fork);
+            mode::against_copies(&refuse::members(request.pid)?, room)
+        }
     };
     let mut report = loop {
         building.flags_before(request)?;

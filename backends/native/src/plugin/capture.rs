@@ -1,7 +1,7 @@
 //! A capture: the engine run inside the container, then what it leaves out.
 
 use super::cgroup::{self, Room};
-use super::explain::{Outcome, explain};
+use super::explain::{Outcome, explain, full};
 use super::{increments, launch, options};
 use crate::model::{Image, Process};
 use stasis_plugin_api::prelude::*;
@@ -105,7 +105,7 @@ impl Capturing<'_, '_> {
             timed_out: output.timed_out,
             said: &output.stderr,
         };
-        let mut error = explain("saving the application", &outcome);
+        let mut error = full(explain("saving the application", &outcome));
         if !self.host.application().is_ok_and(|a| a.running) {
             error.kind = kind::APPLICATION_ENDED.to_owned();
         }
@@ -135,8 +135,11 @@ impl Capturing<'_, '_> {
         .map(|(k, v): (&str, serde_json::Value)| (k.to_owned(), v))
         .into();
         let mut notes = Vec::new();
-        let asked = stopped || options::capture_flag(self.host).is_some();
-        let why = self.no_copy.as_deref().or_else(|| said.get("why_plain").and_then(|v| v.as_str()));
+        let flag = options::capture_flag(self.host);
+        // Whoever demanded a copy is told that there was none.
+        let asked = stopped || flag.as_deref() == Some("--plain");
+        let told = said.get("why_plain").and_then(|v| v.as_str());
+        let why = self.no_copy.as_deref().filter(|_| flag.is_none()).or(told);
         if let Some(why) = why.filter(|_| !asked) {
             notes.push(format!("the application stood still while its memory was written: {why}"));
         }

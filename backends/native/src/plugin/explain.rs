@@ -34,6 +34,18 @@ pub(super) fn explain(doing: &str, outcome: &Outcome<'_>) -> BackendError {
     BackendError::failed(format!("the engine failed while {doing}")).because(how).engine_output(outcome.said)
 }
 
+/// The error of a capture, which writes into the staging directory of the checkpoints and nowhere else.
+pub(super) fn full(error: BackendError) -> BackendError {
+    let says =
+        |why: &String| ["No space left on device", "Disk quota exceeded"].iter().any(|w| why.contains(w));
+    if error.help.is_some() || !error.why.iter().any(says) {
+        return error;
+    }
+    error
+        .because("the file system of the checkpoints is full, or its quota is used up")
+        .help("remove old checkpoints (`stasis checkpoint prune`), or keep them on a larger file system")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +58,9 @@ mod tests {
         assert_eq!(explain("saving", &outcome), error);
         let killed = Outcome { code: None, signal: Some(9), timed_out: false, said: "" };
         insta::assert_snapshot!(explain("saving", &killed), @"the engine failed while saving: it was killed: memory may have run out (see dmesg)");
+        let error = |why: &str| BackendError::failed("x cannot be written").because(why);
+        assert!(full(error("No space left on device (os error 28)")).help.is_some());
+        assert_eq!(full(error("it is gone")), error("it is gone"));
         let late = Outcome { timed_out: true, ..killed };
         assert_eq!(explain("saving", &late).kind, kind::TIMED_OUT);
         let odd = Outcome { code: Some(127), signal: None, timed_out: false, said: "ld.so: cannot open" };

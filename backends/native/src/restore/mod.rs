@@ -99,6 +99,17 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     }))
 }
 
+/// Reads the description of an image as a restart does, and looks at everything that it can be refused for before
+/// anything is made. The answer is a description of the same image.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn judge(core: &[u8]) -> Result<Vec<u8>> {
+    let image = check::parse(core)?;
+    skeleton::kinship(&image)?;
+    serde_json::to_vec(&image).map_err(|e| BackendError::failed("the image cannot be written").because(e))
+}
+
 /// What was made so far; it ends when the restart fails.
 #[derive(Debug)]
 struct Tree {

@@ -251,7 +251,8 @@ fn kept(flags: i32, directory: bool) -> i32 {
 /// Opens a description anew: one of its own, with these flags.
 fn reopen(fd: &impl AsRawFd, flags: i32) -> std::result::Result<OwnedFd, Errno> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let kept = kept(flags, false);
+    // The way to it is a link of the kernel's; the application meant another one.
+    let kept = kept(flags, false) & !libc::O_NOFOLLOW;
     let flags = OFlag::from_bits_retain(kept | libc::O_CLOEXEC | libc::O_NOCTTY);
     open(path.as_str(), flags, Mode::empty())
 }
