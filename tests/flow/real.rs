@@ -67,9 +67,14 @@ fn node(who: Who) -> Outcome<()> {
     busy(who, &["--contain"], "programs", &["node", "/opt/subjects/busy.js", "PORT"])
 }
 
-/// The files are saved with the generation, in the container's own memory file system; one of them is mapped, shared.
+/// The files are saved with the generation, in the container's own memory file system; one of them is mapped, shared. A
+/// database whose file has another inode number than the one that was opened is written to no more.
 fn sqlite_in_memory(who: Who) -> Outcome<()> {
-    busy(who, &["--contain"], "any", &["python3", "/opt/subjects/database.py", "PORT", "/tmp/numbers", "wal"])
+    for mode in ["delete", "wal"] {
+        let program = ["python3", "/opt/subjects/database.py", "PORT", "/tmp/numbers", mode];
+        busy(who, &["--contain"], "any", &program).map_err(|why| format!("{mode}: {why}"))?;
+    }
+    Ok(())
 }
 
 /// The files are the host's, who goes on: what is saved fits to them where it was stopped in the same step.

@@ -9,12 +9,17 @@ use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirEntryExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use tar::{Archive, Builder, EntryType, Header};
 
 /// Directories in each other beyond this are no use of memory.
 const DEPTH: usize = 64;
+/// Where an entry's inode number stands in the archive. A program may hold on to it: SQLite writes to no database whose
+/// file has become another one.
+const INODE: &str = "STASIS.inode";
+/// So many numbers are passed over to come to a wanted one; a tmpfs gives them in turn.
+const MOST_PASSED: u64 = 250_000;
 
 /// Those that hold anything.
 #[must_use]
@@ -47,14 +52,18 @@ pub fn save(mounts: &[PathBuf], to: &Path) -> Result<TmpfsSaved> {
     let mut saving = Saving {
         tar: Builder::new(file),
         links: HashMap::new(),
-        device: 0,
         saved: TmpfsSaved::default(),
         seen: blake3::Hasher::new(),
     };
     saving.tar.follow_symlinks(false);
     for mount in mounts {
-        saving.device = fs::symlink_metadata(mount).map_err(|e| cannot("read", mount, &e))?.dev();
-        saving.directory(mount, 0)?;
+        let device = fs::symlink_metadata(mount).map_err(|e| cannot("read", mount, &e))?.dev();
+        let mut found = Vec::new();
+        look(mount, device, 0, 0, &mut found)?;
+        found.sort_by_key(|entry| entry.order);
+        for Found { path, meta, .. } in &found {
+            saving.entry(path, meta)?;
+        }
     }
     let mut saved = saving.saved;
     saved.fingerprint = saving.seen.finalize().to_hex().to_string();
@@ -69,33 +78,48 @@ fn cannot(doing: &str, object: &Path, e: &io::Error) -> Error {
 struct Saving {
     tar: Builder<File>,
     /// Files with several names, by inode.
-    links: HashMap<u64, PathBuf>,
-    device: u64,
+    links: HashMap<(u64, u64), PathBuf>,
     saved: TmpfsSaved,
     /// For the fingerprint.
     seen: blake3::Hasher,
 }
 
-impl Saving {
-    fn directory(&mut self, path: &Path, depth: usize) -> Result<()> {
-        if depth > DEPTH {
-            return Err(Error::new(format!("cannot save {}", path.display()))
-                .because(format!("more than {DEPTH} directories lie in each other")));
-        }
-        for entry in fs::read_dir(path).map_err(|e| cannot("read", path, &e))? {
-            let entry = entry.map_err(|e| cannot("read", path, &e))?.path();
-            match fs::symlink_metadata(&entry) {
-                Ok(meta) if meta.dev() == self.device && kept(&meta) => self.entry(&entry, &meta, depth)?,
-                Ok(_) => {}
-                // Gone meanwhile.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(cannot("read", &entry, &e)),
-            }
-        }
-        Ok(())
-    }
+/// Something to be saved.
+struct Found {
+    path: PathBuf,
+    meta: Metadata,
+    /// Made again in this order, everything can get the number that it had, but what was moved into a directory younger
+    /// than itself: inode numbers, and what is in a directory behind it.
+    order: (u64, usize),
+}
 
-    fn entry(&mut self, path: &Path, meta: &Metadata, depth: usize) -> Result<()> {
+fn look(directory: &Path, device: u64, depth: usize, above: u64, found: &mut Vec<Found>) -> Result<()> {
+    if depth > DEPTH {
+        return Err(Error::new(format!("cannot save {}", directory.display()))
+            .because(format!("more than {DEPTH} directories lie in each other")));
+    }
+    for entry in fs::read_dir(directory).map_err(|e| cannot("read", directory, &e))? {
+        let path = entry.map_err(|e| cannot("read", directory, &e))?.path();
+        match fs::symlink_metadata(&path) {
+            Ok(meta) if meta.dev() == device && kept(&meta) => {
+                let number = meta.ino().max(above);
+                let inside = meta.is_dir().then(|| path.clone());
+                found.push(Found { path, meta, order: (number, depth) });
+                if let Some(inside) = inside {
+                    look(&inside, device, depth + 1, number, found)?;
+                }
+            }
+            Ok(_) => {}
+            // Gone meanwhile.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(cannot("read", &path, &e)),
+        }
+    }
+    Ok(())
+}
+
+impl Saving {
+    fn entry(&mut self, path: &Path, meta: &Metadata) -> Result<()> {
         let failed = |e: io::Error| cannot("save", path, &e);
         let name = path.strip_prefix("/").unwrap_or(path);
         let mut header = Header::new_gnu();
@@ -110,9 +134,17 @@ impl Saving {
             self.seen.update(&number.to_le_bytes());
         }
         let kind = meta.file_type();
+        if meta.nlink() > 1 && !kind.is_dir() {
+            if let Some(first) = self.links.get(&(meta.dev(), meta.ino())) {
+                header.set_entry_type(EntryType::Link);
+                return self.tar.append_link(&mut header, name, first).map_err(failed);
+            }
+            self.links.insert((meta.dev(), meta.ino()), name.to_owned());
+        }
+        let inode = meta.ino().to_string();
+        self.tar.append_pax_extensions([(INODE, inode.as_bytes())]).map_err(failed)?;
         if kind.is_dir() {
-            self.tar.append_data(&mut header, name, io::empty()).map_err(failed)?;
-            return self.directory(path, depth + 1);
+            return self.tar.append_data(&mut header, name, io::empty()).map_err(failed);
         }
         if kind.is_symlink() {
             let target = fs::read_link(path).map_err(failed)?;
@@ -121,13 +153,6 @@ impl Saving {
         if kind.is_fifo() {
             header.set_entry_type(EntryType::Fifo);
             return self.tar.append_data(&mut header, name, io::empty()).map_err(failed);
-        }
-        if meta.nlink() > 1 {
-            if let Some(first) = self.links.get(&meta.ino()) {
-                header.set_entry_type(EntryType::Link);
-                return self.tar.append_link(&mut header, name, first).map_err(failed);
-            }
-            self.links.insert(meta.ino(), name.to_owned());
         }
         self.saved.bytes += meta.len();
         // Not a link that has taken the file's place meanwhile, and not waiting for a pipe's other end.
@@ -149,6 +174,7 @@ pub fn restore(archive: &Path, mounts: &[PathBuf]) -> Result<()> {
     tar.set_preserve_mtime(true);
     // Its own time is set when everything is in it.
     let mut directories = Vec::new();
+    let mut last: HashMap<PathBuf, u64> = HashMap::new();
     for entry in tar.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
         let path = Path::new("/").join(entry.path().map_err(broken)?);
@@ -159,6 +185,11 @@ pub fn restore(archive: &Path, mounts: &[PathBuf]) -> Result<()> {
                 .help("restart it with the same binds and the same `--contain` as at the capture"));
         };
         let failed = |e: io::Error| cannot("put back", &path, &e);
+        if let Some(number) = inode(&mut entry) {
+            let last = last.entry(mount.clone()).or_insert_with(|| highest(mount));
+            come_to(mount, *last, number).map_err(failed)?;
+            *last = number.max(*last);
+        }
         if entry.header().entry_type() == EntryType::Fifo {
             fifo(&path, entry.header()).map_err(failed)?;
             continue;
@@ -174,6 +205,39 @@ pub fn restore(archive: &Path, mounts: &[PathBuf]) -> Result<()> {
         let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(mtime);
         // The content is there; only a date would be wrong.
         let _ = File::open(&path).and_then(|d| d.set_modified(time));
+    }
+    Ok(())
+}
+
+/// The number that an entry had, where the archive tells.
+fn inode<R: io::Read>(entry: &mut tar::Entry<'_, R>) -> Option<u64> {
+    let mut all = entry.pax_extensions().ok()??.filter_map(std::result::Result::ok);
+    all.find(|told| told.key() == Ok(INODE))?.value().ok()?.parse().ok()
+}
+
+/// The highest inode number below a directory so far: where other things are mounted, some are there already. A directory
+/// tells the number of what a mount hides.
+fn highest(directory: &Path) -> u64 {
+    let Ok(own) = fs::symlink_metadata(directory) else { return 0 };
+    let below = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| {
+        let inside = fs::symlink_metadata(entry.path()).is_ok_and(|m| m.is_dir() && m.dev() == own.dev());
+        entry.ino().max(if inside { highest(&entry.path()) } else { 0 })
+    });
+    below.max().unwrap_or(0).max(own.ino())
+}
+
+/// Makes the next inode of a mount get this number, where its file system counts up and has not come so far: its last
+/// one is known.
+fn come_to(mount: &Path, last: u64, number: u64) -> io::Result<()> {
+    let name = mount.join(".stasis-inode");
+    let missing = number.saturating_sub(last + 1);
+    let passed = if missing > MOST_PASSED { 0 } else { missing };
+    for _ in 0..passed {
+        let given = OpenOptions::new().write(true).create_new(true).open(&name)?.metadata()?.ino();
+        fs::remove_file(&name)?;
+        if given + 1 >= number {
+            break;
+        }
     }
     Ok(())
 }
@@ -246,6 +310,54 @@ mod tests {
         assert_eq!(meta.len(), 3 << 20);
         assert!(meta.blocks() < 1000, "holes are holes again");
         assert!(!mount.join("socket").exists());
+    }
+
+    /// A test that needs a tmpfs of its own, which only root can have without a namespace.
+    #[test]
+    fn inode_numbers_come_back_on_a_tmpfs() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: only root can mount a tmpfs");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mount = dir.path().join("shm");
+        fs::create_dir(&mount).unwrap();
+        let fresh = || {
+            let status =
+                std::process::Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&mount).status();
+            assert!(status.unwrap().success());
+        };
+        let gone = || assert!(nix::mount::umount(&mount).is_ok());
+        let numbers = || -> Vec<u64> {
+            let names = ["a", "z", "dir", "dir/in", "second", "pipe", "link", "late/moved", "last"];
+            names.iter().map(|name| fs::symlink_metadata(mount.join(name)).unwrap().ino()).collect()
+        };
+        fresh();
+        fs::write(mount.join("z"), "z").unwrap();
+        for n in 0..20 {
+            fs::write(mount.join(format!("passing-{n}")), "").unwrap();
+        }
+        fs::create_dir(mount.join("dir")).unwrap();
+        fs::write(mount.join("a"), "a").unwrap();
+        fs::hard_link(mount.join("a"), mount.join("second")).unwrap();
+        fs::write(mount.join("dir/in"), "in").unwrap();
+        nix::unistd::mkfifo(&mount.join("pipe"), Mode::S_IRUSR).unwrap();
+        symlink("a", mount.join("link")).unwrap();
+        fs::create_dir(mount.join("late")).unwrap();
+        fs::write(mount.join("late/moved"), "moved").unwrap();
+        for n in 0..20 {
+            fs::remove_file(mount.join(format!("passing-{n}"))).unwrap();
+        }
+        fs::write(mount.join("last"), "last").unwrap();
+        let before = numbers();
+        let archive = dir.path().join("tmpfs.tar");
+        save(std::slice::from_ref(&mount), &archive).unwrap();
+        gone();
+        fresh();
+        restore(&archive, std::slice::from_ref(&mount)).unwrap();
+        let after = numbers();
+        gone();
+        assert_eq!(after, before);
     }
 
     #[test]
