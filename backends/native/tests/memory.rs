@@ -71,8 +71,8 @@ fn limit_inside() {
     }
     soon("its memory is there", || said("round") > 1);
     let image = here.join("image");
-    let copied = report(&dump(subject.pid(), &image, &["--fork"]));
-    let told = report(&dump(subject.pid(), &image, &["--fork", "--room", "20000000"]));
+    let copied = report(&dump(subject.pid(), &image, &[]));
+    let told = report(&dump(subject.pid(), &image, &["--room", "20000000"]));
     let before = said("round");
     soon("it runs on", || {
         assert!(subject.running(), "the application was killed");

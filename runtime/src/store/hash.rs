@@ -105,12 +105,13 @@ fn by_parts(
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let mut values: Vec<ChainingValue> = vec![[0; 32]; count];
+    let mut helping = 0;
     std::thread::scope(|scope| {
         let (tell, told) = mpsc::channel();
         for _ in 0..threads.min(count) {
             let tell = tell.clone();
             let (next, stop) = (&next, &stop);
-            scope.spawn(move || {
+            let work = move || {
                 let mut buffer = vec![0; BUFFER];
                 while !stop.load(Ordering::Relaxed) {
                     let index = next.fetch_add(1, Ordering::Relaxed);
@@ -123,7 +124,8 @@ fn by_parts(
                     // Nobody listens after an error.
                     let _ = tell.send(done.map_or_else(Told::Failed, |value| Told::Part(index, value)));
                 }
-            });
+            };
+            helping += usize::from(std::thread::Builder::new().spawn_scoped(scope, work).is_ok());
         }
         drop(tell);
         let heard = told.into_iter().try_for_each(|word| match word {
@@ -139,6 +141,10 @@ fn by_parts(
         stop.store(heard.is_err(), Ordering::Relaxed);
         heard
     })?;
+    if helping == 0 {
+        // The number of tasks is limited: this one does it alone, and the parts stay unknown.
+        return whole(file, read_on);
+    }
     let parts = Parts { size: part, blake3: values.iter().map(hex).collect() };
     Ok(Hashed { blake3: root(&values, part, size), size, parts: Some(parts) })
 }

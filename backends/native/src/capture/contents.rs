@@ -6,10 +6,79 @@ use std::fs::File;
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const PAGE: usize = 4096;
 /// What is read at once; it stays in the processor's cache until it is written.
 const CHUNK: usize = 256 << 10;
+
+/// From here on it is worth a thread.
+const MUCH: u64 = 8 << 20;
+/// The most threads that copy something.
+const MOST_THREADS: usize = 4;
+
+/// Gives bytes at an offset.
+pub(crate) type Read<'a> = &'a (dyn Fn(u64, &mut [u8]) -> std::io::Result<()> + Sync);
+
+/// One copy under way; threads take its chunks in turn.
+struct Copying<'a> {
+    output: &'a Output,
+    at: u64,
+    length: u64,
+    read: Read<'a>,
+    next: AtomicU64,
+}
+
+impl Copying<'_> {
+    /// Copies by this thread and so many less one; the answer are the spans that are not zero.
+    fn part(&self, buffer: &mut Vec<u8>, threads: usize) -> Result<Vec<(u64, u64)>> {
+        std::thread::scope(|scope| {
+            let other = || self.chunks(&mut vec![0; CHUNK]);
+            // Where the number of tasks is limited this one does it alone.
+            let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, other).ok();
+            let others: Vec<_> = (1..threads).map_while(spawn).collect();
+            let mut told = self.chunks(buffer)?;
+            for other in others {
+                let part = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                told.extend(part?);
+            }
+            Ok(told)
+        })
+    }
+
+    fn chunks(&self, buffer: &mut Vec<u8>) -> Result<Vec<(u64, u64)>> {
+        let done = self.all(buffer);
+        if done.is_err() {
+            // Nobody needs the rest.
+            self.next.store(self.length, Ordering::Relaxed);
+        }
+        done
+    }
+
+    fn all(&self, buffer: &mut Vec<u8>) -> Result<Vec<(u64, u64)>> {
+        let mut told: Vec<(u64, u64)> = Vec::new();
+        loop {
+            let done = self.next.fetch_add(CHUNK as u64, Ordering::Relaxed);
+            if done >= self.length {
+                return Ok(told);
+            }
+            if crate::sys::process::asked_to_end() {
+                return Err(BackendError::new(kind::CANCELLED, "the capture was told to end"));
+            }
+            let size = usize::try_from(self.length - done).unwrap_or(CHUNK).min(CHUNK);
+            buffer.resize(CHUNK, 0);
+            let chunk = buffer.get_mut(..size).unwrap_or(&mut []);
+            (self.read)(done, chunk).map_err(|error| {
+                BackendError::failed("a part of the application's memory or files cannot be read")
+                    .because(error)
+            })?;
+            for (from, to) in spans(chunk) {
+                self.output.write(chunk.get(from..to).unwrap_or(&[]), self.at + done + from as u64)?;
+                told.push((done + from as u64, (to - from) as u64));
+            }
+        }
+    }
+}
 
 /// The directory of an image that is being written.
 #[derive(Debug)]
@@ -74,11 +143,7 @@ impl Contents {
     }
 
     /// Keeps `length` bytes that `read` gives at any offset, and says which n of `files/<n>` they are.
-    pub(crate) fn stream(
-        &mut self,
-        length: u64,
-        read: &mut dyn FnMut(u64, &mut [u8]) -> std::io::Result<()>,
-    ) -> Result<u32> {
+    pub(crate) fn stream(&mut self, length: u64, read: Read<'_>) -> Result<u32> {
         if self.dry {
             return Ok(0);
         }
@@ -89,32 +154,25 @@ impl Contents {
     }
 
     /// Copies `length` bytes to `at` of the output, leaving zero pages out. `kept` is told every span, relative to
-    /// the beginning, that is not zero.
+    /// the beginning and in its order, that is not zero. Much is copied by several threads.
     pub(crate) fn copy(
         &mut self,
         output: &Output,
         at: u64,
         length: u64,
         kept: &mut dyn FnMut(u64, u64),
-        read: &mut dyn FnMut(u64, &mut [u8]) -> std::io::Result<()>,
+        read: Read<'_>,
     ) -> Result<()> {
-        let mut done = 0;
-        while done < length {
-            if crate::sys::process::asked_to_end() {
-                return Err(BackendError::new(kind::CANCELLED, "the capture was told to end"));
-            }
-            let size = usize::try_from(length - done).unwrap_or(CHUNK).min(CHUNK);
-            let Some(chunk) = self.buffer.get_mut(..size) else { break };
-            read(done, chunk).map_err(|error| {
-                BackendError::failed("a part of the application's memory or files cannot be read")
-                    .because(error)
-            })?;
-            for (from, to) in spans(chunk) {
-                output.write(chunk.get(from..to).unwrap_or(&[]), at + done + from as u64)?;
-                kept(done + from as u64, (to - from) as u64);
-                self.written += (to - from) as u64;
-            }
-            done += size as u64;
+        let threads = match length {
+            ..MUCH => 1,
+            _ => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS),
+        };
+        let copying = Copying { output, at, length, read, next: AtomicU64::new(0) };
+        let mut told = copying.part(&mut self.buffer, threads)?;
+        told.sort_unstable();
+        for (from, size) in told {
+            kept(from, size);
+            self.written += size;
         }
         Ok(())
     }

@@ -272,7 +272,7 @@ impl Objects {
                 let file =
                     File::open(format!("/proc/{}/fd/{}", seen.pid, seen.fd)).map_err(|e| seen.failed(e))?;
                 let length = seen.metadata.len();
-                let number = contents.stream(length, &mut |offset, bytes| read_file(&file, offset, bytes))?;
+                let number = contents.stream(length, &|offset, bytes| read_file(&file, offset, bytes))?;
                 self.deleted.insert(key, number);
                 number
             }

@@ -73,7 +73,7 @@ impl Memories {
             return self.save_file(contents, key, &file, &name).map(drop);
         }
         let size = parts.iter().map(|(_, map)| map.offset + map.length()).max().unwrap_or(0);
-        let content = contents.stream(size, &mut |offset, bytes| {
+        let content = contents.stream(size, &|offset, bytes| {
             read_mapped(&parts, offset, bytes);
             Ok(())
         })?;
@@ -122,7 +122,7 @@ impl Memories {
     ) -> Result<usize> {
         let metadata = file.metadata().map_err(|error| unreadable(name, &error))?;
         let size = metadata.len();
-        let content = contents.stream(size, &mut |offset, bytes| read_file(file, offset, bytes))?;
+        let content = contents.stream(size, &|offset, bytes| read_file(file, offset, bytes))?;
         let source = if name.ends_with(" (deleted)") {
             memfd(name)
         } else {

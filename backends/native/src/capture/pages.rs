@@ -85,7 +85,7 @@ pub(crate) fn save(
 }
 
 /// Reads bytes of a layer's file at an offset.
-pub(crate) type Reading<'a> = &'a dyn Fn(u64, u64, &mut [u8]) -> std::io::Result<()>;
+pub(crate) type Reading<'a> = &'a (dyn Fn(u64, u64, &mut [u8]) -> std::io::Result<()> + Sync);
 
 /// Writes the pages of a process that lie in several files into one: `read` gives bytes of a file at an offset.
 pub(crate) fn gather(contents: &mut Contents, process: &mut Process, read: Reading<'_>) -> Result<()> {
@@ -104,7 +104,7 @@ pub(crate) fn gather(contents: &mut Contents, process: &mut Process, read: Readi
             for [at, n, layer, offset] in pieces.iter().filter(|[at, ..]| (part.start..part.end).contains(at))
             {
                 let to = part.base + (at - part.start);
-                contents.copy(&output, to, *n, &mut |_, _| {}, &mut |done, bytes| {
+                contents.copy(&output, to, *n, &mut |_, _| {}, &|done, bytes| {
                     read(*layer, offset + done, bytes)
                 })?;
                 // Between the pages of a file lie others of it, not zeros.
@@ -134,7 +134,7 @@ fn save_changed(
     end = end.next_multiple_of(PAGE);
     for [start, length] in &mapping.written {
         let mut keep = |offset: u64, size: u64| area.pieces.push([start + offset, size, layer, end + offset]);
-        contents.copy(output, end, *length, &mut keep, &mut |offset, bytes| {
+        contents.copy(output, end, *length, &mut keep, &|offset, bytes| {
             source.memory.read_exact_at(bytes, start + offset)
         })?;
         end += length;
@@ -218,7 +218,7 @@ fn save_runs(
         let mut keep = |offset: u64, size: u64| append(&mut kept, start + offset, size);
         let mut ignore = |_, _| {};
         let told: &mut dyn FnMut(u64, u64) = if over_file { &mut ignore } else { &mut keep };
-        contents.copy(output, at, *length, told, &mut |offset, bytes| {
+        contents.copy(output, at, *length, told, &|offset, bytes| {
             source.memory.read_exact_at(bytes, start + offset)
         })?;
     }
@@ -231,7 +231,7 @@ fn save_whole(contents: &mut Contents, output: &Output, source: &Source<'_>, are
     let mut kept: Vec<[u64; 2]> = Vec::new();
     let start = area.start;
     let mut keep = |offset: u64, size: u64| append(&mut kept, start + offset, size);
-    contents.copy(output, area.base, area.end - start, &mut keep, &mut |offset, bytes| {
+    contents.copy(output, area.base, area.end - start, &mut keep, &|offset, bytes| {
         if source.memory.read_exact_at(bytes, start + offset).is_err() {
             for (index, page) in bytes.chunks_mut(4096).enumerate() {
                 if source.memory.read_exact_at(page, start + offset + index as u64 * PAGE).is_err() {
