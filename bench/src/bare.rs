@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::jobs::{Job, ask, gap, settle};
@@ -13,6 +13,8 @@ use crate::report::Runs;
 
 /// In the figures.
 pub(crate) const WHO: &str = "bare criu";
+/// With memory brought back when it is touched (`lazy-pages`), which takes privilege.
+pub(crate) const LAZY: &str = "bare criu, lazy";
 /// `sh -c SCRIPT NAME IMAGE USR DIRECTORY [PROGRAM...]`, the init of new namespaces.
 const SCRIPT: &str = include_str!("bare/container.sh");
 /// As our backend has them.
@@ -65,6 +67,9 @@ impl Bare {
         // What our capture has made durable is at rest at its restart. So is this.
         output(Command::new("sh").arg("-c").arg("sync \"$0\"/*").arg(work.join("images")))?;
         self.bring_back(place, &work, job, runs)?;
+        if is_root() {
+            self.bring_back_lazily(place, &work, job, runs)?;
+        }
         output(Command::new("rm").arg("-rf").arg("--").arg(&work)).map(|_| ())
     }
 
@@ -96,6 +101,29 @@ impl Bare {
             return Err("it brought back something else than it saved".to_owned());
         }
         container.end()
+    }
+
+    fn bring_back_lazily(&self, place: &Place, work: &Path, job: &Job, runs: &mut Runs) -> Result<()> {
+        let failed = |why: std::io::Error| format!("lazy-pages: {why}");
+        let begun = Instant::now();
+        let container = Container::new(place, self, work, &[])?;
+        let images = ["-D", "/mnt/scratch/images", "-W", "/mnt"];
+        let socket = PathBuf::from(format!("/proc/{}/root/mnt/lazy-pages.socket", container.init));
+        let mut pages = self.inside(&container, "lazy-pages", &images).spawn().map_err(failed)?;
+        while !socket.exists() && begun.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let restore = [&["-d", "--lazy-pages"][..], &images, &["--pidfile", "root-pid"]].concat();
+        let done = timed(&mut self.inside(&container, "restore", &restore)).and_then(|_| {
+            ask(job.port, "/")?;
+            runs.add("restart to first answer", LAZY, begun.elapsed());
+            ask(job.port, "/check")
+        });
+        let ended = container.end();
+        let _ = pages.kill();
+        pages.wait().map_err(failed)?;
+        ended?;
+        if done? == "good" { Ok(()) } else { Err("lazily it brought back something else".to_owned()) }
     }
 
     fn inside(&self, container: &Container, word: &str, more: &[&str]) -> Command {

@@ -10,15 +10,17 @@ use crate::bare::{self, Bare};
 use crate::http::{free_port, get};
 use crate::place::{Place, output, timed};
 use crate::report::{Report, Runs};
+use crate::size::Size;
 
 /// In the figures.
 const MAPPED: &str = "native, mapped";
+const NEXT: &str = "native, next";
 
 /// Waits before a capture: what was written before is on the disk, what a start leaves to be done behind it is over,
 /// and there is memory for the files. In a virtual machine it may still have to come from the host when it is first
 /// touched, which takes longer than the whole capture and meets whoever comes first.
 pub(crate) fn settle(place: &Place, job: &Job) -> Result<()> {
-    written(place, job.mebibytes, &[])?;
+    written(place, job.size.mebibytes(), &[])?;
     output(Command::new("sync").arg("-f").arg(place.path("")))?;
     std::thread::sleep(Duration::from_secs(1));
     Ok(())
@@ -29,18 +31,18 @@ pub(crate) fn settle(place: &Place, job: &Job) -> Result<()> {
 pub(crate) struct Job {
     pub(crate) port: u16,
     number: String,
-    size: String,
-    mebibytes: u64,
+    text: String,
+    size: Size,
 }
 
 impl Job {
-    pub(crate) fn new(mebibytes: u64) -> Result<Self> {
+    pub(crate) fn new(size: Size) -> Result<Self> {
         let port = free_port().map_err(|why| why.to_string())?;
-        Ok(Self { port, number: port.to_string(), size: mebibytes.to_string(), mebibytes })
+        Ok(Self { port, number: port.to_string(), text: size.to_string(), size })
     }
 
     pub(crate) fn program(&self) -> [&str; 4] {
-        ["python3", "/opt/subjects/memory.py", &self.number, &self.size]
+        ["python3", "/opt/subjects/memory.py", &self.number, &self.text]
     }
 }
 
@@ -58,10 +60,10 @@ pub(crate) fn measure(
     place: &Place,
     engine: &str,
     mut bare: Option<&Bare>,
-    mebibytes: u64,
+    size: Size,
     report: &mut Report,
 ) -> Result<()> {
-    let job = Job::new(mebibytes)?;
+    let job = Job::new(size)?;
     let mut runs = Runs::default();
     for round in 0..place.runs {
         // Who comes second finds caches and disk as the first one leaves them.
@@ -69,26 +71,26 @@ pub(crate) fn measure(
             if first == (round % 2 == 0) {
                 ours(place, engine, &job, &mut runs)?;
             } else if let Some(Err(why)) = bare.map(|bare| bare.run(place, &job, &mut runs)) {
-                report.note(format!("{}, {mebibytes} MiB: {why}", bare::WHO));
+                report.note(format!("{}, {size} MiB: {why}", bare::WHO));
                 bare = None;
             }
         }
     }
     for _ in 0..place.runs {
         alone(place, &job, &mut runs)?;
-        runs.add("the disk alone: as much, fsynced", "dd", disk(place, mebibytes)?);
+        runs.add("the disk alone: as much, fsynced", "dd", disk(place, size.mebibytes())?);
     }
-    runs.tell(Some(mebibytes), report);
+    runs.tell(Some(size), report);
     if bare.is_some() {
-        beside(engine, mebibytes, &runs, report);
+        beside(engine, size, &runs, report);
     }
     Ok(())
 }
 
 /// How many times as long as CRIU alone.
-fn beside(engine: &str, mebibytes: u64, runs: &Runs, report: &mut Report) {
+fn beside(engine: &str, size: Size, runs: &Runs, report: &mut Report) {
     let mut tell = |what: &str, who: &str, ours: &[Duration], bare: &str| {
-        report.ratio(what, who, bare::WHO, [ours, runs.of(bare, bare::WHO)], Some(mebibytes));
+        report.ratio(what, who, bare::WHO, [ours, runs.of(bare, bare::WHO)], Some(size));
     };
     for what in ["pause seen by the application", "capture: the engine"] {
         tell(what, engine, runs.of(what, engine), what);
@@ -100,6 +102,9 @@ fn beside(engine: &str, mebibytes: u64, runs: &Runs, report: &mut Report) {
         runs.of(RESTART, engine).iter().zip(verifying).map(|(a, v)| a.saturating_sub(*v)).collect();
     tell("restart without verifying", engine, &without, RESTART);
     tell(RESTART, MAPPED, runs.of(RESTART, MAPPED), RESTART);
+    let pause = "pause seen by the application";
+    tell(pause, NEXT, runs.of(pause, NEXT), pause);
+    tell(RESTART, bare::LAZY, runs.of(RESTART, bare::LAZY), RESTART);
 }
 
 fn ours(place: &Place, engine: &str, job: &Job, runs: &mut Runs) -> Result<()> {
@@ -112,11 +117,14 @@ fn ours(place: &Place, engine: &str, job: &Job, runs: &mut Runs) -> Result<()> {
     ask(job.port, "/gap")?;
     capture(place, engine, runs)?;
     runs.add("pause seen by the application", engine, gap(job.port)?);
+    if engine == "native" {
+        again(place, job, runs)?;
+    }
     place.stasis(&["instance", "stop", "bench"])?;
     let restart = ["instance", "start", "--restart", "bench", &image, "bench"];
     runs.add("restart to first answer", engine, answered(place, &restart, job.port)?);
     if ask(job.port, "/check")? != "good" {
-        return Err(format!("{engine} brought back {} MiB that are not what was saved", job.mebibytes));
+        return Err(format!("{engine} brought back {} MiB that are not what was saved", job.size));
     }
     place.stasis(&["instance", "stop", "bench"])?;
     if engine == "native" {
@@ -129,6 +137,16 @@ fn ours(place: &Place, engine: &str, job: &Job, runs: &mut Runs) -> Result<()> {
     place.stasis(&["checkpoint", "delete", "bench"]).map(|_| ())
 }
 
+/// The capture after the first one, of a program that did not do much meanwhile.
+fn again(place: &Place, job: &Job, runs: &mut Runs) -> Result<()> {
+    settle(place, job)?;
+    ask(job.port, "/gap")?;
+    let (took, _) = place.told(&["checkpoint", "instance", "--json", "bench"])?;
+    runs.add("next capture, complete and durable", NEXT, took);
+    runs.add("pause seen by the application", NEXT, gap(job.port)?);
+    Ok(())
+}
+
 /// The native engine again, which brings memory back when it is touched.
 fn mapped(place: &Place, job: &Job, runs: &mut Runs) -> Result<()> {
     let image = place.image("any");
@@ -136,7 +154,7 @@ fn mapped(place: &Place, job: &Job, runs: &mut Runs) -> Result<()> {
     let restart = [&flags[..], &[&image, "bench"]].concat();
     runs.add("restart to first answer", MAPPED, answered(place, &restart, job.port)?);
     if ask(job.port, "/check")? != "good" {
-        return Err(format!("{MAPPED} brought back {} MiB that are not what was saved", job.mebibytes));
+        return Err(format!("{MAPPED} brought back {} MiB that are not what was saved", job.size));
     }
     place.stasis(&["instance", "stop", "bench"]).map(|_| ())
 }

@@ -11,6 +11,7 @@ mod jobs;
 mod peers;
 mod place;
 mod report;
+mod size;
 mod start;
 mod steady;
 
@@ -27,7 +28,8 @@ const USAGE: &str =
                     [--images DIR] [--stasis FILE]
 
   --runs    how often each figure is taken; the median is told        (7)
-  --sizes   memory of the saved program in MiB                        (0,64,1024)
+  --sizes   memory of the saved program in MiB; KxN for K processes   (0,64,1024)
+            of N each, with an h behind it in huge pages: 8x128,8192h
   --engines which                                                     (all that can be used here)
   --criu    a private CRIU, such as `cargo xtask criu` tells of       (criu on PATH)
   --json    where the figures go                                      (target/bench.json)
@@ -56,8 +58,8 @@ fn run() -> Result<()> {
     start::measure(&place, &mut report)?;
     for engine in place.engines(&options, &mut report) {
         let bare = bare_beside(&engine, &options, &mut report);
-        for mebibytes in &options.sizes {
-            jobs::measure(&place, &engine, bare.as_ref(), *mebibytes, &mut report)?;
+        for size in &options.sizes {
+            jobs::measure(&place, &engine, bare.as_ref(), *size, &mut report)?;
         }
     }
     steady::measure(&place, &options, &mut report)?;

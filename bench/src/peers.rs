@@ -8,17 +8,18 @@ use crate::http::{free_port, get};
 use crate::jobs::{Job, ask, gap, settle};
 use crate::place::{Place, is_root, on_path, timed};
 use crate::report::{Report, Runs};
+use crate::size::Size;
 
 /// Of what a peer makes.
 const NAME: &str = "stasis-bench";
 
 /// Each peer that is here. One that fails is a note, no failure.
-pub(crate) fn measure(place: &Place, sizes: &[u64], report: &mut Report) {
+pub(crate) fn measure(place: &Place, sizes: &[Size], report: &mut Report) {
     if on_path("apptainer") {
         match apptainer(place) {
             Ok((starts, captures)) => {
-                report.add("start to first answer", "apptainer --dmtcp-launch", Some(0), &starts);
-                report.add("capture, returns before it is done", "apptainer", Some(0), &captures);
+                report.add("start to first answer", "apptainer --dmtcp-launch", Some(Size::of(0)), &starts);
+                report.add("capture, returns before it is done", "apptainer", Some(Size::of(0)), &captures);
             }
             Err(why) => report.note(format!("apptainer: {why}")),
         }
@@ -30,19 +31,19 @@ pub(crate) fn measure(place: &Place, sizes: &[u64], report: &mut Report) {
             .note("podman with crun is not on PATH, or this is not root, for whom alone it saves".to_owned());
         return;
     }
-    for mebibytes in sizes {
-        match podman(place, *mebibytes) {
-            Ok(runs) => runs.tell(Some(*mebibytes), report),
-            Err(why) => report.note(format!("podman, {mebibytes} MiB: {why}")),
+    for size in sizes {
+        match podman(place, *size) {
+            Ok(runs) => runs.tell(Some(*size), report),
+            Err(why) => report.note(format!("podman, {size} MiB: {why}")),
         }
     }
 }
 
 /// The main job with CRIU from outside of the container. It syncs nothing.
-fn podman(place: &Place, mebibytes: u64) -> Result<Runs> {
+fn podman(place: &Place, size: Size) -> Result<Runs> {
     let mut runs = Runs::default();
     for _ in 0..place.runs {
-        let measured = podman_once(place, &Job::new(mebibytes)?, &mut runs);
+        let measured = podman_once(place, &Job::new(size)?, &mut runs);
         let removed = timed(&mut peer("podman", &["rm", "--force", "--time", "0", "--ignore", NAME]));
         measured.and(removed)?;
     }

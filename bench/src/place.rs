@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::report::Report;
+use crate::size::Size;
 
 /// What was asked for.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) runs: usize,
-    pub(crate) sizes: Vec<u64>,
+    pub(crate) sizes: Vec<Size>,
     pub(crate) json: PathBuf,
     /// The prefix of a private CRIU.
     pub(crate) criu: Option<PathBuf>,
@@ -29,7 +30,7 @@ impl Options {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
         let mut options = Self {
             runs: 7,
-            sizes: vec![0, 64, 1024],
+            sizes: [0, 64, 1024].map(Size::of).to_vec(),
             json: target.join("bench.json"),
             criu: None,
             help: false,
@@ -46,7 +47,7 @@ impl Options {
             let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
             match word.as_str() {
                 "--runs" => options.runs = number(value)?,
-                "--sizes" => options.sizes = value.split(',').map(number).collect::<Result<_>>()?,
+                "--sizes" => options.sizes = value.split(',').map(str::parse).collect::<Result<_>>()?,
                 "--json" => options.json = PathBuf::from(value),
                 // What `cargo xtask criu` prints where none is needed.
                 "--criu" if value.is_empty() => {}

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::place::Options;
+use crate::size::Size;
 
 /// One figure, taken several times.
 #[derive(Debug, Serialize)]
@@ -18,7 +19,7 @@ struct Figure {
     /// Of whom.
     who: String,
     /// Memory of the program, where it matters.
-    mebibytes: Option<u64>,
+    mebibytes: Option<Size>,
     median_ms: f64,
     min_ms: f64,
     max_ms: f64,
@@ -34,7 +35,7 @@ struct Ratio {
     what: String,
     who: String,
     beside: String,
-    mebibytes: Option<u64>,
+    mebibytes: Option<Size>,
     median: f64,
     min: f64,
     max: f64,
@@ -58,7 +59,7 @@ impl Runs {
     }
 
     /// Adds all of them, those of one kind together.
-    pub(crate) fn tell(&self, mebibytes: Option<u64>, report: &mut Report) {
+    pub(crate) fn tell(&self, mebibytes: Option<Size>, report: &mut Report) {
         let mut told: Vec<&str> = Vec::new();
         for (what, ..) in &self.0 {
             if !told.contains(&what.as_str()) {
@@ -94,7 +95,7 @@ impl Report {
     }
 
     /// Adds a figure from its runs.
-    pub(crate) fn add(&mut self, what: &str, who: &str, mebibytes: Option<u64>, runs: &[Duration]) {
+    pub(crate) fn add(&mut self, what: &str, who: &str, mebibytes: Option<Size>, runs: &[Duration]) {
         let runs_ms: Vec<f64> = runs.iter().map(|run| run.as_secs_f64() * 1e3).collect();
         let Some([median, min, max]) = spread(&runs_ms) else { return };
         eprintln!(
@@ -129,7 +130,7 @@ impl Report {
         who: &str,
         beside: &str,
         [runs, others]: [&[Duration]; 2],
-        mebibytes: Option<u64>,
+        mebibytes: Option<Size>,
     ) {
         let each = runs.iter().zip(others).map(|(run, other)| run.as_secs_f64() / other.as_secs_f64());
         let Some([median, min, max]) = spread(&each.collect::<Vec<_>>()) else { return };
@@ -241,9 +242,9 @@ mod tests {
             taken.add("restart", "criu", Duration::from_millis(a));
             taken.add("restart", "bare", Duration::from_millis(b));
         }
-        taken.tell(Some(64), &mut report);
+        taken.tell(Some(Size::of(64)), &mut report);
         let both = [taken.of("restart", "criu"), taken.of("restart", "bare")];
-        report.ratio("restart", "criu", "bare", both, Some(64));
+        report.ratio("restart", "criu", "bare", both, Some(Size::of(64)));
         let table = report.table();
         let line = table.lines().find(|line| line.contains("start of true")).unwrap();
         assert_eq!(line.split('|').map(str::trim).collect::<Vec<_>>()[4..8], ["2.0", "1.0", "9.0", "0.50"]);

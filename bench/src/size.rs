@@ -1,0 +1,70 @@
+//! How much memory the saved program holds.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
+
+/// So many processes with so much each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size {
+    processes: u64,
+    mebibytes: u64,
+    huge: bool,
+}
+
+impl Size {
+    /// One process.
+    pub(crate) const fn of(mebibytes: u64) -> Self {
+        Self { processes: 1, mebibytes, huge: false }
+    }
+
+    /// Of all together.
+    pub(crate) fn mebibytes(self) -> u64 {
+        self.processes * self.mebibytes
+    }
+}
+
+/// As the program takes it: N, or KxN, with an h behind it for huge pages.
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.processes != 1 {
+            write!(f, "{}x", self.processes)?;
+        }
+        write!(f, "{}{}", self.mebibytes, if self.huge { "h" } else { "" })
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number =
+            |text: &str| text.parse().map_err(|_| format!("{text:?} is no size: N, KxN, Nh or KxNh"));
+        let plain = text.strip_suffix('h').unwrap_or(text);
+        let (processes, mebibytes) = plain.split_once('x').unwrap_or(("1", plain));
+        Ok(Self { processes: number(processes)?, mebibytes: number(mebibytes)?, huge: plain != text })
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_told() {
+        for text in ["0", "1024", "8x128", "8192h", "2x64h"] {
+            assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
+        }
+        assert_eq!("8x128h".parse::<Size>().unwrap().mebibytes(), 1024);
+        assert!(
+            "x".parse::<Size>().is_err() && "1x".parse::<Size>().is_err() && "huge".parse::<Size>().is_err()
+        );
+    }
+}
