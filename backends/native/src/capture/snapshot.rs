@@ -68,7 +68,9 @@ enum Descriptors {
 
 /// A userfaultfd of the process: made by a first task, so that the process never has the descriptor.
 pub(crate) fn userfaultfd(site: &Site, held: &Held) -> Result<OwnedFd> {
-    let helper = helper(site, held, &calls(site, Descriptors::Copied, 0), &[])?;
+    // Left alone it makes no copy, which would become a child of whoever adopts orphans.
+    let nothing = Call::new(libc::SYS_getpid, &[]).bytes().collect::<Vec<_>>();
+    let helper = helper(site, held, &calls(site, Descriptors::Copied, 0), at::FIRST_TABLE, &nothing)?;
     let Some(task) = first(helper)? else {
         gone(helper)?;
         return Err(no_copy(site, held, 0));
@@ -118,7 +120,8 @@ fn calls_of_adopting(site: &Site) -> [Call; 5] {
 
 /// The helper of a process that adopts orphans, which has stopped doing so and stands still.
 pub(crate) fn adopt_no_more(site: &Site, held: &Held) -> Result<i32> {
-    let helper = helper(site, held, &calls_of_adopting(site), &[0, GRACE].map(u64::to_ne_bytes).concat())?;
+    let grace = [0, GRACE].map(u64::to_ne_bytes).concat();
+    let helper = helper(site, held, &calls_of_adopting(site), at::DATA, &grace)?;
     // Its frame is taken by a call of its own; each call stops at its beginning and at its end.
     for number in [libc::SYS_rt_sigreturn, libc::SYS_prctl] {
         to_next_call(helper)?;
@@ -147,10 +150,10 @@ pub(crate) fn let_go(helper: i32) {
     let _ = ptrace::detach(helper, 0);
 }
 
-/// A helper that will make these calls with these data.
-fn helper(site: &Site, held: &Held, calls: &[Call], data: &[u8]) -> Result<i32> {
+/// A helper that will make these calls, with these data at a place of the region.
+fn helper(site: &Site, held: &Held, calls: &[Call], place: u64, data: &[u8]) -> Result<i32> {
     site.prepare(held, calls)?;
-    site.put(&held.memory, at::DATA, data)?;
+    site.put(&held.memory, place, data)?;
     let leader = held.leader()?;
     site.enter(leader)?;
     let helper = site.make_helper(leader.tid)?;
@@ -160,7 +163,7 @@ fn helper(site: &Site, held: &Held, calls: &[Call], data: &[u8]) -> Result<i32> 
 
 /// Copies one process that stands still.
 pub(crate) fn take(site: &Site, held: &Held) -> Result<Snapshot> {
-    let helper = helper(site, held, &calls(site, Descriptors::Shared, 0), &[])?;
+    let helper = helper(site, held, &calls(site, Descriptors::Shared, 0), at::DATA, &[])?;
     copy(site, held, helper, 0)
 }
 
