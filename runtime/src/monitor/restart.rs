@@ -11,7 +11,12 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, setsockopt, socket, sockopt,
 };
 use stasis_plugin_api::request::GenerationView;
+use stasis_plugin_api::survey::ProcessInfo;
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// How long a program that was killed may take to let its ports go.
+const DYING: Duration = Duration::from_secs(3);
 
 /// Opens and checks it, its content excepted.
 ///
@@ -84,8 +89,8 @@ fn ports_free(manifest: &Manifest) -> Result<()> {
     for port in &manifest.listening {
         let Ok(address) = port.address.parse::<IpAddr>() else { continue };
         let (address, udp) = (SocketAddr::new(address, port.port), port.proto.starts_with("udp"));
-        if try_bind(address, udp) == Err(Errno::EADDRINUSE) {
-            let who = match survey::holder(udp, port.port) {
+        if let Some(holder) = taken(address, udp) {
+            let who = match holder {
                 Some(process) => format!("where {} (pid {}) listens now", process.name, process.pid),
                 None => "where a program listens now that is not shown to you".to_owned(),
             };
@@ -96,6 +101,22 @@ fn ports_free(manifest: &Manifest) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Who has an address, as far as that can be told; `None` when nobody has. An application that was killed gives its
+/// memory back before its sockets: nobody is shown then, and it takes a moment.
+fn taken(address: SocketAddr, udp: bool) -> Option<Option<ProcessInfo>> {
+    let end = Instant::now() + DYING;
+    loop {
+        if try_bind(address, udp) != Err(Errno::EADDRINUSE) {
+            return None;
+        }
+        let holder = survey::holder(udp, address.port());
+        if holder.is_some() || Instant::now() >= end {
+            return Some(holder);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// An address that this machine lacks is the engine's to complain about.
