@@ -147,6 +147,8 @@ impl<'a> Init<'a> {
         }
         let (heard, child, status) = self.wait(now)?;
         if status {
+            // A helper that died first is why the application ended, and is told first.
+            self.reap()?;
             self.hear_supervisor()?;
         }
         for job in &mut self.jobs {
