@@ -183,7 +183,7 @@ fn nameless_inside() {
 }
 
 /// Generations of one chain.
-const LINKS: usize = 20;
+const LINKS: usize = 50;
 
 #[test]
 fn every_increment_is_all_of_the_memory() {
