@@ -100,6 +100,22 @@ pub struct TmpfsSaved {
     /// A digest over names, sizes, times and inodes: two that are equal tell that nothing changed in between, for an
     /// engine that cannot hold everybody still meanwhile.
     pub fingerprint: String,
+    /// How many will have another inode number after a restart than they have now.
+    pub renumbered: u64,
+}
+
+impl TmpfsSaved {
+    /// A remark for the user about files that are not quite what they were, where there are some.
+    #[must_use]
+    pub fn note(&self) -> Option<String> {
+        let number = self.renumbered;
+        (number > 0).then(|| {
+            format!(
+                "{number} file(s) in memory file systems get another inode number at a restart; a program that looks at \
+                 it, as SQLite does, takes them for other files"
+            )
+        })
+    }
 }
 
 /// What stands of the application, asked at any moment of a call.

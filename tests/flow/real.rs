@@ -13,7 +13,6 @@ use crate::need::need;
 use crate::running::{Outcome, PATIENCE};
 
 const NATIVE: Engine = Engine("native");
-const MANY: i32 = 20;
 const GENERATIONS: i64 = 3;
 
 /// Each of these for everybody; what one of them needs beside that stands behind it.
@@ -45,7 +44,7 @@ as_all! {
     sqlite_on_a_disk()
     redis_under_load(programs)
     nginx_under_load(programs)
-    many_generations()
+    a_hundred_generations()
 }
 
 fn a_program_of_go(who: Who) -> Outcome<()> {
@@ -116,11 +115,10 @@ fn busy(who: Who, flags: &[&str], image: &str, words: &[&str]) -> Outcome<()> {
     job.env.finish()
 }
 
-/// Whatever a generation loses or adds, many of them show: threads, timers, a file, a sum. A hundred of memory alone are
-/// a test of the engine's own.
-fn many_generations(who: Who) -> Outcome<()> {
+/// Whatever a generation loses or adds, a hundred of them show: threads, timers, a file, a sum.
+fn a_hundred_generations(who: Who) -> Outcome<()> {
     let job = Job::with(NATIVE.0, who, &[], "any", &["/opt/subjects/bin/busy-rust", "PORT"])?;
-    for n in 1..=MANY {
+    for n in 1..=100 {
         assert_eq!(post(job.port, "1")?, n.to_string());
         job.save_between_requests()?;
         let engine = &job.env.newest("job")?["report"]["facts"]["engine"];
@@ -131,10 +129,18 @@ fn many_generations(who: Who) -> Outcome<()> {
         let next = if (n + 1) % 4 < 2 { "capture=fork" } else { "capture=plain" };
         job.start_with(&["--backend-option", restart, "--backend-option", next])?;
         assert_eq!(get(job.port, "/")?, n.to_string());
-        well(job.port).map_err(|why| format!("generation {n}: {why}"))?;
+        well(job.port).map_err(|why| format!("generation {n}: {why}\n{}", looked_at(&job.env)))?;
     }
-    assert_eq!(job.env.newest("job")?["generation"], MANY);
+    assert_eq!(job.env.newest("job")?["generation"], 100);
     job.env.finish()
+}
+
+/// What every thread of the application does, and what it said.
+fn looked_at(env: &Env) -> String {
+    let script = "for t in /proc/100/task/*; do echo \"${t##*/} $(cat $t/comm) $(cat $t/syscall) $(cat $t/wchan) \
+                  $(grep -h State $t/status)\"; done";
+    let run = |words: &[&str]| env.stasis(words).map_or_else(|why| why.to_string(), |run| run.out + &run.err);
+    run(&["exec", "instance://job", "sh", "-c", script]) + &run(&["instance", "logs", "job"])
 }
 
 /// All of it goes on, and nothing is wrong.

@@ -160,7 +160,7 @@ impl Capturing<'_, '_> {
         if let Some(stats) = &stats {
             facts.insert("statistics".to_owned(), statistics(stats, memory(staging, &files)));
         }
-        let mut notes = Vec::new();
+        let mut notes: Vec<String> = tmpfs.note().into_iter().collect();
         let open = survey.sockets.iter().filter(|s| s.is_connection()).count();
         if self.setting.tcp == Tcp::Close && open > 0 {
             notes.push(format!("after a restart the application finds {open} TCP connection(s) closed"));

@@ -36,13 +36,13 @@ pub(crate) fn capture(host: &mut Host<'_>, request: &CaptureRequest) -> Result<C
     for image in &set.images {
         images::check(&staging.join(&image.file))?;
     }
-    let (has_files, note) = memory_files::after(host, &memory_files, staging)?;
+    let (has_files, notes) = memory_files::after(host, &memory_files, staging)?;
     let mut report = report(host, staging, set)?;
     if has_files {
         report.files.push(memory_files::FILE.to_owned());
     }
     report.facts.insert("tmpfs".to_owned(), has_files.into());
-    report.notes.extend(note);
+    report.notes.extend(notes);
     Ok(report)
 }
 

@@ -21,16 +21,17 @@ pub(crate) fn before(host: &Host<'_>, survey: &Survey) -> Result<Before> {
     }
 }
 
-/// Whether a generation has any, and a remark when it is newer than the rest.
-pub(crate) fn after(host: &Host<'_>, before: &Before, staging: &Path) -> Result<(bool, Option<String>)> {
+/// Whether a generation has any, and remarks, such as when they are newer than the rest.
+pub(crate) fn after(host: &Host<'_>, before: &Before, staging: &Path) -> Result<(bool, Vec<String>)> {
     let after = host.save_tmpfs(AFTER)?;
     let (first, second) = (staging.join(FILE), staging.join(AFTER));
     let failed = |e: std::io::Error| BackendError::failed("cannot keep the memory file systems").because(e);
+    let mut notes: Vec<String> = after.note().into_iter().collect();
     if after == before.0 {
         if after.entries > 0 {
             std::fs::remove_file(&second).map_err(failed)?;
         }
-        return Ok((after.entries > 0, None));
+        return Ok((after.entries > 0, notes));
     }
     if after.entries > 0 {
         std::fs::rename(&second, &first).map_err(failed)?;
@@ -39,5 +40,6 @@ pub(crate) fn after(host: &Host<'_>, before: &Before, staging: &Path) -> Result<
     }
     let note = "files in the container's own /dev/shm or /tmp changed while the state was saved: they are as they were \
                 right after it";
-    Ok((after.entries > 0, Some(note.to_owned())))
+    notes.push(note.to_owned());
+    Ok((after.entries > 0, notes))
 }

@@ -18,8 +18,9 @@ const DEPTH: usize = 64;
 /// Where an entry's inode number stands in the archive. A program may hold on to it: SQLite writes to no database whose
 /// file has become another one.
 const INODE: &str = "STASIS.inode";
-/// So many numbers are passed over to come to a wanted one; a tmpfs gives them in turn.
-const MOST_PASSED: u64 = 250_000;
+/// So many numbers of a file system are passed over, all in all, to come to the wanted ones: a tmpfs gives them in turn,
+/// and each costs a microsecond or two.
+const MOST_PASSED: u64 = 1_000_000;
 
 /// Those that hold anything.
 #[must_use]
@@ -61,13 +62,20 @@ pub fn save(mounts: &[PathBuf], to: &Path) -> Result<TmpfsSaved> {
         let mut found = Vec::new();
         look(mount, device, 0, 0, &mut found)?;
         found.sort_by_key(|entry| entry.order);
+        let mut passing = Passing::default();
         for Found { path, meta, .. } in &found {
-            saving.entry(path, meta)?;
+            if saving.entry(path, meta)? && !passing.reaches(meta.ino()) {
+                saving.saved.renumbered += 1;
+            }
         }
     }
     let mut saved = saving.saved;
     saved.fingerprint = saving.seen.finalize().to_hex().to_string();
     saving.tar.into_inner().and_then(|file| file.sync_data()).map_err(failed)?;
+    if saved.entries == 0 {
+        // All of it went meanwhile.
+        fs::remove_file(to).map_err(failed)?;
+    }
     Ok(saved)
 }
 
@@ -119,8 +127,15 @@ fn look(directory: &Path, device: u64, depth: usize, above: u64, found: &mut Vec
 }
 
 impl Saving {
-    fn entry(&mut self, path: &Path, meta: &Metadata) -> Result<()> {
+    /// False for one that is gone meanwhile.
+    fn entry(&mut self, path: &Path, meta: &Metadata) -> Result<bool> {
         let failed = |e: io::Error| cannot("save", path, &e);
+        let kind = meta.file_type();
+        // Before anything is written of it: it may be gone.
+        let held = match Held::of(path, meta) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            held => held.map_err(failed)?,
+        };
         let name = path.strip_prefix("/").unwrap_or(path);
         let mut header = Header::new_gnu();
         header.set_metadata(meta);
@@ -133,32 +148,92 @@ impl Saving {
         for number in [meta.mtime(), meta.mtime_nsec()] {
             self.seen.update(&number.to_le_bytes());
         }
-        let kind = meta.file_type();
         if meta.nlink() > 1 && !kind.is_dir() {
             if let Some(first) = self.links.get(&(meta.dev(), meta.ino())) {
                 header.set_entry_type(EntryType::Link);
-                return self.tar.append_link(&mut header, name, first).map_err(failed);
+                self.tar.append_link(&mut header, name, first).map_err(failed)?;
+                return Ok(true);
             }
             self.links.insert((meta.dev(), meta.ino()), name.to_owned());
         }
         let inode = meta.ino().to_string();
         self.tar.append_pax_extensions([(INODE, inode.as_bytes())]).map_err(failed)?;
-        if kind.is_dir() {
-            return self.tar.append_data(&mut header, name, io::empty()).map_err(failed);
+        match held {
+            Held::Link(target) => self.tar.append_link(&mut header, name, target),
+            Held::File(mut file) => {
+                self.saved.bytes += meta.len();
+                self.tar.append_file(name, &mut file)
+            }
+            Held::Nothing => {
+                if kind.is_fifo() {
+                    header.set_entry_type(EntryType::Fifo);
+                }
+                self.tar.append_data(&mut header, name, io::empty())
+            }
         }
+        .map_err(failed)?;
+        Ok(true)
+    }
+}
+
+/// What an entry holds, taken hold of.
+enum Held {
+    Nothing,
+    Link(PathBuf),
+    File(File),
+}
+
+impl Held {
+    fn of(path: &Path, meta: &Metadata) -> io::Result<Self> {
+        let kind = meta.file_type();
         if kind.is_symlink() {
-            let target = fs::read_link(path).map_err(failed)?;
-            return self.tar.append_link(&mut header, name, target).map_err(failed);
+            return fs::read_link(path).map(Self::Link);
         }
-        if kind.is_fifo() {
-            header.set_entry_type(EntryType::Fifo);
-            return self.tar.append_data(&mut header, name, io::empty()).map_err(failed);
+        if !kind.is_file() {
+            return Ok(Self::Nothing);
         }
-        self.saved.bytes += meta.len();
         // Not a link that has taken the file's place meanwhile, and not waiting for a pipe's other end.
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
-        self.tar.append_file(name, &mut file).map_err(failed)
+        OpenOptions::new().read(true).custom_flags(flags).open(path).map(Self::File)
+    }
+}
+
+/// The numbers of a fresh file system, given in turn.
+#[derive(Debug, Default)]
+struct Passing {
+    /// The last one that was given.
+    last: u64,
+    /// How many were given only to come to others.
+    passed: u64,
+}
+
+impl Passing {
+    /// So many have to be passed over so that the next one is this; `None` where it was given already, or that were too
+    /// many.
+    fn missing(&self, number: u64) -> Option<u64> {
+        let missing = number.checked_sub(self.last)?.checked_sub(1)?;
+        (self.passed.saturating_add(missing) <= MOST_PASSED).then_some(missing)
+    }
+
+    /// Whether an entry gets this number. Nothing of the container's own is known of here, which takes a few of the first.
+    fn reaches(&mut self, number: u64) -> bool {
+        let Some(missing) = self.missing(number) else { return false };
+        (self.last, self.passed) = (number, self.passed + missing);
+        true
+    }
+
+    /// Makes the next inode below a mount get this number, where it can.
+    fn come_to(&mut self, mount: &Path, number: u64) -> io::Result<()> {
+        let name = mount.join(".stasis-inode");
+        for _ in 0..self.missing(number).unwrap_or(0) {
+            self.last = OpenOptions::new().write(true).create_new(true).open(&name)?.metadata()?.ino();
+            fs::remove_file(&name)?;
+            self.passed += 1;
+            if self.last.saturating_add(1) >= number {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -174,7 +249,7 @@ pub fn restore(archive: &Path, mounts: &[PathBuf]) -> Result<()> {
     tar.set_preserve_mtime(true);
     // Its own time is set when everything is in it.
     let mut directories = Vec::new();
-    let mut last: HashMap<PathBuf, u64> = HashMap::new();
+    let mut passing: HashMap<PathBuf, Passing> = HashMap::new();
     for entry in tar.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
         let path = Path::new("/").join(entry.path().map_err(broken)?);
@@ -186,16 +261,18 @@ pub fn restore(archive: &Path, mounts: &[PathBuf]) -> Result<()> {
         };
         let failed = |e: io::Error| cannot("put back", &path, &e);
         if let Some(number) = inode(&mut entry) {
-            let last = last.entry(mount.clone()).or_insert_with(|| highest(mount));
-            come_to(mount, *last, number).map_err(failed)?;
-            *last = number.max(*last);
+            let fresh = || Passing { last: highest(mount), passed: 0 };
+            let passing = passing.entry(mount.clone()).or_insert_with(fresh);
+            passing.come_to(mount, number).map_err(failed)?;
         }
         if entry.header().entry_type() == EntryType::Fifo {
             fifo(&path, entry.header()).map_err(failed)?;
-            continue;
-        }
-        if !entry.unpack_in("/").map_err(failed)? {
+        } else if !entry.unpack_in("/").map_err(failed)? {
             return Err(cannot("put back", &path, &io::Error::other("its name leads out of its directory")));
+        }
+        if let Some(passing) = passing.get_mut(mount) {
+            let given = fs::symlink_metadata(&path).map_err(failed)?.ino();
+            passing.last = passing.last.max(given);
         }
         if entry.header().entry_type() == EntryType::Directory && path != *mount {
             directories.push((path, entry.header().mtime().map_err(broken)?));
@@ -224,22 +301,6 @@ fn highest(directory: &Path) -> u64 {
         entry.ino().max(if inside { highest(&entry.path()) } else { 0 })
     });
     below.max().unwrap_or(0).max(own.ino())
-}
-
-/// Makes the next inode of a mount get this number, where its file system counts up and has not come so far: its last
-/// one is known.
-fn come_to(mount: &Path, last: u64, number: u64) -> io::Result<()> {
-    let name = mount.join(".stasis-inode");
-    let missing = number.saturating_sub(last + 1);
-    let passed = if missing > MOST_PASSED { 0 } else { missing };
-    for _ in 0..passed {
-        let given = OpenOptions::new().write(true).create_new(true).open(&name)?.metadata()?.ino();
-        fs::remove_file(&name)?;
-        if given + 1 >= number {
-            break;
-        }
-    }
-    Ok(())
 }
 
 fn fifo(path: &Path, header: &Header) -> io::Result<()> {
@@ -310,6 +371,46 @@ mod tests {
         assert_eq!(meta.len(), 3 << 20);
         assert!(meta.blocks() < 1000, "holes are holes again");
         assert!(!mount.join("socket").exists());
+    }
+
+    #[test]
+    fn what_goes_meanwhile_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mount, archive) = (dir.path().join("shm"), dir.path().join("tmpfs.tar"));
+        fs::create_dir(&mount).unwrap();
+        for name in ["a", "b", "c"] {
+            fs::write(mount.join(name), name).unwrap();
+        }
+        symlink("a", mount.join("link")).unwrap();
+        let mut found = Vec::new();
+        look(&mount, mount.metadata().unwrap().dev(), 0, 0, &mut found).unwrap();
+        for name in ["b", "link"] {
+            fs::remove_file(mount.join(name)).unwrap();
+        }
+        let file = File::create(&archive).unwrap();
+        let (tar, links) = (Builder::new(file), HashMap::new());
+        let mut saving = Saving { tar, links, saved: TmpfsSaved::default(), seen: blake3::Hasher::new() };
+        let kept: Vec<bool> = found.iter().map(|f| saving.entry(&f.path, &f.meta).unwrap()).collect();
+        assert_eq!(kept.iter().filter(|kept| **kept).count(), 2);
+        assert_eq!((saving.saved.entries, saving.saved.bytes), (2, 2));
+        drop(saving.tar.into_inner().unwrap());
+        fs::rename(&mount, dir.path().join("old")).unwrap();
+        fs::create_dir(&mount).unwrap();
+        restore(&archive, std::slice::from_ref(&mount)).unwrap();
+        assert_eq!(fs::read_dir(&mount).unwrap().count(), 2);
+        assert_eq!(fs::read_to_string(mount.join("c")).unwrap(), "c");
+    }
+
+    #[test]
+    fn numbers_are_passed_over_within_bounds() {
+        let mut passing = Passing::default();
+        assert!(passing.reaches(5) && passing.reaches(6) && passing.reaches(MOST_PASSED));
+        assert_eq!(passing.passed, MOST_PASSED - 3);
+        assert!(!passing.reaches(MOST_PASSED), "given already");
+        assert!(!passing.reaches(2 * MOST_PASSED), "too many");
+        assert!(passing.reaches(MOST_PASSED + 4) && !passing.reaches(MOST_PASSED + 6), "all in all");
+        assert!(!passing.reaches(u64::MAX));
+        assert!(TmpfsSaved { renumbered: 2, ..TmpfsSaved::default() }.note().is_some());
     }
 
     /// A test that needs a tmpfs of its own, which only root can have without a namespace.

@@ -209,8 +209,14 @@ fn stand(
 ) -> Result<Stood> {
     let stood = match container.stand(MAKING + rebuilding(&spec)) {
         Ok(stood) => stood,
-        Err(NotStood::Failed(error)) => return Err(with_log(error, logs.as_deref())),
-        Err(NotStood::NotRebuilt(failed)) => return Err(explain(prepared.as_mut(), *failed)),
+        Err(failed) => {
+            let error = match failed {
+                NotStood::Failed(error) => with_log(error, logs.as_deref()),
+                NotStood::NotRebuilt(failed) => explain(prepared.as_mut(), *failed),
+            };
+            let Some(Prepared { generation, unverified, .. }) = &prepared else { return Err(error) };
+            return Err(verify::or_damage(generation.as_ref(), unverified, error));
+        }
     };
     for note in &stood.notes {
         teller.note(note);
@@ -257,7 +263,8 @@ fn stand(
             container.kill();
             // Locks are free again only when nobody holds the container any more.
             let _ = ear.join();
-            return Err(with_log(error, logs.as_deref()));
+            let error = with_log(error, logs.as_deref());
+            return Err(verify::or_damage(generation.as_ref(), &unverified, error));
         }
         restarted = generation.as_ref().map(|g| RestartedFrom {
             generation: g.number(),

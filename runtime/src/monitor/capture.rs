@@ -38,6 +38,8 @@ pub fn capture(live: &Live, stop: bool, accept_loss: &[String], teller: &dyn Tel
         return Err(Error::new(format!("instance \"{}\" was not started with checkpointing", live.name))
             .help("start it with `--checkpoint NAME`"));
     };
+    running(live)?;
+    verify::wait(live, teller);
     let _one = match engine.capturing.try_lock() {
         Ok(guard) => guard,
         Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
@@ -47,7 +49,6 @@ pub fn capture(live: &Live, stop: bool, accept_loss: &[String], teller: &dyn Tel
         }
     };
     running(live)?;
-    verify::wait(live, teller)?;
     let begun = Instant::now();
     let survey = live.survey()?;
     let outcome = save(live, engine, &survey, stop, accept_loss, teller);
@@ -107,10 +108,17 @@ fn note_in_record(live: &Live, captured: &Captured, survey: &Survey) {
 }
 
 fn running(live: &Live) -> Result<()> {
-    match live.state().phase {
+    let state = live.state();
+    match state.phase {
         Phase::Running => Ok(()),
         Phase::Starting => Err(Error::new(format!("instance \"{}\" is still starting", live.name))),
-        Phase::Ending | Phase::Gone => Err(Error::new(format!("instance \"{}\" has ended", live.name))),
+        Phase::Ending | Phase::Gone => {
+            let ended = Error::new(format!("instance \"{}\" has ended", live.name));
+            Err(match &state.reason {
+                Some(reason) => ended.because(reason),
+                None => ended,
+            })
+        }
     }
 }
 
@@ -206,6 +214,13 @@ fn commit(
     let Some(held) = held.as_ref() else {
         return Err(Error::new(format!("instance \"{}\" has ended", live.name)));
     };
+    if base.is_none() && !report.inherited.is_empty() {
+        return Err(Error::new(format!(
+            "the backend \"{}\" said that \"{}\" shares files with a generation that was not there",
+            engine.descriptor.name, live.name
+        ))
+        .help("nothing was saved; report this to the backend's author"));
+    }
     let inherited = base.map(|generation| Inherited { generation, files: &report.inherited });
     let committed =
         engine.checkpoint.commit(held, &engine.staging, Some(&files), inherited, draft, &mut tell)?;

@@ -60,6 +60,8 @@ pub struct State {
     pub image: Option<ImageIdentity>,
     /// The generation that was brought back is still being compared with what was saved.
     pub verifying: bool,
+    /// It is not what was saved.
+    pub damaged: bool,
 }
 
 /// What an engine's instance has on top.
@@ -165,6 +167,7 @@ impl Live {
                 conversations: 0,
                 image,
                 verifying: false,
+                damaged: false,
             }),
             changed: Condvar::new(),
             wake: Mutex::new(parts.wake),

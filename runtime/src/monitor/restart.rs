@@ -143,7 +143,7 @@ pub fn view(generation: &Generation) -> GenerationView {
         number: generation.number(),
         directory: generation.path().to_path_buf(),
         files: manifest.files.iter().map(|f| f.path.clone().into()).collect(),
-        size: manifest.files.iter().map(|f| f.size).sum(),
+        size: generation.size(),
         engine_version: manifest.backend.engine_version.clone(),
         processes: manifest.processes.iter().filter_map(|p| i32::try_from(p.pid).ok()).collect(),
         facts: manifest

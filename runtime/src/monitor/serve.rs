@@ -118,10 +118,13 @@ fn settle(begun: Begun) -> Outcome {
     let gone = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(begun.container.pid), None);
     tracing::debug!(?gone, "init");
     let _ = begun.ear.join();
+    // An end of its own is told when it is known that it was the application that was saved. Whoever asked for the end
+    // need not wait for that.
+    live.wait(None, |s| !s.verifying || s.requested);
     let state = live.state();
     let ending = state.ending.unwrap_or(Ending::Signal(libc::SIGKILL));
     let outcome = Outcome { ending, reason: state.reason.clone(), exit_code: state.exit_code };
-    let requested = state.requested;
+    let requested = state.requested && !state.damaged;
     drop(state);
     if let Some(engine) = &live.engine {
         // Locks are free before anybody hears of the end: the next start may follow at once.

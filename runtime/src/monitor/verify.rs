@@ -1,15 +1,15 @@
 //! Whether the content of a generation is what was saved: looked at before the application runs, or behind its start.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, FATAL, Result};
 use crate::monitor::Teller;
-use crate::monitor::live::{Live, Phase};
+use crate::monitor::live::{Live, Phase, State};
 use crate::monitor::order::Verify;
 use crate::store::Generation;
 use stasis_plugin_api::capability::VERIFY_BEHIND;
 use stasis_plugin_api::descriptor::Descriptor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Whether a restart can be planned before the content has been compared.
 pub(super) fn may_plan_first(verify: Verify, descriptor: &Descriptor) -> bool {
@@ -30,40 +30,58 @@ pub(super) fn before(generation: &Generation, behind: &[PathBuf], teller: &dyn T
     Ok(generation.verify_content(&wanted, &mut tell)?)
 }
 
+/// An error of a restart whose content was not all compared: what is damaged is why, and is told instead.
+pub(super) fn or_damage(generation: Option<&Generation>, behind: &[PathBuf], error: Error) -> Error {
+    let Some(generation) = generation.filter(|_| !behind.is_empty()) else { return error };
+    let wanted = |file: &Path| behind.iter().any(|waits| waits == file);
+    match generation.verify_content(&wanted, &mut |_, _| {}) {
+        Err(damage) => damage.into(),
+        Ok(()) => error,
+    }
+}
+
 /// Compares the rest in a thread of its own. A difference ends everything inside, and until it is through nothing is
-/// saved.
+/// saved, and no end of the application's own is told.
 pub(super) fn behind(live: &Arc<Live>, generation: Generation, files: Vec<PathBuf>) {
     if files.is_empty() {
         return;
     }
     live.change(|s| s.verifying = true);
-    let live = Arc::clone(live);
-    std::thread::spawn(move || {
-        let wanted = |file: &Path| files.iter().any(|waits| waits == file);
-        let verified = generation.verify_content(&wanted, &mut |_, _| {});
-        if let Err(error) = &verified {
-            tracing::error!(%error, "the generation that was brought back is damaged");
-            live.end(Some(&format!("generation {} was brought back, and {error}", generation.number())));
-        }
-        live.change(|s| s.verifying = false);
-    });
+    let work = Arc::new(Behind { live: Arc::clone(live), generation, files });
+    let here = Arc::clone(&work);
+    if std::thread::Builder::new().spawn(move || here.compare()).is_err() {
+        // The number of tasks is limited: this one does it.
+        work.compare();
+    }
 }
 
-/// Waits until what was brought back is known to be what was saved.
-///
-/// # Errors
-/// It is not.
-pub(super) fn wait(live: &Live, teller: &dyn Teller) -> Result<()> {
-    while !live.wait(Some(std::time::Instant::now() + Duration::from_millis(200)), |s| !s.verifying) {
+struct Behind {
+    live: Arc<Live>,
+    generation: Generation,
+    files: Vec<PathBuf>,
+}
+
+impl Behind {
+    fn compare(&self) {
+        let wanted = |file: &Path| self.files.iter().any(|waits| waits == file);
+        let verified = self.generation.verify_content(&wanted, &mut |_, _| {});
+        self.live.change(|s| {
+            s.verifying = false;
+            if let Err(error) = verified {
+                let number = self.generation.number();
+                s.reason = Some(format!("generation {number} was brought back, and {error}"));
+                s.exit_code = Some(FATAL);
+                s.damaged = true;
+                s.phase = s.phase.max(Phase::Ending);
+            }
+        });
+    }
+}
+
+/// Waits until what was brought back is known to be what was saved, or the application ends.
+pub(super) fn wait(live: &Live, teller: &dyn Teller) {
+    let through = |s: &State| !s.verifying || s.phase >= Phase::Ending;
+    while !live.wait(Some(Instant::now() + Duration::from_millis(200)), through) {
         teller.progress(0, 0, "waiting for the verification of what was brought back");
     }
-    let state = live.state();
-    if state.phase <= Phase::Running {
-        return Ok(());
-    }
-    let ended = Error::new(format!("instance \"{}\" has ended", live.name));
-    Err(match &state.reason {
-        Some(reason) => ended.because(reason),
-        None => ended,
-    })
 }

@@ -134,7 +134,7 @@ impl Capturing<'_, '_> {
         ]
         .map(|(k, v): (&str, serde_json::Value)| (k.to_owned(), v))
         .into();
-        let mut notes = Vec::new();
+        let mut notes: Vec<String> = tmpfs.note().into_iter().collect();
         let flag = options::capture_flag(self.host);
         // Whoever demanded a copy is told that there was none.
         let asked = stopped || flag.as_deref() == Some("--plain");
