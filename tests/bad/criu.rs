@@ -229,7 +229,7 @@ fn a_second_copy_and_a_taken_port() {
     insta::assert_snapshot!(env.fails(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap(), @"
     exit 255
     FATAL:   port N is taken
-             because: the application listened on 127.0.0.1:N, where a program listens now that is not shown to you
+             because: the application listened on 127.0.0.1:N, which is in use, by whom is not shown to you
              hint:    end the program that listens there, or restart with --net
     ");
     drop(taken);

@@ -37,7 +37,7 @@ fn the_port_is_taken() {
     insta::assert_snapshot!(told.replace(&number, "$PORT"), @"
     exit 255
     FATAL:   port N is taken
-             because: the application listened on 127.0.0.1:N, where a program listens now that is not shown to you
+             because: the application listened on 127.0.0.1:N, which is in use, by whom is not shown to you
              hint:    end the program that listens there, or restart with --net
     ");
     assert_eq!(env.ok(&["instance", "list"]).unwrap().out.lines().count(), 1);
@@ -107,4 +107,47 @@ fn another_user_brings_nothing_back() {
         "); }
     }
     env.finish().unwrap();
+}
+
+/// Who has a port is named where that is shown; one that nobody is seen to have may be about to be free.
+#[test]
+fn whoever_has_the_port_is_named_or_waited_for() {
+    need!(root, image, userns);
+    let port = free_port().unwrap();
+    let script = format!(
+        "import socket, time\n\
+         t = socket.create_server(('127.0.0.1', {port}))\n\
+         u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('127.0.0.1', {port}))\n\
+         time.sleep(1000)"
+    );
+    for who in [Who::Myself, Who::User] {
+        let env = Env::new(who).unwrap();
+        let any = image(&env, "any");
+        let start = ["instance", "start", "--backend", "native", "--checkpoint", "kept", &any, "one"];
+        env.ok(&[&start[..], &["python3", "-c", &script]].concat()).unwrap();
+        env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
+        let restart = ["instance", "start", "--restart", "kept", "-", "one"];
+        let tcp = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+        if env.uid() == 0 {
+            let own = format!("(pid {}) listens now", std::process::id());
+            let told = env.stasis(&restart).unwrap().err;
+            assert!(told.contains(&format!("port {port} is taken")) && told.contains(&own), "{told}");
+            drop(tcp);
+            let udp = std::net::UdpSocket::bind(("127.0.0.1", port)).unwrap();
+            let told = env.stasis(&restart).unwrap().err;
+            assert!(told.contains(&format!("UDP port {port} is taken")) && told.contains(&own), "{told}");
+            drop(udp);
+            // Another address of this machine is nobody's business.
+            let _other = std::net::TcpListener::bind(("127.0.0.2", port)).unwrap();
+            env.ok(&restart).unwrap();
+        } else {
+            let free = std::thread::spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(700));
+                drop(tcp);
+            });
+            env.ok(&restart).unwrap();
+            free.join().unwrap();
+        }
+        env.finish().unwrap();
+    }
 }

@@ -13,6 +13,7 @@ use stasis_plugin_api::survey::{DescriptorInfo, ProcessInfo, SocketInfo, Survey}
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -57,14 +58,10 @@ fn leave_out(processes: &mut Vec<ProcessInfo>, beside: &[i32]) {
 /// listens, the sockets without a peer.
 #[must_use]
 pub fn listening(survey: &Survey) -> Vec<(String, String, u16)> {
-    let open = |socket: &&SocketInfo| match socket.protocol.as_str() {
-        "tcp" | "tcp6" => socket.state == "listen",
-        _ => socket.local_port != 0 && socket.peer_port == 0,
-    };
     let mut ports: Vec<_> = survey
         .sockets
         .iter()
-        .filter(open)
+        .filter(|socket| open(socket))
         .map(|socket| (socket.protocol.clone(), socket.local.clone(), socket.local_port))
         .collect();
     ports.sort_unstable();
@@ -72,14 +69,27 @@ pub fn listening(survey: &Survey) -> Vec<(String, String, u16)> {
     ports
 }
 
-/// Who of those that may be seen has that port of this network open.
+fn open(socket: &SocketInfo) -> bool {
+    match socket.protocol.as_str() {
+        "tcp" | "tcp6" => socket.state == "listen",
+        _ => socket.local_port != 0 && socket.peer_port == 0,
+    }
+}
+
+/// Who of those that may be seen is in the way of an address of this network. Not one that is ending: it has no program
+/// any more.
 #[must_use]
-pub fn holder(udp: bool, port: u16) -> Option<ProcessInfo> {
+pub fn holder(udp: bool, address: SocketAddr) -> Option<ProcessInfo> {
     let all = survey(Path::new("/proc"), &[], &[]);
-    let has =
-        |s: &&SocketInfo| s.local_port == port && s.protocol.starts_with("udp") == udp && s.peer_port == 0;
+    let anywhere = |text: &str| text.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    let same = |text: &str| {
+        anywhere(text) || address.ip().is_unspecified() || text.parse::<IpAddr>() == Ok(address.ip())
+    };
+    let has = |s: &&SocketInfo| {
+        open(s) && s.protocol.starts_with("udp") == udp && s.local_port == address.port() && same(&s.local)
+    };
     let pid = all.sockets.iter().find(has)?.pid;
-    all.processes.into_iter().find(|process| process.pid == pid)
+    all.processes.into_iter().find(|process| process.pid == pid && !process.exe.is_empty())
 }
 
 /// `None` when it is gone.

@@ -86,13 +86,14 @@ fn same_machine(checkpoint: &Checkpoint, number: u64, manifest: &Manifest) -> Re
 /// Tries every port that the application listened on, as a restart will: with SO_REUSEADDR, so that
 /// connections that are only waiting to be forgotten do not count.
 fn ports_free(manifest: &Manifest) -> Result<()> {
+    let patience = Instant::now() + DYING;
     for port in &manifest.listening {
         let Ok(address) = port.address.parse::<IpAddr>() else { continue };
         let (address, udp) = (SocketAddr::new(address, port.port), port.proto.starts_with("udp"));
-        if let Some(holder) = taken(address, udp) {
+        if let Some(holder) = taken(address, udp, patience) {
             let who = match holder {
                 Some(process) => format!("where {} (pid {}) listens now", process.name, process.pid),
-                None => "where a program listens now that is not shown to you".to_owned(),
+                None => "which is in use, by whom is not shown to you".to_owned(),
             };
             let what = if udp { "UDP port" } else { "port" };
             return Err(Error::new(format!("{what} {} is taken", port.port))
@@ -104,19 +105,20 @@ fn ports_free(manifest: &Manifest) -> Result<()> {
 }
 
 /// Who has an address, as far as that can be told; `None` when nobody has. An application that was killed gives its
-/// memory back before its sockets: nobody is shown then, and it takes a moment.
-fn taken(address: SocketAddr, udp: bool) -> Option<Option<ProcessInfo>> {
-    let end = Instant::now() + DYING;
-    loop {
-        if try_bind(address, udp) != Err(Errno::EADDRINUSE) {
+/// memory back before its sockets: nobody is shown then, and until `patience` is over that is waited for.
+fn taken(address: SocketAddr, udp: bool, patience: Instant) -> Option<Option<ProcessInfo>> {
+    let in_use = || try_bind(address, udp) == Err(Errno::EADDRINUSE);
+    if !in_use() {
+        return None;
+    }
+    let holder = survey::holder(udp, address);
+    while holder.is_none() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(20));
+        if !in_use() {
             return None;
         }
-        let holder = survey::holder(udp, address.port());
-        if holder.is_some() || Instant::now() >= end {
-            return Some(holder);
-        }
-        std::thread::sleep(Duration::from_millis(20));
     }
+    Some(holder)
 }
 
 /// An address that this machine lacks is the engine's to complain about.
