@@ -227,9 +227,9 @@ fn stand(
     let (wake, wake_there) = UnixStream::pair().map_err(broken)?;
     wake.set_nonblocking(true).map_err(broken)?;
     wake_there.set_nonblocking(true).map_err(broken)?;
-    let (engine, rest) = match prepared {
-        Some(p) => (Some(p.live), Some((p.worker, p.generation, p.unverified))),
-        None => (None, None),
+    let (engine, worker, generation, unverified) = match prepared {
+        Some(p) => (Some(p.live), Some(p.worker), p.generation, p.unverified),
+        None => (None, None, None, Vec::new()),
     };
     let live = Arc::new(Live::new(Parts {
         name: order.spec.name.clone(),
@@ -244,38 +244,39 @@ fn stand(
     }));
     let (ear, hearing) = (Arc::clone(&live), container.channel.try_clone().map_err(broken)?);
     let ear = std::thread::spawn(move || ear.hear_init(&hearing));
-    let mut restarted = None;
-    if rest.is_none() && !order.foreground && stood.application != 0 {
-        settled(&live);
-        let ending = live.state().ending;
-        if let Some(ending) = ending.filter(|e| *e != Ending::Exit(0)) {
-            container.kill();
-            let _ = ear.join();
-            let error = Error::new("the application ended while it was started").because(ending);
-            return Err(with_log(error, logs.as_deref()));
+    let outcome = match worker {
+        Some(worker) => {
+            let begins = order.foreground && generation.is_none();
+            handshake(&live, worker, generation.as_ref(), begins, teller).and_then(|()| settle(&live))
         }
+        None if order.foreground || stood.application == 0 => Ok(()),
+        None => not_ended_at_once(&live),
+    };
+    if let Err(error) = outcome {
+        container.kill();
+        // Locks are free again only when nobody holds the container any more.
+        let _ = ear.join();
+        let error = with_log(error, logs.as_deref());
+        return Err(verify::or_damage(generation.as_ref(), &unverified, error));
     }
-    if let Some((worker, generation, unverified)) = rest {
-        let outcome =
-            handshake(&live, worker, generation.as_ref(), order.foreground && generation.is_none(), teller)
-                .and_then(|()| settle(&live));
-        if let Err(error) = outcome {
-            container.kill();
-            // Locks are free again only when nobody holds the container any more.
-            let _ = ear.join();
-            let error = with_log(error, logs.as_deref());
-            return Err(verify::or_damage(generation.as_ref(), &unverified, error));
-        }
-        restarted = generation.as_ref().map(|g| RestartedFrom {
-            generation: g.number(),
-            created: g.manifest().created.clone(),
-            image: g.manifest().image.to_string(),
-        });
-        if let Some(generation) = generation {
-            verify::behind(&live, generation, unverified);
-        }
+    let restarted = generation.as_ref().map(|g| RestartedFrom {
+        generation: g.number(),
+        created: g.manifest().created.clone(),
+        image: g.manifest().image.to_string(),
+    });
+    if let Some(generation) = generation {
+        verify::behind(&live, generation, unverified);
     }
     Ok(Stood { live, ear, wake, terminal: stood.terminal, restarted })
+}
+
+/// An instance without an engine stands when its application is still there shortly after, or has done its work.
+fn not_ended_at_once(live: &Live) -> Result<()> {
+    settled(live);
+    match live.state().ending {
+        None | Some(Ending::Exit(0)) => Ok(()),
+        Some(ending) => Err(Error::new("the application ended while it was started").because(ending)),
+    }
 }
 
 /// How long an engine may take to make the processes.
