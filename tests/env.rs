@@ -40,6 +40,8 @@ pub(crate) struct Env {
     uid: u32,
     /// Ordinary users find an open `/dev/fuse`, whatever the host says.
     open_fuse: bool,
+    /// Commands run where the clocks that count from the machine's start are so far ahead; root has to run the tests.
+    pub(crate) days_ahead: Option<u16>,
     /// A file of subordinate ids that the user's commands see in place of the host's.
     granted: Option<PathBuf>,
     vars: BTreeMap<String, String>,
@@ -57,8 +59,16 @@ impl Env {
         let dir = tempfile::Builder::new().prefix("stasis-t-").tempdir_in("/tmp")?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
         let config = dir.path().join("plugins.toml");
-        let mut env =
-            Self { site: site()?, config, dir, uid, open_fuse: false, granted: None, vars: BTreeMap::new() };
+        let mut env = Self {
+            site: site()?,
+            config,
+            dir,
+            uid,
+            open_fuse: false,
+            days_ahead: None,
+            granted: None,
+            vars: BTreeMap::new(),
+        };
         for (name, value) in [("LC_ALL", "C.UTF-8"), ("TERM", "dumb"), ("TZ", "UTC"), ("COLUMNS", "100")] {
             env.set(name, value);
         }
@@ -169,17 +179,22 @@ impl Env {
     /// Any program in the surroundings of this test.
     pub(crate) fn program(&self, program: &str) -> Command {
         let mut command = match &self.granted {
-            None if !self.open_fuse => Command::new(program),
+            None if !self.own_view() => Command::new(program),
             _ => self.in_its_own_view(program),
         };
         command.env_clear().envs(&self.vars).current_dir(self.path("home"));
-        if self.granted.is_none() && !self.open_fuse {
+        if !self.own_view() {
             as_user(&mut command, self.uid);
         }
         command
     }
 
-    /// A program that finds other subordinate ids than the host grants, or an open `/dev/fuse`, run as the user.
+    fn own_view(&self) -> bool {
+        self.granted.is_some() || self.open_fuse || self.days_ahead.is_some()
+    }
+
+    /// A program that finds other subordinate ids than the host grants, an open `/dev/fuse` or other clocks, run as the
+    /// user.
     fn in_its_own_view(&self, program: &str) -> Command {
         let ids = "mount --bind \"$1\" /etc/subuid; mount --bind \"$1\" /etc/subgid; mount --bind \"$2\" /etc/passwd;";
         let fuse = "mount -t tmpfs stasis \"$3\"; mknod -m 666 \"$3/fuse\" c 10 229
@@ -189,6 +204,11 @@ impl Env {
         let script = [part(self.granted.is_some(), ids), part(self.open_fuse, fuse), run].join("\n");
         let file = self.granted.clone().unwrap_or_default();
         let mut command = Command::new("unshare");
+        if let Some(days) = self.days_ahead {
+            let ahead = (u32::from(days) * 86400).to_string();
+            // Whoever makes such a namespace is not in it itself.
+            command.args(["--time", "--monotonic", &ahead, "--boottime", &ahead, "--fork"]);
+        }
         command
             .args(["--mount", "--", "sh", "-ec", &script, "view"])
             .arg(&file)
@@ -216,6 +236,18 @@ impl Env {
     /// What a command of ours does.
     pub(crate) fn stasis(&self, words: &[&str]) -> Outcome<Run> {
         Running::start(self.command(words), false)?.wait()
+    }
+
+    /// The same by an ordinary user where no namespace of that kind may be made, for which root has to run the tests.
+    pub(crate) fn limited(&self, kind: &str, words: &[&str]) -> Outcome<Run> {
+        let typed = self.command(words);
+        let mut command = Command::new("python3");
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.envs(typed.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/subjects/limit.py");
+        command.args([script, kind]).arg(self.uid().to_string());
+        command.arg(typed.get_program()).args(typed.get_args());
+        Running::start(command, false)?.wait()
     }
 
     /// Starts one in the background.

@@ -1,6 +1,7 @@
 //! What must work.
 
 mod build;
+mod clocks;
 mod criu;
 mod engine;
 mod foreground;

@@ -19,6 +19,7 @@ pub mod store;
 pub mod worker;
 
 mod causes;
+pub mod clocks;
 pub mod error;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -4,6 +4,7 @@
 
 pub mod app;
 pub mod children;
+pub mod clocks;
 pub mod helpers;
 pub mod jobs;
 pub mod serve;
@@ -59,9 +60,11 @@ fn run(channel: &Channel, order: OwnedFd, image: Option<OwnedFd>) -> crate::erro
     let image = image.filter(|_| order.spec.root.is_mounted());
     let made = root::make(&order, image.as_ref().map(AsFd::as_fd))?;
     drop(image);
+    // The kernel takes this from no process that is protected.
+    let clocks = clocks::go_on(&order.spec)?;
     // From here on nothing that the application could do reaches into this process.
     process::set_dumpable(false).map_err(|e| Error::new("init cannot protect itself").because(e.desc()))?;
-    match serve::Init::new(channel, order, made)? {
+    match serve::Init::new(channel, order, made, clocks)? {
         Some(mut init) => init.run(),
         None => Ok(()),
     }

@@ -59,11 +59,16 @@ fn gone(e: &std::io::Error) -> Error {
 }
 
 impl<'a> Init<'a> {
-    /// Starts helpers and application. `None` when a generation could not be rebuilt, which was told.
+    /// Starts helpers and application; `clocks` is why those do not go on, and only told. `None` when a generation could not be rebuilt, which was told.
     ///
     /// # Errors
     /// What could not be started.
-    pub fn new(channel: &'a Channel, order: Order, made: Made) -> Result<Option<Self>> {
+    pub fn new(
+        channel: &'a Channel,
+        order: Order,
+        made: Made,
+        clocks: Option<String>,
+    ) -> Result<Option<Self>> {
         let children = signal::descriptor(&[Signal::SIGCHLD])
             .map_err(|e| Error::new("init cannot watch its children").because(e.desc()))?;
         let spec = order.spec;
@@ -89,7 +94,7 @@ impl<'a> Init<'a> {
         }
         let cwd = init.spec.process.cwd.iter().find(|d| d.is_dir()).cloned();
         let cwd = cwd.unwrap_or_else(|| "/".into());
-        channel.send(&FromInit::Started { pid: init.application, cwd }).map_err(|e| gone(&e))?;
+        channel.send(&FromInit::Started { pid: init.application, cwd, clocks }).map_err(|e| gone(&e))?;
         Ok(Some(init))
     }
 
@@ -99,11 +104,6 @@ impl<'a> Init<'a> {
         streams: &Streams,
     ) -> Result<Option<FailedHelper>> {
         let engine = self.spec.engine.clone();
-        if engine.as_ref().is_some_and(|e| e.needs.namespaces.time) {
-            // Takes effect for the processes started from here on.
-            nix::sched::unshare(nix::sched::CloneFlags::from_bits_retain(0x80))
-                .map_err(|e| Error::new("cannot make a time namespace").because(e.desc()))?;
-        }
         if let Some(content) = engine.as_ref().and_then(|e| e.needs.tmpfs_content.as_ref()) {
             tmpfs::restore(content, &self.tmpfs)?;
         }

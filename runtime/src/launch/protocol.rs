@@ -149,6 +149,8 @@ pub enum FromInit {
         pid: i32,
         /// The working directory that it got.
         cwd: PathBuf,
+        /// Why its clocks do not go on from where they were, where that was ordered.
+        clocks: Option<String>,
     },
     /// The container could not be made or the application not be started. The last message.
     Failed(Error),

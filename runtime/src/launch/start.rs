@@ -58,6 +58,8 @@ pub struct Stood {
     pub application: i32,
     /// The working directory that it got.
     pub cwd: PathBuf,
+    /// Why the application's clocks do not go on from where they were, where that was ordered.
+    pub clocks: Option<String>,
     /// The master side of the application's terminal, or the pipe to its standard input.
     pub terminal: Option<OwnedFd>,
 }
@@ -149,6 +151,7 @@ impl Container {
             notes: Vec::new(),
             application: 0,
             cwd: PathBuf::new(),
+            clocks: None,
             terminal: None,
         };
         let outcome = loop {
@@ -158,9 +161,10 @@ impl Container {
                     stood.notes = notes;
                     stood.terminal = fds.pop();
                 }
-                Ok(Some((FromInit::Started { pid, cwd }, _))) => {
+                Ok(Some((FromInit::Started { pid, cwd, clocks }, _))) => {
                     stood.application = pid;
                     stood.cwd = cwd;
+                    stood.clocks = clocks;
                     break Ok(stood);
                 }
                 Ok(Some((FromInit::Failed(error), _))) => break Err(NotStood::Failed(error)),

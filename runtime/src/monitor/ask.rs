@@ -90,7 +90,11 @@ pub fn ask(
         stdio,
     };
     let plan = engine::plan_restart(worker, &request, memory, &NoServices)?;
-    let spec = apply::restart(spec.clone(), &plan, asked.backend, staging, generation.path(), cover)?;
+    let mut spec = apply::restart(spec.clone(), &plan, asked.backend, staging, generation.path(), cover)?;
+    if let Some(engine) = &mut spec.engine {
+        engine.clocks = restart::clocks(generation, asked.accept_loss)?;
+        spec.namespaces.time |= engine.clocks.is_some();
+    }
     let behind = match plan {
         RestartPlan::Rebuild { verify_behind, .. } => verify_behind,
         RestartPlan::Exec { .. } => Vec::new(),

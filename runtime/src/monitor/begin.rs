@@ -221,6 +221,9 @@ fn stand(
     for note in &stood.notes {
         teller.note(note);
     }
+    if let Some(why) = &stood.clocks {
+        without_clocks(&mut spec, why, teller);
+    }
     spec.root.mode = stood.mode;
     spec.process.cwd = vec![stood.cwd.clone()];
     let broken = |e: std::io::Error| Error::new("cannot watch the container").because(&e);
@@ -268,6 +271,15 @@ fn stand(
         verify::behind(&live, generation, unverified);
     }
     Ok(Stood { live, ear, wake, terminal: stood.terminal, restarted })
+}
+
+/// What was brought back goes by this machine's clocks.
+fn without_clocks(spec: &mut ContainerSpec, why: &str, teller: &dyn Teller) {
+    let ordered = spec.engine.as_mut().and_then(|engine| engine.clocks.take());
+    spec.namespaces.time = false;
+    if ordered.is_some_and(|clocks| clocks.offset.is_ahead()) {
+        teller.note(&format!("a clock of the application went back, as accepted: {why}"));
+    }
 }
 
 /// An instance without an engine stands when its application is still there shortly after, or has done its work.

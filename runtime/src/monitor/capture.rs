@@ -1,5 +1,6 @@
 //! A generation taken of a running container: looked at, saved by the engine, hashed, committed.
 
+use crate::clocks::Clocks;
 use crate::error::{Error, Result};
 use crate::init::survey::listening;
 use crate::instance::Port;
@@ -57,8 +58,8 @@ pub fn capture(live: &Live, stop: bool, accept_loss: &[String], teller: &dyn Tel
         // What is left of a failed capture is of no use to anybody.
         let _ = engine.staging.clear();
     }
-    let Saved { report, base, notes, took } = saved?;
-    let mut captured = commit(live, engine, &survey, report, base, teller)?;
+    let Saved { report, base, notes, took, clocks } = saved?;
+    let mut captured = commit(live, engine, &survey, report, base, clocks, teller)?;
     captured.notes.splice(0..0, notes);
     captured.engine_ms = millis(took);
     captured.total_ms = millis(begun.elapsed());
@@ -88,6 +89,8 @@ struct Saved {
     notes: Vec<String>,
     /// How long the engine took.
     took: Duration,
+    /// What the application's clocks show by now: nobody in it has seen a later time.
+    clocks: Clocks,
 }
 
 /// What `instance list` tells. The generation is safe whether or not this can be written.
@@ -166,13 +169,20 @@ fn save(
     let begun = Instant::now();
     let outcome = engine::capture(&mut worker, &request, &mut memory, &around, deadline);
     let took = begun.elapsed();
+    let clocks = clocks(live)?;
     *lock(&engine.memory) = memory;
     if let Err(WorkerError::Died { .. } | WorkerError::TimedOut { .. } | WorkerError::Unclear { .. }) =
         &outcome
     {
         run_on(live, survey);
     }
-    Ok(Saved { report: outcome?, base, notes, took })
+    Ok(Saved { report: outcome?, base, notes, took, clocks })
+}
+
+fn clocks(live: &Live) -> Result<Clocks> {
+    let now = Clocks::now().map_err(|e| Error::new("the clocks cannot be read").because(&e))?;
+    let offset = live.spec.engine.as_ref().and_then(|engine| engine.clocks).map(|clocks| clocks.offset);
+    Ok(now.plus(offset.unwrap_or_default()))
 }
 
 /// A backend that was killed in the middle may have left the application stopped. Children go first, so that
@@ -191,6 +201,7 @@ fn commit(
     survey: &Survey,
     report: CaptureReport,
     base: Option<u64>,
+    clocks: Clocks,
     teller: &dyn Teller,
 ) -> Result<Captured> {
     let image = image(live, teller)?;
@@ -208,7 +219,7 @@ fn commit(
         version: Some(engine.descriptor.version.clone()),
     };
     engine.checkpoint.bind(&stamp, &image)?;
-    let draft = draft(live, engine, survey, &report, image)?;
+    let draft = draft(live, engine, survey, &report, image, clocks)?;
     let mut tell = |done, total| teller.progress(done, total, "making it durable");
     let held = lock(&engine.lock);
     let Some(held) = held.as_ref() else {
@@ -268,6 +279,7 @@ fn draft(
     survey: &Survey,
     report: &CaptureReport,
     image: ImageIdentity,
+    clocks: Clocks,
 ) -> Result<ManifestDraft> {
     let spec = ContainerSpec { engine: None, ..live.spec.clone() };
     let command = spec.process.argv.clone();
@@ -300,6 +312,7 @@ fn draft(
             .iter()
             .map(|p| ProcessEntry { pid: p.pid.unsigned_abs(), name: p.name.clone() })
             .collect(),
+        clocks: Some(clocks),
         report: facts,
     })
 }

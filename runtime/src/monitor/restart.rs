@@ -1,10 +1,11 @@
 //! A generation opened for a restart: verified, the same image, its ports free, this machine fit for it.
 
+use crate::clocks::Clocks;
 use crate::error::{Error, Result};
 use crate::init::survey;
 use crate::monitor::capture::cpu_features;
 use crate::monitor::order::EngineOrder;
-use crate::spec::ContainerSpec;
+use crate::spec::{ClocksGoOn, ContainerSpec};
 use crate::store::{Checkpoint, Generation, Level, Manifest};
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -136,6 +137,17 @@ fn try_bind(address: SocketAddr, udp: bool) -> std::result::Result<(), Errno> {
         SocketAddr::V4(v4) => bind(number, &SockaddrIn::from(v4)),
         SocketAddr::V6(v6) => bind(number, &SockaddrIn6::from(v6)),
     }
+}
+
+/// How the clocks go on from where they were. Nothing for a generation of a stasis that did not note them.
+///
+/// # Errors
+/// The clocks cannot be read.
+pub fn clocks(generation: &Generation, accepted: &[String]) -> Result<Option<ClocksGoOn>> {
+    let Some(then) = generation.manifest().clocks else { return Ok(None) };
+    let now = Clocks::now().map_err(|e| Error::new("the clocks cannot be read").because(&e))?;
+    let may_go_back = accepted.iter().any(|kind| kind == "clocks" || kind == "all");
+    Ok(Some(ClocksGoOn { offset: then.ahead_of(now), may_go_back }))
 }
 
 /// The generation as a backend sees it.

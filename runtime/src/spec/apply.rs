@@ -101,6 +101,7 @@ pub fn launch(
         staging: staging.to_owned(),
         generation: None,
         cover: cover.to_owned(),
+        clocks: None,
     };
     merge(spec, engine)
 }
@@ -156,6 +157,7 @@ pub fn restart(
         staging: staging.to_owned(),
         generation: Some(generation.to_owned()),
         cover: cover.to_owned(),
+        clocks: None,
     };
     merge(spec, engine)
 }

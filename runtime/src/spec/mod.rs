@@ -1,6 +1,7 @@
 //! What a container will be, as plain data: printed by `--dry-run`, stored with an instance and with
 //! every generation, carried out by [`launch`](crate::launch). Nothing here touches the machine.
 
+use crate::clocks::Clocks;
 use crate::image::attach::{FileSpec, Way};
 use serde::{Deserialize, Serialize};
 use stasis_plugin_api::plan::{IdMap, Needs, RestoredRoot, SeccompRule, StdioKind};
@@ -224,6 +225,17 @@ pub struct EngineSpec {
     pub generation: Option<PathBuf>,
     /// Covered inside, so that the application does not reach the store.
     pub cover: Vec<PathBuf>,
+    /// At a restart: how its clocks go on.
+    pub clocks: Option<ClocksGoOn>,
+}
+
+/// How the clocks of what is brought back go on from where they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClocksGoOn {
+    /// How far they are ahead of this machine's.
+    pub offset: Clocks,
+    /// Whether they may go back where that cannot be had.
+    pub may_go_back: bool,
 }
 
 /// What is done at a restart instead of starting the command.

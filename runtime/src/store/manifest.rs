@@ -13,6 +13,7 @@ use super::error::StoreError;
 use super::hash::{Hashed, Parts};
 use super::layout;
 use super::record::{FORMAT, from_json, now};
+use crate::clocks::Clocks;
 use crate::name::BackendName;
 
 /// Which image a container was made from.
@@ -138,6 +139,9 @@ pub struct ManifestDraft {
     pub listening: Vec<Listening>,
     #[serde(default)]
     pub processes: Vec<ProcessEntry>,
+    /// What its clocks showed once it was saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<Clocks>,
     /// What the backend reported about the capture.
     #[serde(default)]
     pub report: Map<String, Value>,
@@ -163,6 +167,8 @@ pub struct Manifest {
     pub listening: Vec<Listening>,
     #[serde(default)]
     pub processes: Vec<ProcessEntry>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<Clocks>,
     #[serde(default)]
     pub report: Map<String, Value>,
     pub files: Vec<FileEntry>,
@@ -184,6 +190,7 @@ impl Manifest {
             engine_state,
             listening,
             processes,
+            clocks,
             report,
         } = draft;
         Self {
@@ -200,6 +207,7 @@ impl Manifest {
             engine_state,
             listening,
             processes,
+            clocks,
             report,
             files,
             extra: BTreeMap::new(),

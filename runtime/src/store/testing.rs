@@ -114,6 +114,7 @@ pub(crate) fn draft(backend: &str) -> ManifestDraft {
         engine_state: [("key".to_owned(), "value".to_owned())].into(),
         listening: Vec::new(),
         processes: Vec::new(),
+        clocks: None,
         report: serde_json::Map::new(),
     }
 }

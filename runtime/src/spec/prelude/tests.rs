@@ -24,6 +24,7 @@ fn engine(wrap: &[&str], env: &[(&str, &str)], remove: &[&str]) -> EngineSpec {
         staging: PathBuf::from("/s"),
         generation: None,
         cover: Vec::new(),
+        clocks: None,
     }
 }
 

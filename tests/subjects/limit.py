@@ -1,6 +1,6 @@
-"""Runs a command as an ordinary user where no further user namespace may be made.
+"""Runs a command as an ordinary user where no further namespace of a kind may be made.
 
-usage: nouserns.py UID COMMAND...   (as root)
+usage: limit.py KIND UID COMMAND...   (as root)
 
 A user namespace of our own has a limit of its own: set to 0 there, it closes namespaces for the command and
 for nobody else on the machine.
@@ -10,7 +10,7 @@ import os
 import sys
 
 CLONE_NEWUSER = 0x10000000
-uid = int(sys.argv[1])
+kind, uid = sys.argv[1], int(sys.argv[2])
 made, mapped = os.pipe(), os.pipe()
 pid = os.fork()
 if pid == 0:
@@ -18,15 +18,15 @@ if pid == 0:
         sys.exit("no user namespace for the test itself")
     os.write(made[1], b"x")
     os.read(mapped[0], 1)
-    with open("/proc/sys/user/max_user_namespaces", "w") as limit:
+    with open(f"/proc/sys/user/max_{kind}_namespaces", "w") as limit:
         limit.write("0")
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    os.execv(sys.argv[2], sys.argv[2:])
+    os.execv(sys.argv[3], sys.argv[3:])
 os.read(made[0], 1)
-for kind in "uid_map", "gid_map":
-    with open(f"/proc/{pid}/{kind}", "w") as ids:
+for map in "uid_map", "gid_map":
+    with open(f"/proc/{pid}/{map}", "w") as ids:
         ids.write("0 0 65536")
 os.write(mapped[1], b"x")
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
