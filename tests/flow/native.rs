@@ -9,7 +9,8 @@ use crate::running::Outcome;
 
 const NATIVE: Engine = Engine("native");
 
-const OBJECTS: [&str; 20] = [
+const OBJECTS: [&str; 21] = [
+    "leaderless",
     "inotify",
     "orphan",
     "daemon",

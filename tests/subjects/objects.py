@@ -488,6 +488,32 @@ def orphan():
     return works
 
 
+def leaderless():
+    """Two processes in a group whose leader has ended, as a shell leaves them when the first of a pipeline is done."""
+    rang = os.pipe()
+    signal.signal(signal.SIGUSR1, lambda *_: os.write(rang[1], b"."))
+    leader = os.fork()
+    if leader == 0:
+        signal.pause()
+        os._exit(0)
+    os.setpgid(leader, leader)
+    members = []
+    for _ in range(2):
+        members.append(os.fork())
+        if members[-1] == 0:
+            while True:
+                signal.pause()
+        os.setpgid(members[-1], leader)
+    os.kill(leader, signal.SIGKILL)
+    os.waitpid(leader, 0)
+
+    def works():
+        os.killpg(leader, signal.SIGUSR1)
+        return all(os.getpgid(pid) == leader for pid in members) and os.read(rang[0], 1) + os.read(rang[0], 1) == b".."
+
+    return works
+
+
 check = globals()[sys.argv[2]]()
 
 

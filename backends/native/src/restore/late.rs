@@ -4,6 +4,7 @@
 use super::check::unhex;
 use super::objects::Made;
 use super::remote::Remote;
+use super::skeleton;
 use crate::model::{Descriptor, Image, Kind, PosixTimer, Process};
 use stasis_plugin_api::prelude::*;
 use std::os::fd::AsRawFd as _;
@@ -17,9 +18,11 @@ const REGISTRATIONS: [u32; 4] = [1 << 2, 1 << 4, 1 << 6, 1 << 8];
 /// Numbers of timers that were made and deleted before this one.
 const MOST_TIMERS: i32 = 4096;
 
-/// Joins a group of another leader.
+/// Joins a group of another leader, who may have ended.
 pub(super) fn group(remote: &Remote, image: &Image, process: &Process) -> Result<()> {
-    if process.pgid == process.pid || !image.processes.iter().any(|p| p.pid == process.pgid) {
+    let made = image.processes.iter().any(|p| p.pid == process.pgid)
+        || skeleton::founder(image, process.pgid).is_some();
+    if process.pgid == process.pid || !made {
         return Ok(());
     }
     let arguments = [0, i64::from(process.pgid).cast_unsigned()];

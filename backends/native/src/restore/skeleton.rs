@@ -177,6 +177,7 @@ impl Family<'_> {
         };
         self.children(process, stays)?;
         self.foundlings(process)?;
+        self.found_group(process)?;
         for child in self.image.processes.iter().filter(|c| c.ppid == process.pid && ended(c)) {
             task::wait_ended(child.pid).map_err(told("a child that has ended"))?;
         }
@@ -209,6 +210,34 @@ impl Family<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A process group whose leader has ended needs one for a moment: it is there as long as somebody is in it.
+    fn found_group(&self, process: &Process) -> Tried {
+        if founder(self.image, process.pgid) != Some(process.pid) {
+            return Ok(());
+        }
+        match clone::copy_with_pid(process.pgid, libc::SIGCHLD, false) {
+            Ok(true) => {
+                // Should this process end before it can end its child.
+                let _ = task::prctl(libc::PR_SET_PDEATHSIG, SIGKILL as u64);
+                task::rest()
+            }
+            Ok(false) => {}
+            Err(errno) => return Err(taken(process.pgid, errno)),
+        }
+        let leader = nix::unistd::Pid::from_raw(process.pgid);
+        let this = nix::unistd::Pid::this();
+        let joined = nix::unistd::setpgid(leader, leader).and_then(|()| nix::unistd::setpgid(this, leader));
+        let ended = nix::sys::signal::kill(leader, nix::sys::signal::Signal::SIGKILL)
+            .and_then(|()| nix::sys::wait::waitpid(leader, None));
+        joined.and(ended.map(drop)).map_err(|errno| {
+            BackendError::failed(format!("cannot rebuild process {}", process.pid)).because(format!(
+                "its process group {}: {}",
+                process.pgid,
+                errno.desc()
+            ))
+        })
     }
 
     /// In the process that leads a session for a moment.
@@ -294,14 +323,27 @@ pub(crate) fn adopted(image: &Image, child: &Process, parent: &Process) -> bool 
     parent.subreaper && !led && child.sid > 0 && child.sid != parent.sid
 }
 
-/// Sessions and groups that can be made: those whose leader is there, or that are inherited.
+/// Who makes a process group whose leader has ended: the first of its members, unless it is the one that the
+/// application was started in, or that of a session whose leader has ended, which both are inherited.
+pub(super) fn founder(image: &Image, pgid: i32) -> Option<i32> {
+    let inherited =
+        image.processes.iter().find(|p| p.pid == image.root).is_some_and(|root| root.pgid == pgid);
+    if pgid <= 0 || inherited || image.processes.iter().any(|p| p.pid == pgid) {
+        return None;
+    }
+    let first = image.processes.iter().find(|p| p.pgid == pgid && !ended(p))?;
+    (first.sid != pgid).then_some(first.pid)
+}
+
+/// Sessions and groups that can be made: those whose leader is there, or was there alone, or that are inherited.
 pub(crate) fn kinship(image: &Image) -> Result<()> {
     let find = |pid: i32| image.processes.iter().find(|p| p.pid == pid);
     for process in &image.processes {
         let Some(parent) = find(process.ppid).filter(|_| process.pid != image.root) else { continue };
         let lost = |what: &str, id: i32| {
+            let left = if find(id).is_some() { "left it" } else { "ended" };
             BackendError::new(kind::UNSUPPORTED, format!("process {} cannot be rebuilt", process.pid))
-                .because(format!("the leader of its {what} {id} has ended"))
+                .because(format!("the leader of its {what} {id} has {left}"))
                 .help("start the processes of a group by something that waits for them")
         };
         let birth = find(parent.ppid).filter(|_| parent.pid != image.root).map_or(parent.sid, |p| p.sid);
@@ -312,7 +354,8 @@ pub(crate) fn kinship(image: &Image) -> Result<()> {
         }
         let leader = find(process.pgid).is_some_and(|l| l.pgid == l.pid && l.sid == process.sid);
         let from = if adopted { process.sid } else { parent.pgid };
-        if process.pgid != process.pid && !leader && process.pgid != from {
+        let founded = founder(image, process.pgid).is_some();
+        if process.pgid != process.pid && !leader && !founded && process.pgid != from {
             return Err(lost("process group", process.pgid));
         }
     }
@@ -348,6 +391,8 @@ mod tests {
         let processes = vec![process(100, 1, 100, 100), process(101, 100, 100, 101)];
         assert!(adopting(Image { root: 100, processes, ..Image::default() }));
         insta::assert_snapshot!(told(&[process(102, 100, 7, 102)]), @"process 102 cannot be rebuilt: the leader of its session 7 has ended");
-        insta::assert_snapshot!(told(&[process(102, 100, 100, 7)]), @"process 102 cannot be rebuilt: the leader of its process group 7 has ended");
+        assert_eq!(told(&[process(102, 100, 100, 7), process(103, 101, 100, 7)]), "fine");
+        let left = [process(102, 100, 100, 101), process(103, 102, 100, 102)];
+        insta::assert_snapshot!(told(&left), @"process 103 cannot be rebuilt: the leader of its process group 102 has left it");
     }
 }
