@@ -77,7 +77,9 @@ fn job_control(engine: &[&str]) -> Outcome<()> {
     terminal.wait_for("still 42\n")?;
     // DMTCP 5.0 by itself, without any container, does not let a stopped job go on; to be tried with later versions.
     if engine.is_empty() {
-        terminal.types("sh -c 'echo begun; sleep 1; echo done'\n")?;
+        // Without a process of its own: one that is stopped between its fork and its exec lets the shell wait on.
+        terminal
+            .types("sh -c 'echo begun; i=0; while [ $i -lt 500000 ]; do i=$((i + 1)); done; echo done'\n")?;
         terminal.wait_for("\nbegun\n")?;
         terminal.types("\x1a")?;
         terminal.wait_for("Stopped")?;

@@ -44,6 +44,10 @@ pub fn capture(live: &Live, stop: bool, accept_loss: &[String], teller: &dyn Tel
     let _one = match engine.capturing.try_lock() {
         Ok(guard) => guard,
         Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+        // A stop holds it until the end.
+        Err(TryLockError::WouldBlock) if live.state().requested => {
+            return Err(Error::new(format!("instance \"{}\" is being stopped", live.name)));
+        }
         Err(TryLockError::WouldBlock) => {
             return Err(Error::new(format!("instance \"{}\" is being saved already", live.name))
                 .help("wait until that capture is complete"));
