@@ -36,13 +36,26 @@ pub struct Error {
     /// The exit code.
     #[serde(default = "fatal")]
     pub code: u8,
+    /// What a caller may be able to help with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
+}
+
+/// Failures after which there may be another way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// An engine found, before anything ran, that it cannot save the program.
+    CannotSave,
+    /// There is no way to a registry.
+    Unreachable,
 }
 
 impl Error {
     /// A failure that ends the command with [`FATAL`].
     #[must_use]
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), why: Vec::new(), help: None, detail: None, code: FATAL }
+        Self { what: what.into(), why: Vec::new(), help: None, detail: None, code: FATAL, kind: None }
     }
 
     /// A command that was typed wrongly: [`USAGE`].
@@ -98,6 +111,13 @@ impl Error {
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         let detail = detail.into();
         self.detail = if detail.trim().is_empty() { None } else { Some(detail) };
+        self
+    }
+
+    /// Sets what a caller may be able to help with.
+    #[must_use]
+    pub fn kind(mut self, kind: Kind) -> Self {
+        self.kind = Some(kind);
         self
     }
 
@@ -203,7 +223,7 @@ mod tests {
 
     #[test]
     fn it_travels() {
-        let error = Error::usage("no such flag").because("x").help("y").detail("z");
+        let error = Error::usage("no such flag").because("x").help("y").detail("z").kind(Kind::CannotSave);
         let text = serde_json::to_string(&error).unwrap();
         assert_eq!(serde_json::from_str::<Error>(&text).unwrap(), error);
         assert_eq!(error.code, USAGE);

@@ -11,7 +11,7 @@ use crate::env::{Env, Who};
 use crate::http::free_port;
 use crate::need::need;
 use crate::registry::{Registry, Wants, here, image, layer_of, small};
-use crate::running::Outcome;
+use crate::running::{Outcome, Running};
 
 /// A place with the small image in a layout.
 fn place(who: Who) -> Outcome<Env> {
@@ -66,6 +66,28 @@ From: layout:{{ TAG }}
     touch bin/installed
 "#;
 
+/// Two applications in one image.
+const APPS: &str = r#"Bootstrap: localimage
+From: base
+%runscript
+    echo "the image's own: ${SCIF_APPNAME:-none}"
+%apprun talk
+    echo "talking: $TALK, $SCIF_APPNAME, $SCIF_APPROOT, $*"
+%appenv talk
+    export TALK=loud
+%applabels talk
+    Kind speech
+%apphelp talk
+    It talks.
+%appstart talk
+    exec /opt/subjects/bin/idle
+%appinstall talk
+    printf '#!/bin/sh\necho by its name\n' > bin/say
+    chmod +x bin/say
+%apprun walk
+    echo walking
+"#;
+
 fn whole(who: Who) -> Outcome<()> {
     let env = place(who)?;
     env.make_dir("home/data")?;
@@ -118,6 +140,60 @@ fn whole(who: Who) -> Outcome<()> {
     let out = env.program("rm").args(["-rf", "image"]).output()?;
     assert!(out.status.success() && !image.exists(), "{}", String::from_utf8_lossy(&out.stderr));
     env.finish()
+}
+
+#[test]
+fn applications_of_an_image() {
+    need!(image, userns, squashfs);
+    let env = Env::new(Who::User).unwrap();
+    let base = env.site.image("any");
+    env.write("home/image.def", &APPS.replace("From: base", &format!("From: {}", base.display()))).unwrap();
+    env.ok(&["build", "image.sif", "image.def"]).unwrap();
+    env.ok(&["build", "--sandbox", "image", "image.sif"]).unwrap();
+    let out = |words: &[&str]| env.ok(words).unwrap().out;
+    for image in ["image", "image.sif"] {
+        assert_eq!(out(&["run", image]), "the image's own: none\n");
+        assert_eq!(
+            out(&["run", "--app", "talk", image, "a", "b"]),
+            "talking: loud, talk, /scif/apps/talk, a b\n"
+        );
+        assert_eq!(out(&["run", "--app", "walk", image]), "walking\n");
+        assert_eq!(out(&["exec", "--app", "talk", image, "say"]), "by its name\n");
+        assert_eq!(out(&["inspect", "--list-apps", image]), "talk\nwalk\n");
+        assert_eq!(out(&["inspect", "--app", "talk", image]), "Kind: speech\n");
+        assert_eq!(out(&["inspect", "--app", "talk", "--helpfile", image]), "    It talks.\n");
+        let told: serde_json::Value =
+            serde_json::from_str(&out(&["inspect", "--app", "talk", "--json", "--environment", image]))
+                .unwrap();
+        let scripts = &told["data"]["attributes"]["apps"]["talk"]["environment"];
+        assert!(
+            scripts["/scif/apps/talk/scif/env/90-environment.sh"].as_str().unwrap().contains("TALK=loud"),
+            "{told}"
+        );
+    }
+    // The variable stands for the flag.
+    let mut command = env.command(&["run", "image"]);
+    command.env("APPTAINER_APP", "walk");
+    assert_eq!(Running::start(command, false).unwrap().wait().unwrap().out, "walking\n");
+    env.ok(&["instance", "start", "--app", "talk", "image", "one"]).unwrap();
+    assert!(out(&["exec", "instance://one", "cat", "/proc/2/cmdline"]).contains("idle"));
+    env.ok(&["instance", "stop", "one"]).unwrap();
+    insta::assert_snapshot!(env.fails(&["run", "--app", "sing", "image"]).unwrap(), @r#"
+    exit 255
+    FATAL:   image "image" has no application "sing"
+             hint:    it has talk, walk
+    "#);
+    insta::assert_snapshot!(env.fails(&["inspect", "--app", "../talk", "image"]).unwrap(), @r#"
+    exit 255
+    FATAL:   image "image" has no application "../talk"
+             hint:    it has talk, walk
+    "#);
+    insta::assert_snapshot!(env.fails(&["instance", "start", "--checkpoint", "c", "--app", "walk", "image", "one"]).unwrap(), @r#"
+    exit 255
+    FATAL:   image "image" has no /scif/apps/walk/scif/startscript that can be executed
+             hint:    run a command of the image with exec, or put an executable file at /scif/apps/walk/scif/startscript
+    "#);
+    env.finish().unwrap();
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::Work;
+use super::container::Facts;
 use super::definition::Stage;
 use super::files::{How, copy_all};
 use crate::error::{Error, Result};
@@ -16,6 +17,7 @@ use crate::image::oci::{Limits, Unpacked, fill_from, unpack};
 use crate::image::tools;
 use crate::image::tree::{Tree, clear_set_id, failed};
 use crate::image::watch::{self, Watch};
+use crate::sys::process;
 
 /// For messages.
 pub(super) const AGENTS: &str = "docker, oci, oci-archive, docker-archive, localimage, debootstrap, scratch";
@@ -92,14 +94,13 @@ pub(super) fn local(path: &Path, tree: &Tree, watch: &dyn Watch) -> Result<()> {
         }
         watch.info("Extracting local image...");
         unpack_into(tree.path(), &spec, &file, &watch::standing(watch, "unpacking"))?;
-        if nix::unistd::geteuid().is_root() {
-            clear_set_id(tree.dir(), 0).map_err(|e| failed("take set-id bits from", tree.path(), &e))?;
-        }
-        return Ok(());
+        return clear_set_id(tree.dir(), 0).map_err(|e| failed("take set-id bits from", tree.path(), &e));
     }
     let image = Image::open(&name)?;
     let how = How { follow: false, owners: nix::unistd::geteuid().is_root() };
-    copy_all(image.dir(), tree, how).map_err(|e| failed("copy the image", path, &e))
+    let left = copy_all(image.dir(), tree, how).map_err(|e| failed("copy the image", path, &e))?;
+    left.tell(watch);
+    Ok(())
 }
 
 /// A Debian, through mmdebstrap: as an archive, so that owners and devices are what our own unpacker makes of them.
@@ -115,7 +116,7 @@ fn debootstrap(stage: &Stage, suite: &str, tree: &Tree) -> Result<()> {
     if let Some(mirror) = named.or_else(|| host_mirror(suite)) {
         command.arg(mirror);
     }
-    let mut child = command
+    let mut child = process::bound(&mut command)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -137,7 +138,11 @@ fn debootstrap(stage: &Stage, suite: &str, tree: &Tree) -> Result<()> {
     if !status.success() {
         return Err(Error::new(format!("mmdebstrap could not make a {suite}"))
             .because(format!("it ended with {status}"))
-            .help("its own words are above; check OSVersion, MirrorURL and Include"));
+            .help(match Facts::find() {
+                Facts::Single => "its own words are above; check OSVersion, MirrorURL and Include; without subordinate ids it \
+                    needs fakechroot and fakeroot as well (`apt install fakechroot fakeroot`)",
+                _ => "its own words are above; check OSVersion, MirrorURL and Include",
+            }));
     }
     unpacked.map_err(|error| cannot_unpack(&error))
 }

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::image::inside::file_type;
 use crate::image::singularity::LATE_ENVIRONMENT;
-use crate::image::tree::{Tree, list, stat_in};
+use crate::image::tree::{Tree, allowed, list, stat_in};
 use crate::launch::protocol::{Ending, Order};
 use crate::launch::{start, userns};
 use crate::monitor::{place::mount_point, serve};
@@ -103,8 +103,8 @@ fn settle(dir: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
         }
         let wanted = match kind {
             SFlag::S_IFLNK => continue,
-            SFlag::S_IFDIR => (stat.st_mode & 0o7777) | 0o700,
-            _ => (stat.st_mode & 0o7777) | 0o400,
+            SFlag::S_IFDIR => (stat.st_mode & allowed(true)) | 0o700,
+            _ => (stat.st_mode & allowed(false)) | 0o400,
         };
         // A change of the owner takes some bits away. No link: the kind was looked at, and nothing runs any more.
         fchmodat(dir, name.as_os_str(), Mode::from_bits_truncate(wanted), FchmodatFlags::FollowSymlink)?;

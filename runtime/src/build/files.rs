@@ -13,7 +13,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, futimens, mkdirat};
 use nix::unistd::{linkat, symlinkat};
 
 use super::definition::{Copy, Files};
-use super::glob;
+use super::{glob, sparse};
 use crate::error::{Error, Result};
 use crate::image::inside::file_type;
 use crate::image::io_words;
@@ -48,31 +48,24 @@ pub(super) fn copy(
     let how = How { follow: stage.is_none(), owners: stage.is_some() && root };
     for copy in &files.copies {
         let base = if stage.is_some() { Path::new("/") } else { cwd };
-        let found = glob::expand(&source, base, Path::new(&copy.from));
+        let line = || format!("{}, line {}", definition.display(), copy.line);
+        let found = glob::expand(&source, base, Path::new(&copy.from)).map_err(|e| {
+            Error::new(format!("{}: {:?} cannot be looked for", line(), copy.from)).because(io_words(&e))
+        })?;
         if found.is_empty() {
             let place =
                 files.from.as_ref().map_or("on the host".to_owned(), |stage| format!("in stage {stage:?}"));
-            return Err(Error::new(format!(
-                "{}, line {}: {:?} cannot be copied",
-                definition.display(),
-                copy.line,
-                copy.from
-            ))
-            .because(format!("there is no {} {place}", base.join(&copy.from).display()))
-            .help("check the spelling; a relative path on the host starts at the working directory"));
+            return Err(Error::new(format!("{}: {:?} cannot be copied", line(), copy.from))
+                .because(format!("there is no {} {place}", base.join(&copy.from).display()))
+                .help("check the spelling; a relative path on the host starts at the working directory"));
         }
         for from in &found {
             let to = destination(tree, copy, from, found.len() > 1);
             watch.info(&format!("Copying {} to {}", from.display(), to.display()));
-            copy_one(&source, from, tree, &to, how).map_err(|e| {
-                Error::new(format!(
-                    "{}, line {}: cannot copy {}",
-                    definition.display(),
-                    copy.line,
-                    from.display()
-                ))
-                .because(io_words(&e))
+            let left = copy_one(&source, from, tree, &to, how).map_err(|e| {
+                Error::new(format!("{}: cannot copy {}", line(), from.display())).because(io_words(&e))
             })?;
+            left.tell(watch);
         }
     }
     Ok(())
@@ -95,7 +88,7 @@ fn destination(tree: &Tree, copy: &Copy, from: &Path, several: bool) -> PathBuf 
 }
 
 /// Copies a file or a whole directory.
-pub(super) fn copy_one(source: &Tree, from: &Path, tree: &Tree, to: &Path, how: How) -> io::Result<()> {
+pub(super) fn copy_one(source: &Tree, from: &Path, tree: &Tree, to: &Path, how: How) -> io::Result<LeftOut> {
     if to == Path::new("/") {
         return copy_all(source.open_at(from, DIRECTORY)?.as_fd(), tree, how);
     }
@@ -107,27 +100,59 @@ pub(super) fn copy_one(source: &Tree, from: &Path, tree: &Tree, to: &Path, how: 
     let (to_parent, to_name) = tree.parent_of(to)?;
     let mut copying = Copying::new(tree, how);
     let here = to.parent().unwrap_or(Path::new(""));
-    copying.entry((parent.as_fd(), name), (to_parent.as_fd(), &to_name), here, 0)
+    copying.entry((parent.as_fd(), name), (to_parent.as_fd(), &to_name), here, 0)?;
+    Ok(copying.left)
 }
 
 /// Copies everything in a directory into an image.
-pub(super) fn copy_all(from: BorrowedFd<'_>, tree: &Tree, how: How) -> io::Result<()> {
+pub(super) fn copy_all(from: BorrowedFd<'_>, tree: &Tree, how: How) -> io::Result<LeftOut> {
     let to = tree.open_at(Path::new(""), DIRECTORY)?;
-    Copying::new(tree, how).inside(from, to.as_fd(), Path::new(""), 0)
+    let mut copying = Copying::new(tree, how);
+    copying.inside(from, to.as_fd(), Path::new(""), 0)?;
+    Ok(copying.left)
+}
+
+/// What has no place in an image: devices, pipes and sockets belong to the machine, or to a program that runs.
+#[derive(Debug, Default)]
+pub(super) struct LeftOut {
+    entries: usize,
+    first: PathBuf,
+}
+
+impl LeftOut {
+    fn add(&mut self, place: &Path) {
+        if self.entries == 0 {
+            place.clone_into(&mut self.first);
+        }
+        self.entries += 1;
+    }
+
+    pub(super) fn tell(&self, watch: &dyn Watch) {
+        let first = Path::new("/").join(&self.first);
+        match self.entries {
+            0 => {}
+            1 => watch.info(&format!("{} was left out: it is a device, a pipe or a socket", first.display())),
+            many => watch.info(&format!(
+                "{many} devices, pipes and sockets were left out, the first of them {}",
+                first.display()
+            )),
+        }
+    }
 }
 
 struct Copying<'a> {
     tree: &'a Tree,
     how: How,
-    root: bool,
+    left: LeftOut,
     /// Files with several names, by device and inode: where the first name was copied to.
     seen: HashMap<(u64, u64), PathBuf>,
 }
 
 impl<'a> Copying<'a> {
     fn new(tree: &'a Tree, how: How) -> Self {
-        Self { tree, how, root: nix::unistd::geteuid().is_root(), seen: HashMap::new() }
+        Self { tree, how, left: LeftOut::default(), seen: HashMap::new() }
     }
+
     fn inside(
         &mut self,
         from: BorrowedFd<'_>,
@@ -161,7 +186,7 @@ impl<'a> Copying<'a> {
         let stat = fstatat(from, name, at)?;
         let (uid, gid) = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
         let directory = file_type(&stat) == SFlag::S_IFDIR;
-        let mode = Mode::from_bits_truncate(stat.st_mode & allowed(self.root, directory));
+        let mode = Mode::from_bits_truncate(stat.st_mode & allowed(directory));
         let open = open | OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let place = here.join(new);
         match file_type(&stat) {
@@ -183,7 +208,7 @@ impl<'a> Copying<'a> {
                 let mut source = File::from(openat(from, name, open, Mode::empty())?);
                 remove_in(to, new)?;
                 let mut made = create_in(to, new, 0o600)?;
-                io::copy(&mut source, &mut made)?;
+                sparse::copy(&mut source, &mut made, stat.st_size.cast_unsigned())?;
                 if how.owners {
                     rustix::fs::fchown(&made, Some(uid), Some(gid))?;
                 }
@@ -203,8 +228,7 @@ impl<'a> Copying<'a> {
                     rustix::fs::chownat(to, new, Some(uid), Some(gid), flags)?;
                 }
             }
-            // Devices, pipes and sockets belong to the machine, or to a program that runs.
-            _ => {}
+            _ => self.left.add(&place),
         }
         Ok(())
     }
@@ -244,7 +268,7 @@ mod tests {
     #[test]
     fn an_image_is_copied_as_it_is() {
         let (top, from, to) = trees();
-        copy_all(from.dir(), &to, How { follow: false, owners: false }).unwrap();
+        let left = copy_all(from.dir(), &to, How { follow: false, owners: false }).unwrap();
         let at = |path: &str| top.path().join("to").join(path);
         assert_eq!(fs::metadata(at("b")).unwrap().ino(), fs::metadata(at("dir/a")).unwrap().ino());
         assert_ne!(
@@ -253,6 +277,24 @@ mod tests {
         );
         assert_eq!(fs::read_link(at("link")).unwrap(), Path::new("dir/a"));
         assert!(!at("pipe").exists());
+        assert_eq!((left.entries, left.first.as_path()), (1, Path::new("pipe")));
+    }
+
+    #[test]
+    fn holes_stay_holes() {
+        let (top, from, to) = trees();
+        let file = fs::File::create(top.path().join("from/sparse")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"middle", 64 << 20).unwrap();
+        file.set_len(128 << 20).unwrap();
+        copy_one(&from, Path::new("/sparse"), &to, Path::new("/sparse"), How { follow: true, owners: false })
+            .unwrap();
+        let made = fs::metadata(top.path().join("to/sparse")).unwrap();
+        assert_eq!(made.len(), 128 << 20);
+        assert!(made.blocks() * 512 < 1 << 20, "{} blocks", made.blocks());
+        let mut middle = [0; 6];
+        let made = fs::File::open(top.path().join("to/sparse")).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&made, &mut middle, 64 << 20).unwrap();
+        assert_eq!(&middle, b"middle");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::fcntl::OFlag;
 
 use crate::image::tree::{Tree, list};
+use std::io;
 use std::os::fd::AsFd as _;
 
 /// More than this many nobody means.
@@ -12,7 +13,10 @@ const MOST: usize = 100_000;
 
 /// What there is of `pattern`, sorted; it starts at `base`, which is taken as it is. A path without any of these
 /// characters stands for itself, if it is there.
-pub(super) fn expand(tree: &Tree, base: &Path, pattern: &Path) -> Vec<PathBuf> {
+///
+/// # Errors
+/// A directory cannot be read, or there are more than anybody means.
+pub(super) fn expand(tree: &Tree, base: &Path, pattern: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = vec![base.to_owned()];
     for part in pattern.components() {
         let part = match part {
@@ -30,12 +34,20 @@ pub(super) fn expand(tree: &Tree, base: &Path, pattern: &Path) -> Vec<PathBuf> {
         }
         let mut next = Vec::new();
         for dir in &found {
-            let Ok(fd) = tree.open_at(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY) else { continue };
-            for name in list(fd.as_fd()).unwrap_or_default() {
+            let fd = match tree.open_at(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY) {
+                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                    continue;
+                }
+                other => other?,
+            };
+            for name in list(fd.as_fd())? {
                 let text = name.to_string_lossy();
                 let hidden = text.starts_with('.') && !part.starts_with('.');
-                if !hidden && matches(part.as_bytes(), text.as_bytes()) && next.len() < MOST {
+                if !hidden && matches(part.as_bytes(), text.as_bytes()) {
                     next.push(dir.join(&name));
+                }
+                if next.len() > MOST {
+                    return Err(io::Error::other(format!("the pattern stands for more than {MOST} names")));
                 }
             }
         }
@@ -43,7 +55,7 @@ pub(super) fn expand(tree: &Tree, base: &Path, pattern: &Path) -> Vec<PathBuf> {
     }
     found.retain(|path| tree.open_at(path, OFlag::O_PATH | OFlag::O_NOFOLLOW).is_ok());
     found.sort();
-    found
+    Ok(found)
 }
 
 /// Whether a name is one of a pattern. Runs through both once, with one place to go back to.
@@ -172,6 +184,7 @@ mod tests {
         let tree = Tree::open(top.path()).unwrap();
         let found = |pattern: &str| -> Vec<String> {
             expand(&tree, Path::new("/"), Path::new(pattern))
+                .unwrap()
                 .iter()
                 .map(|p| p.display().to_string())
                 .collect()
@@ -185,7 +198,7 @@ mod tests {
         assert_eq!(found("/../../a/1.py"), ["/../../a/1.py"], "which leads nowhere outside");
         std::fs::create_dir(top.path().join("run[1]")).unwrap();
         std::fs::write(top.path().join("run[1]/file"), "").unwrap();
-        let below = |pattern: &str| expand(&tree, Path::new("/run[1]"), Path::new(pattern));
+        let below = |pattern: &str| expand(&tree, Path::new("/run[1]"), Path::new(pattern)).unwrap();
         assert_eq!(below("f*"), [Path::new("/run[1]/file")]);
         assert_eq!(below("../b/3.py"), [Path::new("/run[1]/../b/3.py")]);
     }

@@ -13,14 +13,20 @@ use crate::image::watch::Watch;
 const RUNSCRIPT: &str = "exec /bin/sh \"$@\"\n";
 
 /// Writes everything.
-pub(super) fn write(stage: &Stage, tree: &Tree, definition: &Definition, watch: &dyn Watch) -> Result<()> {
+pub(super) fn write(
+    stage: &Stage,
+    tree: &Tree,
+    definition: &Definition,
+    time: Option<u32>,
+    watch: &dyn Watch,
+) -> Result<()> {
     tree.write(format!("{META}/Singularity"), 0o644, &definition.text)?;
     if let Some(help) = &stage.help {
         watch.info("Adding help info");
         tree.write(format!("{META}/runscript.help"), 0o644, help)?;
     }
     watch.info("Adding labels");
-    singularity::add_labels(tree, &labels(stage))?;
+    singularity::add_labels(tree, &labels(stage, time))?;
     if let Some(environment) = &stage.environment {
         watch.info("Adding environment to container");
         let text = format!("#!/bin/sh\n# From %environment of the definition file.\n\n{environment}");
@@ -51,7 +57,8 @@ pub(super) fn script(tree: &Tree, name: &str, script: &Script) -> Result<()> {
 }
 
 /// Labels that every image has.
-pub(super) fn standard_labels(arch: &str, time: Option<jiff::Timestamp>) -> BTreeMap<String, String> {
+pub(super) fn standard_labels(arch: &str, time: Option<u32>) -> BTreeMap<String, String> {
+    let time = time.and_then(|time| jiff::Timestamp::from_second(time.into()).ok());
     let time = time.unwrap_or_else(jiff::Timestamp::now);
     let of = |name: &str, value: String| (format!("org.label-schema.{name}"), value);
     BTreeMap::from([
@@ -62,8 +69,8 @@ pub(super) fn standard_labels(arch: &str, time: Option<jiff::Timestamp>) -> BTre
     ])
 }
 
-fn labels(stage: &Stage) -> BTreeMap<String, String> {
-    let mut all = standard_labels(own_arch(), None);
+fn labels(stage: &Stage, time: Option<u32>) -> BTreeMap<String, String> {
+    let mut all = standard_labels(own_arch(), time);
     let mut set = |name: &str, value: String| all.insert(format!("org.label-schema.{name}"), value);
     for (key, value) in &stage.header {
         set(&format!("usage.singularity.deffile.{key}"), value.clone());

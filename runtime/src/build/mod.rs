@@ -11,6 +11,7 @@ mod glob;
 mod metadata;
 mod pack;
 mod source;
+mod sparse;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use crate::image::output::Output;
 use crate::image::singularity;
 use crate::image::tree::Tree;
 use crate::image::watch::Watch;
+use crate::sys::process;
 use definition::{Definition, Script, Stage};
 pub use pack::{Packing, to_file};
 pub use source::Source;
@@ -41,6 +43,8 @@ pub struct Options {
     pub fetch: oci::Options,
     /// Where roots of containers are put together.
     pub runtime_dir: PathBuf,
+    /// Seconds since 1970 for every time in the image, so that the same content gives the same file.
+    pub time: Option<u32>,
 }
 
 /// What a build works with.
@@ -95,6 +99,12 @@ impl Work<'_> {
 
     fn stage(&self, stage: &Stage, tree: &Tree, definition: &Definition) -> Result<()> {
         let facts = container::Facts::find();
+        let installs = stage.apps.values().any(|app| app.install.is_some());
+        let debian = stage.header.get("bootstrap").is_some_and(|agent| agent == "debootstrap");
+        let runs = stage.post.is_some() || stage.test.is_some() || installs;
+        if let Some(remark) = facts.cannot().filter(|_| runs || debian) {
+            self.watch.warning(remark);
+        }
         if let Some(script) = &stage.pre {
             self.watch.info("Running pre scriptlet");
             on_host("%pre", script, tree)?;
@@ -110,20 +120,16 @@ impl Work<'_> {
         }
         apps::files(stage, tree, self, &definition.file)?;
         if let Some(script) = &stage.post {
-            if let Some(remark) = facts.cannot() {
-                self.watch.warning(remark);
-            }
             self.watch.info("Running post scriptlet");
             container::run("%post", script, tree, &facts, self.options)?;
         }
         apps::install(stage, tree, &facts, self)?;
-        metadata::write(stage, tree, definition, self.watch)?;
+        metadata::write(stage, tree, definition, self.options.time, self.watch)?;
         if let Some(script) = stage.test.as_ref().filter(|_| !self.options.no_test) {
             self.watch.info("Running testscript");
             container::run("%test", script, tree, &facts, self.options)?;
         }
-        let installs = stage.apps.values().any(|app| app.install.is_some());
-        if stage.post.is_some() || stage.test.is_some() || installs { facts.settle(tree) } else { Ok(()) }
+        if runs { facts.settle(tree) } else { Ok(()) }
     }
 }
 
@@ -134,7 +140,8 @@ fn on_host(what: &str, script: &Script, tree: &Tree) -> Result<()> {
     for name in ["STASIS_ROOTFS", "APPTAINER_ROOTFS", "SINGULARITY_ROOTFS"] {
         command.env(name, tree.path());
     }
-    let status = command.status().map_err(|e| Error::new(format!("cannot run {what}")).because(&e))?;
+    let status = process::bound(&mut command).status();
+    let status = status.map_err(|e| Error::new(format!("cannot run {what}")).because(&e))?;
     match status.code() {
         Some(0) => Ok(()),
         code => Err(ended(what, code.unwrap_or(255))),

@@ -18,8 +18,6 @@ use crate::image::watch::{self, Watch};
 pub struct Packing {
     /// Of the file system.
     pub compression: Compression,
-    /// Seconds since 1970 for every time in the file, so that the same content gives the same file.
-    pub time: Option<u32>,
     /// Where the directory is made; beside the file where nothing is said.
     pub scratch: Option<PathBuf>,
 }
@@ -57,17 +55,16 @@ pub fn to_file(
         attributes.deffile = source.as_definition();
     }
     let arch = options.fetch.arch.as_deref().unwrap_or(own_arch());
-    describe(&mut attributes, arch, packing.time);
+    describe(&mut attributes, arch, options.time);
     watch.info("Creating SIF file...");
-    let Packing { compression, time, .. } = *packing;
+    let (compression, time) = (packing.compression, options.time);
     let parts = Parts { root: &image.root, attributes: &attributes, arch, compression, time };
     write::write(&out, &parts, options.force, &watch::standing(watch, "compressing"))
 }
 
 /// Labels that every image has.
 fn describe(attributes: &mut Attributes, arch: &str, time: Option<u32>) {
-    let now = time.and_then(|time| jiff::Timestamp::from_second(time.into()).ok());
-    for (name, value) in super::metadata::standard_labels(arch, now) {
+    for (name, value) in super::metadata::standard_labels(arch, time) {
         attributes.labels.entry(name).or_insert(value);
     }
 }

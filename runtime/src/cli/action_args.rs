@@ -64,6 +64,9 @@ pub struct ActionArgs {
     /// Unpack an image file into the cache instead of mounting it
     #[arg(long, help_heading = "Files")]
     pub unsquash: bool,
+    /// An application of the image's, by its name
+    #[arg(long, value_name = "NAME", help_heading = "Files")]
+    pub app: Option<String>,
     /// Start in this directory
     #[arg(long, visible_alias = "pwd", value_name = "DIR", help_heading = "Files")]
     pub cwd: Option<String>,

@@ -6,7 +6,7 @@ use crate::cli::compat::CompatArgs;
 use crate::cli::engine::{self, Chosen};
 use crate::cli::images::{self, sources};
 use crate::cli::teller::Terminal;
-use crate::cli::{Session, gpu, join, others, output, report};
+use crate::cli::{Session, again, gpu, join, others, output, report};
 use crate::error::{Error, Result};
 use crate::image::attach::Held;
 use crate::image::{Image, identity};
@@ -18,7 +18,7 @@ use crate::monitor::{ask, begin};
 use crate::name::{BackendName, CheckpointName, CheckpointRef, InstanceName};
 use crate::spec::identity::HostFacts;
 use crate::spec::resolve::{self, Action, directories_to_make};
-use crate::spec::{ContainerSpec, SPEC_FORMAT, binds};
+use crate::spec::{ContainerSpec, SPEC_FORMAT};
 use crate::store::{Generation, ImageIdentity};
 use crate::sys::terminal;
 use crate::worker::Worker;
@@ -138,7 +138,7 @@ fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
     let signals = serve::signals(true)?;
     let teller = Arc::new(Terminal::default());
     let mut begun = begin::begin(&planned.order, planned.library, planned.image, &*teller)
-        .map_err(|error| others::named(session, &planned.order.spec, error))?;
+        .map_err(|error| others::named(session, &planned.order, error))?;
     if let Some(from) = &begun.restarted {
         report::info(restarted_line(from));
     } else if let Some(engine) = &begun.live.engine {
@@ -214,7 +214,7 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
     let name = wanted.name.as_ref().map_or_else(|| made_name(&wanted), ToString::to_string);
     let identity = engine.then(|| identify(&image, back.as_ref())).transpose()?;
     let mut spec = match &back {
-        Some(back) => again(back, &wanted, &typed, &image, &facts, &name)?,
+        Some(back) => again::again(&back.spec, &wanted, &typed, &image, &facts, &name)?,
         None => {
             let mut spec = resolve::resolve(&wanted.action, &wanted.args, &image, &facts, &name, engine)?;
             crate::spec::gpu::add(&mut spec, gpu::mounts(&wanted.args));
@@ -405,71 +405,6 @@ fn kind_of(image: &Image) -> &'static str {
         Some(file) if file.sif.is_some() => "sif",
         Some(_) => "squashfs",
     }
-}
-
-/// Refuses what would describe another container than the recorded one.
-fn as_recorded(typed: &ActionArgs) -> Result<()> {
-    if !typed.bind.is_empty() || !typed.mount.is_empty() {
-        return Err(Error::usage("a saved application gets the binds that it was started with")
-            .help("take one from another place with --bind-remap OLD=NEW"));
-    }
-    let others = [
-        (typed.home.is_some() || typed.no_home, "home directory"),
-        (typed.contain || typed.containall, "view of the host"),
-        (typed.workdir.is_some() || !typed.scratch.is_empty(), "scratch directories"),
-        (!typed.overlay.is_empty() || typed.writable || typed.writable_tmpfs, "way of writing to the image"),
-        (typed.cwd.is_some(), "working directory"),
-        (typed.cleanenv || !typed.env.is_empty() || !typed.env_file.is_empty(), "environment"),
-        (typed.fakeroot || typed.userns, "user ids"),
-        (typed.hostname.is_some(), "host name"),
-        (typed.nv || typed.rocm, "devices"),
-        (typed.pid || typed.ipc || typed.uts, "namespaces"),
-    ];
-    match others.iter().find(|(given, _)| *given) {
-        None => Ok(()),
-        Some((_, what)) => {
-            Err(Error::usage(format!("a saved application keeps the {what} that it was started with"))
-                .help("leave the flag out; `stasis checkpoint show --json NAME@GEN` tells what was recorded"))
-        }
-    }
-}
-
-/// The recorded container again, under its new name.
-fn again(
-    back: &Back,
-    wanted: &Wanted,
-    typed: &ActionArgs,
-    image: &Image,
-    facts: &HostFacts,
-    name: &str,
-) -> Result<ContainerSpec> {
-    let mut spec = back.spec.clone();
-    let given: &[String] = match &wanted.action {
-        Action::Exec { argv } => argv,
-        Action::Run { args } | Action::Start { args } | Action::InstanceRun { args } => args,
-        Action::Shell => &[],
-    };
-    let same = spec.process.argv == given || spec.process.argv.get(1..).is_some_and(|a| a == given);
-    if !given.is_empty() && !same {
-        return Err(Error::new(
-            "the arguments differ from those that the saved application was started with",
-        )
-        .because(format!("it was started with: {}", spec.process.argv.join(" ")))
-        .help("give the same arguments, or none"));
-    }
-    as_recorded(typed)?;
-    spec.namespaces.net |= typed.net;
-    binds::remap(&mut spec, &wanted.args.bind_remap, facts)?;
-    name.clone_into(&mut spec.name);
-    spec.root.directory = image.directory().to_path_buf();
-    spec.root.file = image.file.as_ref().map(|file| file.spec.clone());
-    if wanted.image != "-" {
-        wanted.image.clone_into(&mut spec.image);
-    }
-    let terminal =
-        wanted.name.is_none() && facts.stdin_tty && (facts.stdout_tty || wanted.action == Action::Shell);
-    spec.stdio = if terminal { StdioKind::Pty } else { StdioKind::File };
-    Ok(spec)
 }
 
 /// `--dry-run`.

@@ -19,6 +19,7 @@ use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::report::{Finding, Probe, Severity};
 use stasis_plugin_api::request::{ImageView, ProbeRequest, ProcessView, Subject};
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 /// `backend`.
 #[derive(Debug, Subcommand)]
@@ -179,7 +180,12 @@ fn info(session: &Session, args: &InfoArgs) -> Result<()> {
 }
 
 fn check(session: &Session, args: CheckArgs) -> Result<i32> {
-    let is_subject = |text: &str| text.contains('/') || text.contains("://");
+    let settings = session.settings()?;
+    // A file may have the name of a backend, and a backend that is not there that of no file.
+    let is_subject = |text: &str| match BackendName::new(text) {
+        Ok(name) => !settings.backends.contains_key(&name) && Path::new(text).exists(),
+        Err(_) => true,
+    };
     let (backend, given) = match (args.backend, args.subject) {
         (Some(only), None) if is_subject(&only) => (None, Some(only)),
         other => other,
@@ -189,7 +195,7 @@ fn check(session: &Session, args: CheckArgs) -> Result<i32> {
     }
     let names: Vec<String> = match backend {
         Some(name) => vec![name],
-        None => session.settings()?.enabled().map(ToString::to_string).collect(),
+        None => settings.enabled().map(ToString::to_string).collect(),
     };
     let subject = given.as_deref().map(|given| subject_of(session, given)).transpose()?;
     let mut worst = 0;
@@ -216,7 +222,7 @@ fn check(session: &Session, args: CheckArgs) -> Result<i32> {
 }
 
 /// 0 nothing, 1 something would be lost, 2 it cannot be done.
-pub(super) fn verdict(usable: bool, findings: &[Finding]) -> i32 {
+fn verdict(usable: bool, findings: &[Finding]) -> i32 {
     match findings.iter().map(|f| f.severity).max() {
         _ if !usable => 2,
         Some(Severity::Fatal) => 2,

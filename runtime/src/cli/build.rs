@@ -76,13 +76,19 @@ pub fn run(session: &Session, args: &BuildArgs) -> Result<()> {
     if args.image.as_os_str().is_empty() {
         return Err(Error::usage("no name was given for the image that is to be made"));
     }
+    let source = Source::recognise(&args.spec)?;
+    if let (Some(arch), false) = (&args.make.registry.arch, matches!(source, Source::Named(_))) {
+        return Err(Error::usage(format!("--arch {arch} cannot be had of \"{}\"", args.spec))
+            .because("it chooses among the images that a registry, a layout or an archive has for several machines")
+            .help("leave it out; a definition file builds for this machine"));
+    }
     let options = Options {
         no_test: args.notest,
         arguments: arguments(args)?,
         binds: user_binds(&args.bind)?,
         ..options(session, &args.make)?
     };
-    make(session, &Source::recognise(&args.spec)?, &args.image, &args.make, &options)?;
+    make(session, &source, &args.image, &args.make, &options)?;
     report::info(format!("Build complete: {}", args.image.display()));
     Ok(())
 }
@@ -109,7 +115,16 @@ pub fn pull(session: &Session, args: &PullArgs) -> Result<()> {
 }
 
 fn options(session: &Session, args: &MakeArgs) -> Result<Options> {
+    // As reproducible builds everywhere: this variable stands for every time in the file.
+    let time = session.context.var("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty());
+    let seconds = |text: &str| {
+        text.parse().map_err(|_| {
+            Error::usage(format!("SOURCE_DATE_EPOCH is {text:?}"))
+                .because("it has to be a number of seconds since 1970, below 4294967296")
+        })
+    };
     Ok(Options {
+        time: time.map(seconds).transpose()?,
         force: args.force,
         fetch: images::options(session, &args.registry),
         runtime_dir: session.context.runtime_dir()?,
@@ -129,8 +144,6 @@ fn make(session: &Session, source: &Source, out: &Path, args: &MakeArgs, options
             "gzip" => Compression::Gzip,
             _ => Compression::Zstd(args.compression_level),
         },
-        // As reproducible builds everywhere: this variable stands for every time in the file.
-        time: var("SOURCE_DATE_EPOCH").and_then(|text| text.parse().ok()),
         scratch: names.into_iter().find_map(var).map(PathBuf::from),
     };
     build::to_file(source, out, &packing, options, &cache, &Shown)

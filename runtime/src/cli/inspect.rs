@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::image::metadata::Attributes;
 use crate::image::sif::{self, DataType, Sif};
 use crate::image::sif_of;
+use crate::spec::resolve::SpecError;
 use clap::Args;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -41,6 +42,12 @@ pub struct InspectArgs {
     /// Everything
     #[arg(long)]
     all: bool,
+    /// Of this application of the image's, in place of the image
+    #[arg(long, value_name = "NAME")]
+    app: Option<String>,
+    /// The names of its applications
+    #[arg(long)]
+    list_apps: bool,
     /// For programs
     #[arg(short, long)]
     json: bool,
@@ -53,12 +60,41 @@ pub struct InspectArgs {
 /// # Errors
 /// The image cannot be read.
 pub fn run(session: &Session, args: &InspectArgs) -> Result<()> {
-    let shown = chosen(args, attributes(session, &args.image)?);
+    let all = attributes(session, &args.image)?;
+    if args.list_apps {
+        let names: Vec<&String> = all.apps.keys().collect();
+        return match args.json {
+            true => output::json(&names),
+            false => output::bytes(
+                harmless(&names.iter().map(|name| format!("{name}\n")).collect::<String>()).as_bytes(),
+            ),
+        };
+    }
+    let shown = match &args.app {
+        None => chosen(args, all),
+        Some(name) => {
+            let have: Vec<String> = all.apps.keys().cloned().collect();
+            let Some((name, app)) = all.apps.into_iter().find(|(app, _)| app == name) else {
+                return Err(no_app(&args.image, name, &have));
+            };
+            let app = chosen(args, app);
+            if !args.json && !args.all {
+                return output::bytes(text(&app).as_bytes());
+            }
+            Attributes { apps: [(name, app)].into(), ..Attributes::default() }
+        }
+    };
     // As in Apptainer, everything is a document for programs.
     if args.json || args.all {
         return output::json(&shown.to_json());
     }
     output::bytes(text(&shown).as_bytes())
+}
+
+fn no_app(image: &str, name: &str, have: &[String]) -> Error {
+    let error = SpecError::NoApp { image: image.to_owned(), app: name.to_owned(), have: have.to_vec() };
+    let help = error.help();
+    Error::from_parts(&error, help)
 }
 
 fn attributes(session: &Session, given: &str) -> Result<Attributes> {
@@ -117,6 +153,7 @@ fn chosen(args: &InspectArgs, all: Attributes) -> Attributes {
         runscript: text(args.runscript, all.runscript),
         startscript: text(args.startscript, all.startscript),
         test: text(args.test, all.test),
+        apps: Default::default(),
     }
 }
 
@@ -134,6 +171,10 @@ fn text(shown: &Attributes) -> String {
     for (name, value) in &shown.labels {
         out.push_str(&format!("{name}: {value}\n"));
     }
-    // An image is anybody's work: its text may not play tricks with the terminal.
-    out.chars().map(|c| if c == '\n' || c == '\t' { c } else { report::harmless(c) }).collect()
+    harmless(&out)
+}
+
+/// An image is anybody's work: its text may not play tricks with the terminal.
+fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c == '\n' || c == '\t' { c } else { report::harmless(c) }).collect()
 }

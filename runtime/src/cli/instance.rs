@@ -183,7 +183,7 @@ fn start(session: &Session, args: StartArgs, runscript: bool) -> Result<()> {
     let wanted =
         Wanted { action, args: args.action, compat: args.compat, image: args.image, name: Some(name) };
     let Some(planned) = actions::plan(session, wanted)? else { return Ok(()) };
-    let started = spawn(&planned).map_err(|error| others::named(session, &planned.order.spec, error))?;
+    let started = spawn(&planned).map_err(|error| others::named(session, &planned.order, error))?;
     if let Some(image) = planned.image {
         image.leave();
     }

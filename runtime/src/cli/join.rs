@@ -25,6 +25,12 @@ pub fn join(session: &Session, name: &str, action: &Action, args: &ActionArgs) -
         return Err(Error::usage("a command beside an instance cannot be saved apart from it")
             .help(format!("save the instance: stasis checkpoint instance {name}")));
     }
+    if args.app.is_some() {
+        return Err(Error::usage(
+            "--app chooses what an instance is started with, and this one runs already",
+        )
+        .help("start another one: stasis instance start --app NAME IMAGE OTHER"));
+    }
     let name = InstanceName::new(name)?;
     let seen = running(session, &name)?;
     let facts = HostFacts::from_process();

@@ -2,6 +2,7 @@
 
 pub mod action_args;
 pub mod actions;
+mod again;
 pub mod backend;
 pub mod build;
 pub mod checkpoint;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Image;
+use super::{Image, apps};
 
 /// Larger scripts and definition files are not an image author's work.
 const MOST: u64 = 4 << 20;
@@ -36,6 +36,9 @@ pub struct Attributes {
     /// Of `instance start`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub startscript: String,
+    /// The same of its applications; they have none themselves, and no definition file.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub apps: BTreeMap<String, Self>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -56,17 +59,32 @@ impl Attributes {
     /// From an opened image's own files.
     #[must_use]
     pub fn of(image: &Image) -> Self {
+        let app = |name: String| {
+            let place = apps::place(&name);
+            let labels = image.read_small(format!("{place}/labels.json"), MOST).unwrap_or_default();
+            let labels = serde_json::from_slice(&labels).unwrap_or_default();
+            (name, Self { labels, ..Self::at(image, &place) })
+        };
+        Self {
+            labels: image.labels.clone(),
+            apps: apps::names(image).into_iter().map(app).collect(),
+            ..Self::at(image, "/.singularity.d")
+        }
+    }
+
+    /// What the scripts in a directory of the image's say.
+    fn at(image: &Image, place: &str) -> Self {
         let text = |name: &str| {
-            let bytes = image.read_small(format!("/.singularity.d/{name}"), MOST).unwrap_or_default();
+            let bytes = image.read_small(format!("{place}/{name}"), MOST).unwrap_or_default();
             String::from_utf8_lossy(&bytes).into_owned()
         };
-        let scripts = image.list("/.singularity.d/env").unwrap_or_default();
+        let scripts = image.list(format!("{place}/env")).unwrap_or_default();
         let own = scripts.iter().filter(|n| n.ends_with(".sh") && !STANDARD.contains(&n.as_str()));
-        let environment =
-            own.map(|name| (format!("/.singularity.d/env/{name}"), text(&format!("env/{name}"))));
+        let environment = own.map(|name| (format!("{place}/env/{name}"), text(&format!("env/{name}"))));
         Self {
             environment: environment.collect(),
-            labels: image.labels.clone(),
+            labels: BTreeMap::new(),
+            apps: BTreeMap::new(),
             runscript: text("runscript"),
             test: text("test"),
             helpfile: text("runscript.help"),

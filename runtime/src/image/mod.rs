@@ -17,6 +17,7 @@ use object::Endianness;
 use object::elf::FileHeader64;
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
 
+pub mod apps;
 pub mod attach;
 pub mod cached;
 mod error;

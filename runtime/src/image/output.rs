@@ -126,23 +126,25 @@ impl Output {
         let old = self.out.symlink_metadata().is_ok();
         let flags = if old { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
         let renamed = rustix::fs::renameat_with(&parent, &self.staging, &parent, &self.name, flags);
-        match renamed {
-            Ok(()) => {}
+        let aside = match renamed {
+            Ok(()) => self.staging.clone(),
             // Network file systems know neither.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => {
-                self.rename_twice(&parent, old)?;
+                self.rename_twice(&parent, old)?
             }
             Err(e) => return Err(failed("put the image at", &self.out, &e.into())),
-        }
+        };
         self.committed = true;
-        if old && let Err(error) = remove(&self.parent, &self.staging) {
-            let left = self.path();
+        parent.sync_all().map_err(|e| failed("write to disk", &self.parent, &e))?;
+        if old && let Err(error) = remove(&self.parent, &aside) {
+            let left = self.parent.join(aside);
             watch.warning(&format!("the old image is left at {} and can go: {error}", left.display()));
         }
         Ok(())
     }
 
-    fn rename_twice(&self, parent: &std::fs::File, old: bool) -> Result<()> {
+    /// Returns under which name the old image is now.
+    fn rename_twice(&self, parent: &std::fs::File, old: bool) -> Result<OsString> {
         let cannot = |e: rustix::io::Errno| failed("put the image at", &self.out, &e.into());
         let mut aside = self.staging.clone();
         aside.push("-old");
@@ -154,10 +156,7 @@ impl Output {
             let _ = rustix::fs::renameat(parent, &aside, parent, &self.name);
             cannot(e)
         })?;
-        if old {
-            rustix::fs::renameat(parent, &aside, parent, &self.staging).map_err(cannot)?;
-        }
-        Ok(())
+        Ok(aside)
     }
 }
 

@@ -25,14 +25,10 @@ const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY);
 const SET_ID: u32 = 0o6000;
 
 /// The bits of a mode that are given to what is made in an image. Programs with another user's rights are of no use in a
-/// container, and on the host a stranger would have put them there: root leaves those bits away. On a directory the
-/// group's bit gives no rights, it says whose new files are.
-pub(crate) fn allowed(as_root: bool, directory: bool) -> u32 {
-    match (as_root, directory) {
-        (false, _) => 0o7777,
-        (true, true) => 0o3777,
-        (true, false) => 0o1777,
-    }
+/// container, and on the host a stranger would have put them there, with the rights of whoever unpacks: those bits are
+/// left away. On a directory the group's bit gives no rights, it says whose new files are.
+pub(crate) const fn allowed(directory: bool) -> u32 {
+    if directory { 0o3777 } else { 0o1777 }
 }
 /// Deeper than this no image goes; every level costs a descriptor while something is removed.
 const MAX_DEPTH: usize = 256;

@@ -1,6 +1,6 @@
 //! What an engine is asked before a container exists, for a start and for `--dry-run`.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::launch::userns;
 use crate::monitor::findings::judge;
 use crate::monitor::live::process_view;
@@ -12,9 +12,6 @@ use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::plan::{IdMap, RestartPlan};
 use stasis_plugin_api::request::{ImageView, LaunchRequest, ProbeRequest, RestartRequest, Subject};
 use std::path::{Path, PathBuf};
-
-/// What a refusal says that the engine cannot do.
-pub const SAVE: &str = "save this program";
 
 /// Who is asked, and what the user accepts.
 #[derive(Debug)]
@@ -68,7 +65,8 @@ pub fn ask(
     let Some(generation) = generation else {
         let subject = Subject::Image { image: image.clone(), process: process.clone() };
         let findings = engine::examine(worker, &subject, memory, &NoServices)?;
-        judge(SAVE, asked.engine_name, findings, asked.accept_loss)?;
+        judge("save this program", asked.engine_name, findings, asked.accept_loss)
+            .map_err(|error| error.kind(Kind::CannotSave))?;
         let request = LaunchRequest { image, process, hostname, rootless, own_network, id_maps, stdio };
         let plan = engine::plan_launch(worker, &request, memory, &NoServices)?;
         let spec = apply::launch(spec.clone(), &plan, asked.backend, staging, cover)?;
@@ -108,7 +106,7 @@ fn image_root(spec: &ContainerSpec) -> PathBuf {
 }
 
 /// The id maps that this container can have.
-fn id_maps(spec: &ContainerSpec) -> Vec<IdMap> {
+pub fn id_maps(spec: &ContainerSpec) -> Vec<IdMap> {
     match (spec.namespaces.user, spec.ids.map) {
         (false, _) => vec![IdMap::Keep, IdMap::KeepAndZero, IdMap::Root],
         (true, IdMap::Root) => vec![IdMap::Root],

@@ -75,6 +75,8 @@ pub(crate) struct Naming<'a> {
     pub(crate) binds: Vec<String>,
     /// The image's scripts will be sourced.
     pub(crate) source_env: bool,
+    /// The application of the image's that was chosen.
+    pub(crate) app: Option<&'a str>,
 }
 
 /// Makes the environment. `--env` wins over `--env-file`, that over the host's prefixed variables, those over
@@ -150,6 +152,12 @@ impl Naming<'_> {
             if self.instance {
                 set(&format!("{prefix}_INSTANCE"), self.name);
             }
+            if let Some(app) = self.app {
+                set(&format!("{prefix}_APPNAME"), app);
+            }
+        }
+        if let Some(app) = self.app {
+            set("STASIS_APPNAME", app);
         }
         set("STASIS_CONTAINER", &root);
         set("STASIS_NAME", &base);

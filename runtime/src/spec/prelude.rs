@@ -54,7 +54,7 @@ _stasis_find() {
   exit 255
 }
 trap 'printf "FATAL:   the image environment script %s ended the shell\n" "$_stasis_file" >&2; exit 255' EXIT
-for _stasis_file in /.singularity.d/env/*.sh; do
+for _stasis_file in /.singularity.d/env/*.sh "/scif/apps/${STASIS_APPNAME:-}/scif/env/"*.sh; do
   if [ -f "$_stasis_file" ] && [ -r "$_stasis_file" ]; then _stasis_source "$_stasis_file"; fi
   set +aefu
 done

@@ -10,7 +10,7 @@ use super::env::{self, EnvError, Naming};
 use super::identity::HostFacts;
 use super::{ContainerSpec, IdSpec, NamespaceSpec, ProcessSpec, RootMode, RootSpec, RootWrite, SPEC_FORMAT};
 use crate::cli::action_args::ActionArgs;
-use crate::image::Image;
+use crate::image::{Image, apps};
 
 mod describe;
 mod mounts;
@@ -68,7 +68,10 @@ pub enum SpecError {
     NoCommand { image: String },
     /// `run` of an image without.
     #[error("image \"{image}\" has no {script} that can be executed")]
-    NoScript { image: String, script: &'static str },
+    NoScript { image: String, script: String },
+    /// `--app`.
+    #[error("image \"{image}\" has no application {app:?}")]
+    NoApp { image: String, app: String, have: Vec<String> },
     /// `shell` in an image without.
     #[error("image \"{image}\" has no shell: neither /bin/bash nor /bin/sh can be executed")]
     NoShell { image: String },
@@ -103,6 +106,8 @@ impl SpecError {
             Self::NoScript { script, .. } => {
                 format!("run a command of the image with exec, or put an executable file at {script}")
             }
+            Self::NoApp { have, .. } if have.is_empty() => "it has none at all; leave --app out".to_owned(),
+            Self::NoApp { have, .. } => format!("it has {}", have.join(", ")),
             Self::NoShell { .. } => "run a program of the image with exec".to_owned(),
             Self::Conflict { .. } => "choose one of them".to_owned(),
             Self::WritableFile { image } => format!(
@@ -158,9 +163,9 @@ pub fn resolve(
     if args.writable && image.file.is_some() {
         return Err(SpecError::WritableFile { image: image.given.clone() });
     }
-    let argv = argv(action, image, engine)?;
+    let argv = argv(action, image, args.app.as_deref(), engine)?;
     let wishes = Wishes::new(action, args, image, facts, engine)?;
-    let source_env = image.has_env_scripts && image.has_sh && !argv.is_empty();
+    let source_env = (image.has_env_scripts || args.app.is_some()) && image.has_sh && !argv.is_empty();
     let naming = Naming {
         image,
         name,
@@ -172,6 +177,7 @@ pub fn resolve(
         home: &wishes.home.target,
         binds: wishes.binds.iter().map(UserBind::to_word).collect(),
         source_env,
+        app: args.app.as_deref(),
     };
     let environment = env::environment(args, facts, &naming)?;
     Ok(ContainerSpec {
@@ -227,11 +233,17 @@ pub fn directories_to_make(spec: &ContainerSpec, args: &ActionArgs, facts: &Host
     all
 }
 
-fn argv(action: &Action, image: &Image, engine: bool) -> Result<Vec<String>, SpecError> {
+fn argv(action: &Action, image: &Image, app: Option<&str>, engine: bool) -> Result<Vec<String>, SpecError> {
     let given = || image.given.clone();
-    let script = |there: bool, script: &'static str, args: &[String]| {
-        if there {
-            Ok(std::iter::once(script.to_owned()).chain(args.iter().cloned()).collect())
+    let of_app = app.map(|app| in_app(image, app)).transpose()?;
+    let there = |script: &str, known: bool| match &of_app {
+        Some(place) => image.lookup(format!("{place}/{script}")).is_some_and(|file| file.is_executable()),
+        None => known,
+    };
+    let script = |known: bool, name: &str, args: &[String]| {
+        let script = format!("{}/{name}", of_app.as_deref().unwrap_or("/.singularity.d"));
+        if there(name, known) {
+            Ok(std::iter::once(script).chain(args.iter().cloned()).collect())
         } else {
             Err(SpecError::NoScript { image: given(), script })
         }
@@ -241,19 +253,26 @@ fn argv(action: &Action, image: &Image, engine: bool) -> Result<Vec<String>, Spe
             Some(program) if !program.is_empty() => Ok(argv.clone()),
             _ => Err(SpecError::NoCommand { image: given() }),
         },
-        Action::Run { args } | Action::InstanceRun { args } if image.oci.is_some() => {
+        Action::Run { args } | Action::InstanceRun { args } if image.oci.is_some() && app.is_none() => {
             without_shell(image, args)
         }
-        Action::Run { args } | Action::InstanceRun { args } => {
-            script(image.has_runscript, "/.singularity.d/runscript", args)
-        }
+        Action::Run { args } | Action::InstanceRun { args } => script(image.has_runscript, "runscript", args),
         // An instance is also of use with nothing in it: commands are run in it later. There is nothing to
         // save in such a one.
-        Action::Start { .. } if !image.has_startscript && !engine => Ok(Vec::new()),
-        Action::Start { args } => script(image.has_startscript, "/.singularity.d/startscript", args),
+        Action::Start { .. } if !there("startscript", image.has_startscript) && !engine => Ok(Vec::new()),
+        Action::Start { args } => script(image.has_startscript, "startscript", args),
         Action::Shell if image.has_bash => Ok(vec!["/bin/bash".to_owned(), "--norc".to_owned()]),
         Action::Shell if image.has_sh => Ok(vec!["/bin/sh".to_owned()]),
         Action::Shell => Err(SpecError::NoShell { image: given() }),
+    }
+}
+
+/// Where an application of the image's has its scripts.
+fn in_app(image: &Image, app: &str) -> Result<String, SpecError> {
+    let have = apps::names(image);
+    match have.iter().any(|name| name == app) {
+        true => Ok(apps::place(app)),
+        false => Err(SpecError::NoApp { image: image.given.clone(), app: app.to_owned(), have }),
     }
 }
 

@@ -123,6 +123,19 @@ pub fn spawn_self(role: &[&OsStr], fds: &[(BorrowedFd<'_>, RawFd)], new_session:
     command.spawn()
 }
 
+/// Lets a program that is started by `command` be killed when the calling thread ends.
+pub fn bound(command: &mut Command) -> &mut Command {
+    let parent = nix::unistd::getpid();
+    // SAFETY: between fork and exec only prctl and getppid run, both async-signal-safe.
+    unsafe {
+        command.pre_exec(move || {
+            end_with_parent()?;
+            // One that ended before that will not be noticed.
+            if nix::unistd::getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
+        })
+    }
+}
+
 /// Starts a program of the host in a session of its own, with no signal blocked or ignored. With `bound` it
 /// is killed when the calling thread ends.
 ///

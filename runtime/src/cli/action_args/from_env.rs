@@ -100,6 +100,7 @@ pub(super) fn fill(args: &mut ActionArgs, env: &BTreeMap<String, String>) -> Res
     vars.instead(&mut args.env_file, &["ENV_FILE"]);
     vars.text(&mut args.home, &["HOME"]);
     vars.text(&mut args.workdir, &["WORKDIR"]);
+    vars.text(&mut args.app, &["APP"]);
     vars.text(&mut args.cwd, &["CWD", "PWD", "TARGET_PWD"]);
     vars.text(&mut args.hostname, &["HOSTNAME"]);
     vars.flag(&mut args.no_home, &["NO_HOME"])?;

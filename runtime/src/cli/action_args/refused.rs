@@ -4,7 +4,6 @@
 pub const REFUSED: &[(&str, &str)] = &[
     ("--add-caps", "The application never has capabilities beyond those of its user."),
     ("--allow-setuid", "Programs with the set-user-id bit never gain anything inside."),
-    ("--app", "Applications of the SCIF kind inside an image cannot be chosen."),
     ("--apply-cgroups", "Limits are those of the batch system or of the surrounding cgroup."),
     (
         "--authfile",

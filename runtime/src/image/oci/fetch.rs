@@ -14,10 +14,9 @@ use super::cache::{Cache, Kept, Rooted};
 use super::digest::{Digest, Hashing};
 use super::layer::{Limits, Unpacked, decoded, unpack};
 use super::reference::Uri;
-use super::registry::UNREACHABLE;
 use super::source::{Found, Layer, Source, damaged};
 use super::types::ContainerConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::image::singularity;
 use crate::image::tree::{Tree, failed};
 use crate::image::watch::{Step, Watch};
@@ -115,7 +114,7 @@ fn without_network(
     watch: &dyn Watch,
     error: Error,
 ) -> Result<Rooted> {
-    let cut_off = matches!(uri, Uri::Registry(_)) && error.what.ends_with(UNREACHABLE);
+    let cut_off = matches!(uri, Uri::Registry(_)) && error.kind == Some(Kind::Unreachable);
     let Some(kept) = cache.last_of(name).filter(|_| cut_off) else { return Err(error) };
     match cached(&kept.digest, &exact(uri, &kept.digest, options), cache)? {
         Some(rooted) => {

@@ -8,9 +8,10 @@ use std::time::Duration;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, http};
 
-/// How long a server may take to accept a connection, and to send the next bytes.
+/// How long a server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(15);
-const SILENCE: Duration = Duration::from_secs(60);
+/// And to send the next bytes.
+pub(super) const SILENCE: Duration = Duration::from_secs(60);
 /// Certificates of authorities, where the distributions keep them.
 const BUNDLES: &[&str] = &[
     "/etc/ssl/certs/ca-certificates.crt",
@@ -59,7 +60,7 @@ impl Answer {
     pub(super) fn small(&mut self, limit: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         if let Some(body) = self.body.take() {
-            body.into_with_config().limit(u64::MAX).reader().take(limit + 1).read_to_end(&mut bytes)?;
+            reader(body).take(limit + 1).read_to_end(&mut bytes)?;
         }
         if bytes.len() as u64 > limit { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
     }
@@ -67,9 +68,31 @@ impl Answer {
     /// The body as it arrives.
     pub(super) fn reader(mut self) -> Box<dyn Read> {
         match self.body.take() {
-            Some(body) => Box::new(body.into_with_config().limit(u64::MAX).reader()),
+            Some(body) => Box::new(reader(body)),
             None => Box::new(io::empty()),
         }
+    }
+}
+
+/// A body whose silence is an error of its own kind, which the library hides in another.
+struct Timed<R>(R);
+
+fn reader(body: Body) -> impl Read + 'static {
+    Timed(body.into_with_config().limit(u64::MAX).reader())
+}
+
+impl<R: Read> Read for Timed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|e| {
+            let hidden = e.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>());
+            let silence = matches!(hidden, Some(ureq::Error::Timeout(_)))
+                || matches!(e.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock);
+            if silence {
+                io::Error::new(io::ErrorKind::TimedOut, "nothing has arrived for too long")
+            } else {
+                e
+            }
+        })
     }
 }
 
@@ -80,16 +103,16 @@ pub(super) struct Http {
 }
 
 impl Http {
-    /// `plain`: without TLS is allowed. `local`: no proxy stands between.
-    pub(super) fn new(plain: bool, local: bool, env: &BTreeMap<String, String>) -> Self {
+    /// `plain`: without TLS is allowed. `local`: no proxy stands between. `silence`: how long until the next bytes.
+    pub(super) fn new(plain: bool, local: bool, silence: Duration, env: &BTreeMap<String, String>) -> Self {
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             .https_only(!plain)
             .user_agent(concat!("stasis/", env!("CARGO_PKG_VERSION")))
             .max_redirects(5)
             .timeout_connect(Some(CONNECT))
-            .timeout_per_read(Some(SILENCE))
-            .timeout_per_write(Some(SILENCE))
+            .timeout_per_read(Some(silence))
+            .timeout_per_write(Some(silence))
             .tls_config(TlsConfig::builder().root_certs(authorities(env)).build());
         if local {
             config = config.proxy(None);

@@ -6,6 +6,7 @@ mod archive;
 pub mod auth;
 pub mod cache;
 pub mod digest;
+mod download;
 mod fetch;
 mod http;
 mod layer;

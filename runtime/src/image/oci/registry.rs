@@ -2,8 +2,7 @@
 //! download broke off.
 
 use std::cell::RefCell;
-use std::io::{self, Read};
-use std::rc::Rc;
+use std::io;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -11,25 +10,23 @@ use serde::Deserialize;
 use super::auth::{Challenge, Credentials, challenge};
 use super::digest::Digest;
 use super::fetch::Options;
-use super::http::{Answer, Http, NoAnswer};
+use super::http::{Answer, Http, NoAnswer, SILENCE};
 use super::reference::Reference;
 use super::types::{Descriptor, MANIFESTS, MAX_MANIFEST};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::image::watch::Watch;
 
 /// How often something is asked for again that may be better in a moment.
-const TRIES: u32 = 4;
+pub(super) const TRIES: u32 = 4;
 /// The longest that a registry can make us wait.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The end of what is told where there is no network: an image that is there already is taken then.
-pub(super) const UNREACHABLE: &str = "cannot be reached";
 const MAX_ANSWER: u64 = 64 << 10;
 const MAX_TOKEN: u64 = 1 << 20;
 
 /// A repository of a registry.
 pub(super) struct Client<'a> {
     http: Http,
-    reference: Reference,
+    pub(super) reference: Reference,
     base: String,
     credentials: Option<Credentials>,
     /// What stands in `Authorization`, once the registry has asked for it.
@@ -54,13 +51,23 @@ struct Token {
 
 impl<'a> Client<'a> {
     pub(super) fn new(reference: &Reference, options: &Options, watch: &'a dyn Watch) -> Self {
+        Self::patient(reference, options, watch, SILENCE)
+    }
+
+    /// With another time that it may be silent.
+    pub(super) fn patient(
+        reference: &Reference,
+        options: &Options,
+        watch: &'a dyn Watch,
+        silence: Duration,
+    ) -> Self {
         let local = reference.is_loopback();
         let plain = local || options.no_https;
         let found = options.places.find(&reference.host, &reference.repository);
         for note in found.notes {
             watch.warning(&note);
         }
-        let http = Http::new(plain, local, &options.places.env);
+        let http = Http::new(plain, local, silence, &options.places.env);
         // Of a registry on this machine nobody has a certificate; with --no-https the user says so of another.
         let scheme = if plain { "http" } else { "https" };
         let base = format!("{scheme}://{}/v2/{}", reference.server(), reference.repository);
@@ -146,7 +153,7 @@ impl<'a> Client<'a> {
         answer.small(limit).map_err(|e| self.broke(&e))
     }
 
-    fn blob_url(&self, descriptor: &Descriptor) -> String {
+    pub(super) fn blob_url(&self, descriptor: &Descriptor) -> String {
         format!("{}/blobs/{}", self.base, descriptor.digest)
     }
 
@@ -163,7 +170,7 @@ impl<'a> Client<'a> {
 
     /// Asks until there is an answer that can be used: with a login when one is wanted, again after a while when the
     /// registry is busy.
-    fn ask(&self, url: &str, headers: &[(&str, &str)], what: &str) -> Result<Answer> {
+    pub(super) fn ask(&self, url: &str, headers: &[(&str, &str)], what: &str) -> Result<Answer> {
         let mut challenged = false;
         let mut tries = 0;
         loop {
@@ -327,22 +334,27 @@ impl<'a> Client<'a> {
 
     fn unreachable(&self, why: &NoAnswer) -> Error {
         let host = &self.reference.host;
-        let error = Error::new(format!("registry {host} {UNREACHABLE}"));
+        let error = Error::new(format!("registry {host} cannot be reached"));
+        let no_way = error.clone().kind(Kind::Unreachable);
         match why {
-            NoAnswer::NoHost => error
+            NoAnswer::NoHost => no_way
                 .because("no such host is known")
                 .help("check the name, and whether this machine has a way to the network (http_proxy, https_proxy)"),
-            NoAnswer::NoConnection(why) => error
+            NoAnswer::NoConnection(why) => no_way
                 .because(why)
                 .help("check the address, and whether this machine has a way to the network (http_proxy, https_proxy)"),
-            NoAnswer::Silence => error.because("it does not answer").help("try again later"),
+            NoAnswer::Silence => no_way
+                .because("it has not answered for too long")
+                .help("try again later; where something on the way swallows what is sent, name a proxy (http_proxy, https_proxy)"),
             NoAnswer::Unsafe(why) => error
                 .because("no safe connection comes about")
                 .because(why)
                 .help("name your site's certificates with SSL_CERT_FILE; for a registry without TLS that you trust, --no-https"),
             NoAnswer::Plain => Error::new(format!("registry {host} wants to go on without TLS"))
                 .help("if you trust everybody on the way, allow it with --no-https"),
-            NoAnswer::Other(why) => error.because(why),
+            NoAnswer::Other(why) => {
+                Error::new(format!("registry {host} gives no answer that can be understood")).because(why)
+            }
         }
     }
 }
@@ -379,95 +391,6 @@ fn escaped(text: &str) -> String {
         b if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => all + &char::from(b).to_string(),
         b => all + &format!("%{b:02X}"),
     })
-}
-
-/// A blob as it arrives, from `start` on. A connection that breaks is made again, and goes on where it was.
-pub(super) struct Download<'a> {
-    pub(super) client: &'a Client<'a>,
-    pub(super) descriptor: Descriptor,
-    pub(super) at: u64,
-    pub(super) body: Option<Box<dyn Read>>,
-    pub(super) failures: u32,
-    /// The reason for an error, which does not fit into one of a reader.
-    pub(super) why: Rc<RefCell<Option<Error>>>,
-}
-
-impl Download<'_> {
-    fn open(&mut self) -> Result<Box<dyn Read>> {
-        let url = self.client.blob_url(&self.descriptor);
-        let range = format!("bytes={}-", self.at);
-        let what = format!("layer {} of docker://{}", self.descriptor.digest.short(), self.client.reference);
-        let headers: &[(&str, &str)] = if self.at > 0 { &[("Range", &range)] } else { &[] };
-        let answer = self.client.ask(&url, headers, &what)?;
-        let begins = match answer.status() {
-            206 => {
-                let told = answer.header("Content-Range").and_then(|text| text.trim().strip_prefix("bytes "));
-                told.and_then(|text| text.split('-').next())
-                    .and_then(|text| text.parse().ok())
-                    .unwrap_or(self.at)
-            }
-            _ => 0,
-        };
-        let mut body = answer.reader();
-        // A registry that knows no ranges sends all of it again.
-        if begins > self.at || io::copy(&mut body.by_ref().take(self.at - begins), &mut io::sink()).is_err() {
-            return Err(self.broke("the registry did not go on where the download had broken off"));
-        }
-        Ok(body)
-    }
-
-    fn broke(&self, why: &str) -> Error {
-        let (digest, host) = (self.descriptor.digest.short(), &self.client.reference.host);
-        Error::new(format!("the download of layer {digest} from {host} broke off"))
-            .because(why)
-            .because(format!("{} of {} bytes have arrived", self.at, self.descriptor.size))
-            .help("try again: it goes on where it was")
-    }
-
-    fn give_up(&self, error: Error) -> io::Error {
-        let short = io::Error::other(error.to_string());
-        *self.why.borrow_mut() = Some(error);
-        short
-    }
-}
-
-impl Read for Download<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let left = self.descriptor.size - self.at.min(self.descriptor.size);
-            let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-            if most == 0 {
-                return Ok(0);
-            }
-            let body = match &mut self.body {
-                Some(body) => body,
-                None => match self.open() {
-                    Ok(body) => self.body.insert(body),
-                    Err(error) => return Err(self.give_up(error)),
-                },
-            };
-            let why = match body.read(&mut buffer[..most]) {
-                Ok(0) => "the connection was closed".to_owned(),
-                Ok(n) => {
-                    self.at += n as u64;
-                    self.failures = 0;
-                    return Ok(n);
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) if e.kind() == io::ErrorKind::TimedOut => {
-                    "nothing has arrived for too long".to_owned()
-                }
-                Err(e) => crate::image::io_words(&e),
-            };
-            self.body = None;
-            self.failures += 1;
-            if self.failures >= TRIES {
-                let error = self.broke(&why);
-                return Err(self.give_up(error));
-            }
-            std::thread::sleep(Duration::from_millis(200 << self.failures));
-        }
-    }
 }
 
 #[cfg(test)]

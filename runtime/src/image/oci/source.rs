@@ -11,9 +11,10 @@ use nix::sys::stat::{SFlag, fstat};
 
 use super::archive::Archive;
 use super::digest::Digest;
+use super::download::Download;
 use super::fetch::Options;
 use super::reference::Uri;
-use super::registry::{Client, Document, Download};
+use super::registry::{Client, Document};
 use super::types::{
     Config, Descriptor, Index, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST, Manifest, Platform, REF_NAME, Saved,
 };
@@ -183,6 +184,7 @@ impl<'a> Source<'a> {
                 at: start,
                 body: None,
                 failures: 0,
+                arrived: 0,
                 why: Rc::clone(why),
             })),
             (Self::Layout { tree, .. }, Layer::Blob(descriptor)) => {

@@ -236,7 +236,7 @@ impl Work<'_> {
             rustix::fs::fchown(dir, owner(entry.uid), group(entry.gid))?;
         }
         let mode = if self.as_root { entry.mode } else { entry.mode | 0o700 };
-        fchmod(dir, Mode::from_bits_truncate(mode & allowed(self.as_root, true)))?;
+        fchmod(dir, Mode::from_bits_truncate(mode & allowed(true)))?;
         self.attributes(dir, entry)
     }
 
@@ -263,7 +263,7 @@ impl Work<'_> {
             rustix::fs::fchown(&file, owner(entry.uid), group(entry.gid))?;
         }
         let mode = if self.as_root { entry.mode } else { entry.mode | 0o400 };
-        fchmod(&file, Mode::from_bits_truncate(mode & allowed(self.as_root, false)))?;
+        fchmod(&file, Mode::from_bits_truncate(mode & allowed(false)))?;
         let time = time_of(entry.mtime);
         Ok(nix::sys::stat::futimens(&file, &time, &time)?)
     }
