@@ -212,8 +212,8 @@ const SCRIPTS: [(&str, &str); 33] = [
          if a == 0: signal.pause()\n\
          os.setpgid(a, a); b = os.fork()\n\
          if b == 0: signal.pause()\n\
-         os.setpgid(b, a); os.kill(a, 9); os.waitpid(a, 0)",
-        "unsupported: process N cannot be rebuilt: the leader of its process group N has ended",
+         os.setpgid(b, a); os.setpgid(a, os.getpgrp())",
+        "unsupported: process N cannot be rebuilt: the leader of its process group N has left it",
     ),
     (
         "import os\n\
