@@ -125,6 +125,7 @@ fn scripts_that_fail_bring_their_code_along() {
     insta::assert_snapshot!(told("%test\n  exit 3\n"), @"
     exit 3
     INFO:    Starting build...
+    WARNING: no subordinate ids are granted to you, so there is one user inside: giving files to other users and becoming another user do nothing there, and are answered as if they had worked. What needs several users fails; the administrator grants ids with `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`
     INFO:    Adding labels
     INFO:    Adding testscript
     INFO:    Running testscript

@@ -54,6 +54,27 @@ fn what_is_no_image() {
 }
 
 #[test]
+fn wishes_that_no_image_can_be_built_with() {
+    need!(image);
+    let mut env = Env::new(Who::User).unwrap();
+    let small = image(&env, "small");
+    insta::assert_snapshot!(env.fails(&["build", "--arch", "arm64", "image.sif", &small]).unwrap(), @r#"
+    exit 1
+    ERROR:   --arch arm64 cannot be had of "$IMAGES/small"
+             because: it chooses among the images that a registry, a layout or an archive has for several machines
+             hint:    leave it out; a definition file builds for this machine
+    "#);
+    env.set("SOURCE_DATE_EPOCH", "yesterday");
+    insta::assert_snapshot!(env.fails(&["build", "image.sif", &small]).unwrap(), @r#"
+    exit 1
+    ERROR:   SOURCE_DATE_EPOCH is "yesterday"
+             because: it has to be a number of seconds since TIME, below 4294967296
+    "#);
+    assert!(!env.path("home/image.sif").exists());
+    env.finish().unwrap();
+}
+
+#[test]
 fn an_image_that_the_user_may_not_enter() {
     need!(root);
     let env = Env::new(Who::User).unwrap();

@@ -334,6 +334,15 @@ fn the_same_directory_at_the_same_time_is_the_same_file() {
     env.set("SOURCE_DATE_EPOCH", "1000000000");
     let (one, two) = (env.sif("small", "one.sif").unwrap(), env.sif("small", "two.sif").unwrap());
     assert!(fs::read(one).unwrap() == fs::read(two).unwrap());
+    // A definition file likewise, as far as what it runs allows.
+    let from = env.site.image("small");
+    let text = format!("Bootstrap: localimage\nFrom: {}\n%environment\n    export A=1\n", from.display());
+    env.write("home/image.def", &text).unwrap();
+    for name in ["three.sif", "four.sif"] {
+        env.ok(&["build", name, "image.def"]).unwrap();
+    }
+    let read = |name: &str| fs::read(env.path("home").join(name)).unwrap();
+    assert!(read("three.sif") == read("four.sif"));
     env.finish().unwrap();
 }
 

@@ -116,8 +116,9 @@ pub fn pull(session: &Session, args: &PullArgs) -> Result<()> {
 
 fn options(session: &Session, args: &MakeArgs) -> Result<Options> {
     // As reproducible builds everywhere: this variable stands for every time in the file.
-    let time = session.context.var("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty());
-    let seconds = |text: &str| {
+    let fetch = images::options(session, &args.registry);
+    let time = fetch.places.env.get("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty());
+    let seconds = |text: &String| {
         text.parse().map_err(|_| {
             Error::usage(format!("SOURCE_DATE_EPOCH is {text:?}"))
                 .because("it has to be a number of seconds since 1970, below 4294967296")
@@ -126,7 +127,7 @@ fn options(session: &Session, args: &MakeArgs) -> Result<Options> {
     Ok(Options {
         time: time.map(seconds).transpose()?,
         force: args.force,
-        fetch: images::options(session, &args.registry),
+        fetch,
         runtime_dir: session.context.runtime_dir()?,
         ..Options::default()
     })
