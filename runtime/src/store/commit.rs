@@ -15,7 +15,7 @@ use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use super::error::StoreError;
 use super::generation::{Generation, discard, drop_latest, next_number, prepare_latest, switch_latest};
-use super::hash::{Hashed, hash};
+use super::hash::{Hashed, Heard, hash_files};
 use super::inherit::{Inherited, take_over};
 use super::layout::{self, DirHandle, FILE_MODE, Found, Kind, generation_name, walk};
 use super::lock::{LiveLock, ShortLock};
@@ -285,21 +285,32 @@ fn hash_all(
     progress: Progress<'_>,
 ) -> Result<Vec<FileEntry>> {
     let total: u64 = taken.iter().map(|item| item.size).sum();
+    let sizes: Vec<(&Path, u64)> = taken.iter().map(|item| (item.relative.as_path(), item.size)).collect();
     let mut done = 0;
-    let mut entries = Vec::with_capacity(taken.len());
+    let mut entries = vec![None; taken.len()];
     progress(0, total);
-    for item in taken {
-        let (file, _) = partial.open_regular(&item.relative)?;
-        let hashed = hash(&file, |read| {
-            done += read;
-            progress(done.min(total), total);
-            if stop.load(Ordering::Relaxed) { Err(io::Error::other("stopped")) } else { Ok(()) }
-        })
-        .map_err(|e| StoreError::io("read", &partial.path().join(&item.relative), e))?;
-        let Hashed { blake3, size, parts } = hashed;
-        entries.push(FileEntry { path: item.text.clone(), size, blake3, parts, from: None });
+    let hashed = hash_files(partial, &sizes, &mut |heard| {
+        match heard {
+            Heard::Read(read) => {
+                done += read;
+                progress(done, total);
+            }
+            Heard::File(index, Hashed { blake3, size, parts }) => {
+                if let (Some(entry), Some(item)) = (entries.get_mut(index), taken.get(index)) {
+                    *entry = Some(FileEntry { path: item.text.clone(), size, blake3, parts, from: None });
+                }
+            }
+        }
+        match stop.load(Ordering::Relaxed) {
+            true => Err(StoreError::io("read", partial.path(), io::Error::other("stopped"))),
+            false => Ok(()),
+        }
+    });
+    match hashed {
+        // It was written to after it had been handed over.
+        Err(StoreError::Damaged { path, problem }) => Err(StoreError::Unfit { path, problem }),
+        hashed => hashed.map(|()| entries.into_iter().flatten().collect()),
     }
-    Ok(entries)
 }
 
 fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {

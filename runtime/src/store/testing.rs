@@ -65,6 +65,11 @@ impl Running {
     }
 }
 
+/// A thread that cannot be had: nothing has room for its stack.
+pub(crate) fn no_thread() -> std::thread::Builder {
+    std::thread::Builder::new().stack_size(1 << 52)
+}
+
 pub(crate) fn message<T>(fixture: &Fixture, result: Result<T>) -> String {
     match result {
         Ok(_) => panic!("it was accepted"),
