@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -235,28 +236,40 @@ fn take(from: &DirHandle, to: &DirHandle, name: &Path, stat: &FileStat) -> Resul
         .map_err(|e| StoreError::io("remove", &from.path().join(name), e))
 }
 
-/// Hashes and syncs every file, one in each thread: the one needs the processor, the other the disk.
+/// Hashes and syncs every file, beside each other: the one needs the processor, the other the disk.
 pub(crate) fn seal(
     partial: &DirHandle,
     taken: &[Taken],
     progress: Progress<'_>,
 ) -> Result<(Vec<FileEntry>, CommitTimes)> {
+    seal_by(Builder::new, partial, taken, progress)
+}
+
+fn seal_by(
+    thread: fn() -> Builder,
+    partial: &DirHandle,
+    taken: &[Taken],
+    progress: Progress<'_>,
+) -> Result<(Vec<FileEntry>, CommitTimes)> {
     let stop = AtomicBool::new(false);
+    let sync = || {
+        let done = timed(|| sync_all(partial, taken, &stop));
+        if done.is_err() {
+            stop.store(true, Ordering::Relaxed);
+        }
+        done
+    };
     let (hashed, synced) = std::thread::scope(|scope| {
-        let syncing = scope.spawn(|| {
-            let done = timed(|| sync_all(partial, taken, &stop));
-            if done.is_err() {
-                stop.store(true, Ordering::Relaxed);
-            }
-            done
-        });
+        let syncing = thread().spawn_scoped(scope, sync);
         let hashed = timed(|| hash_all(partial, taken, &stop, progress));
         if hashed.is_err() {
             stop.store(true, Ordering::Relaxed);
         }
-        match syncing.join() {
-            Ok(synced) => (hashed, synced),
-            Err(panic) => std::panic::resume_unwind(panic),
+        match syncing.map(ScopedJoinHandle::join) {
+            Ok(Ok(synced)) => (hashed, synced),
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            // The number of tasks is limited: this one does both.
+            Err(_) => (hashed, sync()),
         }
     });
     // A failed sync stops the hashing, not the other way round: it is the one to be told.
