@@ -8,7 +8,7 @@ use crate::monitor::control::{Captured, Reply, Request};
 use crate::monitor::{Teller, client, restart};
 use crate::name::{BackendName, CheckpointName, CheckpointRef};
 use crate::registry;
-use crate::store::{Holder, Level, Manifest, Summary};
+use crate::store::{Holder, Level, Manifest, Summary, Writer};
 use crate::worker::{NoServices, engine};
 use clap::{Args, Subcommand};
 use stasis_plugin_api::request::SquashRequest;
@@ -321,7 +321,13 @@ fn squash(session: &Session, reference: &str) -> Result<()> {
     let replaced = written.map_err(Error::from).and_then(|report| {
         let files: Vec<PathBuf> = report.files.iter().map(PathBuf::from).collect();
         let mut tell = |done, total| teller.progress(done, total, "making it durable");
-        Ok(checkpoint.replace(&lock, &generation, &staging, &files, &mut tell)?)
+        let mut backend = manifest.backend.clone();
+        backend.version.clone_from(&asked.descriptor.version);
+        if !report.engine_version.is_empty() {
+            backend.engine_version = report.engine_version;
+        }
+        let writer = Writer { stasis_version: env!("CARGO_PKG_VERSION").to_owned(), backend };
+        Ok(checkpoint.replace(&lock, &generation, &staging, &files, writer, &mut tell)?)
     });
     // What is left of a failed one is of no use to anybody.
     let removed = staging.remove();

@@ -1,11 +1,10 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
-
 use super::*;
-use crate::store::testing::{Fixture, Running, backend, draft, holder, image, message, no_thread};
+use crate::store::testing::{
+    Fixture, Running, backend, draft, holder, image, message, no_thread, with_tmpfs,
+};
 use crate::store::{Level, Store};
 
 fn entries(dir: &Path) -> Vec<String> {
@@ -148,29 +147,6 @@ fn a_commit_that_contradicts_the_binding() {
     run.write(&[("a", "x")]);
     assert!(matches!(run.commit(None), Err(StoreError::BackendMismatch { .. })));
     assert_eq!(entries(&run.staging.path()), ["a"], "nothing was touched");
-}
-
-/// Runs `work` where `dir` is a tmpfs of `size` that nobody else sees.
-fn with_tmpfs(dir: &Path, size: &str, work: impl FnOnce() + Send) {
-    if !geteuid().is_root() {
-        println!("skipped: only root can mount a small file system");
-        return;
-    }
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            // Its own CLONE_FS too, without which a thread gets no mount namespace.
-            if let Err(error) = unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS) {
-                println!("skipped: no mount namespace here: {error}");
-                return;
-            }
-            let none: Option<&str> = None;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-            let options = format!("size={size},mode=0700");
-            mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
-            work();
-        });
-        thread.join().unwrap();
-    });
 }
 
 fn running_in(store: &Store) -> Running {

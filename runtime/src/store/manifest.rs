@@ -13,6 +13,7 @@ use super::error::StoreError;
 use super::hash::{Hashed, Parts};
 use super::layout;
 use super::record::{FORMAT, from_json, now};
+use super::squash::Writer;
 use crate::name::BackendName;
 
 /// The most parts of all files of a generation: below 3 MiB of the manifest.
@@ -226,6 +227,13 @@ impl Manifest {
             files,
             extra: BTreeMap::new(),
         }
+    }
+
+    /// The same state in other files, which somebody else may have written.
+    pub(crate) fn kept_in(self, mut files: Vec<FileEntry>, writer: Writer) -> Self {
+        bound_parts(&mut files, MOST_PARTS);
+        let Writer { stasis_version, backend } = writer;
+        Self { files, stasis_version, backend, ..self }
     }
 
     /// Reads a manifest that may have been written by anybody. `path` is for messages.
