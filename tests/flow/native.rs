@@ -135,7 +135,7 @@ fn a_bind_over_a_memory_file_system(who: Who) -> Outcome<()> {
     NATIVE.bind_over_memory(who)
 }
 
-/// Sizes of the newest generation: all of it, and what no earlier one was written with.
+/// Sizes of the newest generation: all of it, and what was written for it.
 fn sizes(env: &Env) -> Outcome<[u64; 2]> {
     let newest = env.newest("job")?;
     let files = newest["files"].as_array().ok_or("no files")?;

@@ -95,7 +95,8 @@ mod tests {
         run.save(&[("big", "0123456789"), ("other", "x")]);
         build_on(&run, 1, &["big"]).unwrap();
         let third = build_on(&run, 2, &["big"]).unwrap();
-        assert_eq!((third.size(), third.manifest().own_size()), (11, 1));
+        let own = |number| run.checkpoint.generation(Some(number)).unwrap().own_size();
+        assert_eq!((third.size(), own(1), own(2), own(3)), (11, 1, 1, 1));
         let from: Vec<_> =
             third.manifest().files.iter().map(|file| (file.path.as_str(), file.from)).collect();
         assert_eq!(from, [("new", None), ("big", Some(1))]);
@@ -103,6 +104,8 @@ mod tests {
         run.checkpoint.prune(1, &[], &run.live).unwrap();
         assert_eq!(run.checkpoint.generations().unwrap(), [3]);
         let third = run.checkpoint.generation(None).unwrap();
+        // Nobody shares it any more, and still it was not written by itself.
+        assert_eq!((third.own_size(), third.manifest().builds_on_others()), (11, true));
         third.verify(Level::Full, &mut |_, _| {}).unwrap();
         assert_eq!(fs::read_to_string(third.path().join("big")).unwrap(), "0123456789");
     }

@@ -277,9 +277,9 @@ impl Manifest {
         self.files.iter().map(|file| file.size).sum()
     }
 
-    /// The same of those files that no earlier generation was written with.
-    pub fn own_size(&self) -> u64 {
-        self.files.iter().filter(|file| file.from.is_none()).map(|file| file.size).sum()
+    /// Whether files of it were written for earlier generations, which may be gone.
+    pub fn builds_on_others(&self) -> bool {
+        self.files.iter().any(|file| file.from.is_some())
     }
 
     /// When it was made. `None` only for a manifest that was not read by the store.
