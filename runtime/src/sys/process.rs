@@ -234,6 +234,15 @@ pub fn end_with_parent() -> Result<(), Errno> {
     prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)
 }
 
+/// The same for a child that knows its parent: one that ended before this is told of as `ESRCH`.
+///
+/// # Errors
+/// What the kernel says.
+pub fn end_with(parent: Pid) -> Result<(), Errno> {
+    end_with_parent()?;
+    if nix::unistd::getppid() == parent { Ok(()) } else { Err(Errno::ESRCH) }
+}
+
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 #[repr(C)]
@@ -308,4 +317,15 @@ pub fn loopback_up() -> io::Result<()> {
     // SAFETY: as for the first call.
     Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_that_is_gone_is_told_of() {
+        assert_eq!(end_with(nix::unistd::getppid()), Ok(()));
+        assert_eq!(end_with(nix::unistd::getpid()), Err(Errno::ESRCH));
+    }
 }
