@@ -25,8 +25,10 @@ mod restarts;
 mod sif;
 mod strangers;
 
+use std::time::{Duration, Instant};
+
 use crate::env::{Env, Who};
-use crate::running::Outcome;
+use crate::running::{Outcome, PATIENCE};
 
 /// The path of a test image, as typed.
 fn image(env: &Env, name: &str) -> String {
@@ -76,16 +78,21 @@ fn monitor(env: &Env, instance: &str) -> Outcome<nix::unistd::Pid> {
     Ok(nix::unistd::Pid::from_raw(i32::try_from(pid)?))
 }
 
+/// Waits until nothing of the test runs any more.
+fn all_ended(env: &Env) -> Outcome<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !env.survivors().is_empty() {
+        if Instant::now() > deadline {
+            return Err(format!("still running: {:#?}", env.survivors()).into());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
 /// Files of this name below a directory.
 fn find(dir: &std::path::Path, name: &str) -> Vec<std::path::PathBuf> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut found = Vec::new();
-    for path in entries.map(|entry| entry.path()) {
-        if path.is_dir() && !path.is_symlink() {
-            found.extend(find(&path, name));
-        } else if path.file_name().is_some_and(|file| file == name) {
-            found.push(path);
-        }
-    }
+    let mut found = crate::tree::files_below(dir).unwrap_or_default();
+    found.retain(|path| path.file_name().is_some_and(|file| file == name));
     found
 }

@@ -6,7 +6,7 @@
 //! | `bad` | what goes wrong: each failure with its message, nothing lost, nothing left behind |
 //! | `tidy` | the invariants of ARCHITECTURE.md that a text or a dependency can break |
 //! | `seeds` | the seeds of the fuzz targets, and changes of them, under limits |
-//! | `env`, `running`, `terminal`, `site`, `need`, `http`, `group`, `registry` | the harness |
+//! | `env`, `running`, `terminal`, `site`, `need`, `http`, `group`, `registry`, `tree` | the harness |
 //!
 //! Make the images first (`cargo xtask images`); `cargo xtask test` does all. A test that lacks something says so in
 //! one line; `STASIS_TESTS_REQUIRE=dmtcp,root,userns` makes it a failure.
@@ -20,6 +20,7 @@ mod registry;
 mod running;
 mod site;
 mod terminal;
+mod tree;
 
 mod bad;
 mod flow;

@@ -93,6 +93,18 @@ pub(crate) fn userns() -> Probe {
         .clone()
 }
 
+/// A kernel that tells the native engine what was written since the generation before.
+pub(crate) fn increments() -> Probe {
+    let names = nix::sys::utsname::uname().map_err(|why| why.to_string())?;
+    let release = names.release().to_string_lossy();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    if (numbers.next(), numbers.next()) >= (Some(6), Some(7)) {
+        Ok(())
+    } else {
+        Err(format!("Linux {release} does not tell what was written to; 6.7 does"))
+    }
+}
+
 /// A host without NVIDIA's driver.
 pub(crate) fn no_gpu() -> Probe {
     if std::path::Path::new("/dev/nvidiactl").exists() {

@@ -6,6 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::tree::below_where;
+
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// The most lines that a source file may have without its tests, and a function without blanks and comments.
@@ -20,22 +22,13 @@ fn workspace() -> PathBuf {
 /// Rust files below a directory of the workspace: the path from the workspace, and the text.
 fn sources(dir: &str) -> Outcome<Vec<(String, String)>> {
     let root = workspace();
-    let mut waiting = vec![root.join(dir)];
+    // Somebody who has tried the fuzzer has its dependencies there.
+    let ours = |dir: &Path| dir.file_name().is_some_and(|name| name != "target");
     let mut found = Vec::new();
-    while let Some(dir) = waiting.pop() {
-        for entry in fs::read_dir(&dir)? {
-            let path = entry?.path();
-            // Somebody who has tried the fuzzer has its dependencies there.
-            if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
-                waiting.push(path);
-            } else if path.is_dir() {
-                continue;
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                found.push((
-                    path.strip_prefix(&root)?.to_string_lossy().into_owned(),
-                    fs::read_to_string(&path)?,
-                ));
-            }
+    for path in below_where(&root.join(dir), &ours)? {
+        if path.is_file() && path.extension().is_some_and(|extension| extension == "rs") {
+            let shown = path.strip_prefix(&root)?.to_string_lossy().into_owned();
+            found.push((shown, fs::read_to_string(&path)?));
         }
     }
     assert!(!found.is_empty(), "no source below {dir}");

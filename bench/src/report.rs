@@ -18,8 +18,8 @@ struct Figure {
     what: String,
     /// Of whom.
     who: String,
-    /// Memory of the program, where it matters.
-    mebibytes: Option<Size>,
+    /// Memory of the program, where it matters: N MiB, or KxN, with an h behind it for huge pages.
+    size: Option<Size>,
     median_ms: f64,
     min_ms: f64,
     max_ms: f64,
@@ -35,7 +35,7 @@ struct Ratio {
     what: String,
     who: String,
     beside: String,
-    mebibytes: Option<Size>,
+    size: Option<Size>,
     median: f64,
     min: f64,
     max: f64,
@@ -59,12 +59,12 @@ impl Runs {
     }
 
     /// Adds all of them, those of one kind together.
-    pub(crate) fn tell(&self, mebibytes: Option<Size>, report: &mut Report) {
+    pub(crate) fn tell(&self, size: Option<Size>, report: &mut Report) {
         let mut told: Vec<&str> = Vec::new();
         for (what, ..) in &self.0 {
             if !told.contains(&what.as_str()) {
                 told.push(what);
-                self.0.iter().filter(|f| f.0 == *what).for_each(|f| report.add(what, &f.1, mebibytes, &f.2));
+                self.0.iter().filter(|f| f.0 == *what).for_each(|f| report.add(what, &f.1, size, &f.2));
             }
         }
     }
@@ -95,17 +95,14 @@ impl Report {
     }
 
     /// Adds a figure from its runs.
-    pub(crate) fn add(&mut self, what: &str, who: &str, mebibytes: Option<Size>, runs: &[Duration]) {
+    pub(crate) fn add(&mut self, what: &str, who: &str, size: Option<Size>, runs: &[Duration]) {
         let runs_ms: Vec<f64> = runs.iter().map(|run| run.as_secs_f64() * 1e3).collect();
         let Some([median, min, max]) = spread(&runs_ms) else { return };
-        eprintln!(
-            "{what}, {who}{}: {median:.1} ms",
-            mebibytes.map(|m| format!(", {m} MiB")).unwrap_or_default()
-        );
+        eprintln!("{what}, {who}{}: {median:.1} ms", size.map(|m| format!(", {m} MiB")).unwrap_or_default());
         self.figures.push(Figure {
             what: what.to_owned(),
             who: who.to_owned(),
-            mebibytes,
+            size,
             median_ms: median,
             min_ms: min,
             max_ms: max,
@@ -130,12 +127,12 @@ impl Report {
         who: &str,
         beside: &str,
         [runs, others]: [&[Duration]; 2],
-        mebibytes: Option<Size>,
+        size: Option<Size>,
     ) {
         let each = runs.iter().zip(others).map(|(run, other)| run.as_secs_f64() / other.as_secs_f64());
         let Some([median, min, max]) = spread(&each.collect::<Vec<_>>()) else { return };
         let [what, who, beside] = [what, who, beside].map(str::to_owned);
-        self.ratios.push(Ratio { what, who, beside, mebibytes, median, min, max });
+        self.ratios.push(Ratio { what, who, beside, size, median, min, max });
     }
 
     /// Says what is missing.
@@ -161,7 +158,7 @@ impl Report {
             "", "", "", "", "", "", ""
         );
         for figure in &self.figures {
-            let size = figure.mebibytes.map(|m| m.to_string()).unwrap_or_default();
+            let size = figure.size.map(|m| m.to_string()).unwrap_or_default();
             let times = figure.times_peer.map(|times| format!("{times:.2}")).unwrap_or_default();
             let Figure { what, who, median_ms, min_ms, max_ms, .. } = figure;
             let _ = writeln!(
@@ -182,8 +179,8 @@ impl Report {
                 "", "", "", "", "", "", ""
             );
         }
-        for Ratio { what, who, beside, mebibytes, median, min, max } in &self.ratios {
-            let size = mebibytes.map(|m| m.to_string()).unwrap_or_default();
+        for Ratio { what, who, beside, size, median, min, max } in &self.ratios {
+            let size = size.map(|m| m.to_string()).unwrap_or_default();
             let _ = writeln!(
                 out,
                 "| {what:<34} | {who:<14} | {beside:<10} | {size:>5} | {median:>6.2} | {min:>6.2} | {max:>6.2} |"

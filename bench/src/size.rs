@@ -39,11 +39,16 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let number =
-            |text: &str| text.parse().map_err(|_| format!("{text:?} is no size: N, KxN, Nh or KxNh"));
         let plain = text.strip_suffix('h').unwrap_or(text);
         let (processes, mebibytes) = plain.split_once('x').unwrap_or(("1", plain));
-        Ok(Self { processes: number(processes)?, mebibytes: number(mebibytes)?, huge: plain != text })
+        let number = |text: &str| text.parse().ok();
+        // No process holds nothing of anything: 0x64 is meant as another number.
+        match (number(processes), number(mebibytes)) {
+            (Some(processes @ 1..), Some(mebibytes)) => {
+                Ok(Self { processes, mebibytes, huge: plain != text })
+            }
+            _ => Err(format!("{text:?} is no size: N, KxN, Nh or KxNh")),
+        }
     }
 }
 
@@ -63,8 +68,8 @@ mod tests {
             assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
         }
         assert_eq!("8x128h".parse::<Size>().unwrap().mebibytes(), 1024);
-        assert!(
-            "x".parse::<Size>().is_err() && "1x".parse::<Size>().is_err() && "huge".parse::<Size>().is_err()
-        );
+        for text in ["", "x", "1x", "x1", "0x64", "0x64h", "huge", "-1", "1x2x3"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
     }
 }

@@ -4,15 +4,13 @@
 use crate::error::{BackendError, Result, kind};
 use crate::host::Host;
 use crate::report::{Finding, ReadyReport, StatusReport};
-use crate::request::{GenerationView, InstanceView, RestartRequest};
+use crate::request::{GenerationView, InstanceView, RestartRequest, time_for};
 use crate::survey::{DescriptorInfo, ProcessInfo, SocketInfo, Survey};
 use std::collections::{BTreeSet, HashMap};
 
 /// Processes of the runtime's and the engine's own, and what an application starts at once after a restart, get pids
 /// from a range of this size.
 const ROOM: i32 = 1000;
-/// A slow disk reads so many bytes in a second.
-const SLOWEST: u64 = 50 << 20;
 
 impl DescriptorInfo {
     /// Whether it is a device with a state of its own: all but memory (1) and terminals (5, 136 to 143).
@@ -85,7 +83,7 @@ impl GenerationView {
 /// How many milliseconds a helper may take that reads a whole generation from a slow disk.
 #[must_use]
 pub fn rebuild_timeout_ms(generation: &GenerationView) -> u64 {
-    60_000 + 1000 * (generation.size / SLOWEST)
+    u64::try_from(time_for(generation.size).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Root's processes come back for root and an ordinary user's for an ordinary user. Who saved them is the fact

@@ -152,6 +152,8 @@ pub struct CaptureReport {
 pub struct SquashReport {
     /// All files that make the generation, relative to the staging directory.
     pub files: Vec<String>,
+    /// The version of the engine that wrote them; empty where it is the one that wrote the generation.
+    pub engine_version: String,
 }
 
 /// A process in a capture.

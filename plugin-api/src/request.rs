@@ -7,6 +7,16 @@ use crate::survey::Survey;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// What a slow disk reads or writes in a second.
+const SLOWEST: u64 = 50 << 20;
+
+/// How long it may take to read or write so many bytes of a state.
+#[must_use]
+pub fn time_for(bytes: u64) -> Duration {
+    Duration::from_secs(60 + bytes / SLOWEST)
+}
 
 /// What `probe` is asked.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -257,6 +267,12 @@ pub struct StopRequest {
 mod tests {
     use super::*;
     use crate::survey::ProcessInfo;
+
+    #[test]
+    fn large_states_have_their_time() {
+        assert_eq!([0, 50 << 20, 50 << 30].map(|bytes| time_for(bytes).as_secs()), [60, 61, 60 + 1024]);
+        assert!(time_for(u64::MAX) > time_for(1));
+    }
 
     #[test]
     fn no_room_is_told_before_anything_is_written() {

@@ -41,7 +41,7 @@ fn a_stop_during_a_capture() {
     env.ok(&[&flags[..], &program[..]].concat()).unwrap();
     assert_eq!(get(port, "/").unwrap(), "0");
     let capture = env.spawn(&["checkpoint", "instance", "one"]).unwrap();
-    disk::begun(&env);
+    disk::begun(&env).unwrap();
     env.ok(&["instance", "stop", "one"]).unwrap();
     let capture = capture.wait().unwrap();
     assert_eq!(capture.code, 0, "{}", capture.err);

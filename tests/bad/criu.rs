@@ -3,7 +3,6 @@
 use super::*;
 use crate::http::{free_port, get};
 use crate::need::need;
-use crate::running::PATIENCE;
 use std::net::TcpListener;
 use std::time::Instant;
 

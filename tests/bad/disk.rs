@@ -20,11 +20,16 @@ pub(super) fn small(at: &Path, uid: u32, mebibytes: u32) -> nix::Result<()> {
 }
 
 /// Waits until a capture has written something.
-pub(super) fn begun(env: &Env) {
+pub(super) fn begun(env: &Env) -> Outcome<()> {
     let staging = store(env, "kept").join("staging");
+    let deadline = Instant::now() + PATIENCE;
     while std::fs::read_dir(&staging).map_or(0, Iterator::count) == 0 {
+        if Instant::now() > deadline {
+            return Err("the capture never wrote anything".into());
+        }
         std::thread::yield_now();
     }
+    Ok(())
 }
 
 /// Gives it so many bytes.
@@ -35,12 +40,13 @@ pub(super) fn size(at: &Path, bytes: u64) -> nix::Result<()> {
 
 /// Leaves it so many MiB beside what is in it now, also while somebody writes.
 pub(super) fn shrink(at: &Path, mebibytes: u64) -> nix::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let fs = nix::sys::statvfs::statvfs(at)?;
         let used = (fs.blocks() - fs.blocks_free()) * fs.fragment_size();
         match size(at, used + (mebibytes << 20)) {
             // More was written meanwhile than is left.
-            Err(nix::errno::Errno::EINVAL) => {}
+            Err(nix::errno::Errno::EINVAL) if Instant::now() < deadline => {}
             done => return done,
         }
     }
@@ -92,7 +98,7 @@ fn becomes_full(engine: &str) -> Outcome<Run> {
     assert_eq!(post(port, "1")?, "1");
     env.ok(&["checkpoint", "instance", "one"])?;
     let capture = env.spawn(&["checkpoint", "instance", "one"])?;
-    begun(&env);
+    begun(&env)?;
     shrink(&data, 20)?;
     let capture = capture.wait()?;
     size(&data, 900 << 20)?;

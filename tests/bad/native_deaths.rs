@@ -1,25 +1,28 @@
 //! The native engine, the monitor or the room for what is saved ends in the middle of a capture: the application goes
 //! on where it can, and the generation before comes back.
 
-use std::time::{Duration, Instant};
-
 use nix::sys::signal::{Signal, kill};
 
 use super::*;
 use crate::http::{free_port, get, post};
 use crate::need::need;
-use crate::running::PATIENCE;
 
 /// A program that writes to all of its memory, with one good generation.
 fn writer(who: Who) -> Outcome<(Env, u16)> {
-    let (env, port) = (Env::new(who)?, free_port()?);
-    let (any, number) = (image(&env, "any"), port.to_string());
+    let env = Env::new(who)?;
+    let port = writer_in(&env)?;
+    Ok((env, port))
+}
+
+fn writer_in(env: &Env) -> Outcome<u16> {
+    let port = free_port()?;
+    let (any, number) = (image(env, "any"), port.to_string());
     let program = ["python3", "/opt/subjects/writer.py", &number, "256"];
     let flags = ["instance", "start", "--backend", "native", "--checkpoint", "kept", &any, "one"];
     env.ok(&[&flags[..], &program[..]].concat())?;
     assert_eq!(post(port, "1")?, "1");
     env.ok(&["checkpoint", "instance", "one"])?;
-    Ok((env, port))
+    Ok(port)
 }
 
 /// What is saved comes back as it was then.
@@ -87,11 +90,7 @@ fn the_monitor_while_the_native_engine_saves() {
         engine(&env).unwrap();
         kill(monitor(&env, "one").unwrap(), Signal::SIGKILL).unwrap();
         assert_ne!(capture.wait().unwrap().code, 0);
-        let deadline = Instant::now() + PATIENCE;
-        while !env.survivors().is_empty() {
-            assert!(Instant::now() < deadline, "still running: {:#?}", env.survivors());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        all_ended(&env).unwrap();
         comes_back(&env, port).unwrap();
         env.finish().unwrap();
     }
@@ -105,15 +104,9 @@ fn the_store_becomes_full_while_the_native_engine_saves() {
         let env = Env::new(who).unwrap();
         let data = env.path("data");
         disk::small(&data, env.uid(), 900).unwrap();
-        let port = free_port().unwrap();
-        let (any, number) = (image(&env, "any"), port.to_string());
-        let program = ["python3", "/opt/subjects/writer.py", &number, "256"];
-        let flags = ["instance", "start", "--backend", "native", "--checkpoint", "kept", &any, "one"];
-        env.ok(&[&flags[..], &program[..]].concat()).unwrap();
-        assert_eq!(post(port, "1").unwrap(), "1");
-        env.ok(&["checkpoint", "instance", "one"]).unwrap();
+        let port = writer_in(&env).unwrap();
         let capture = env.spawn(&["checkpoint", "instance", "one"]).unwrap();
-        disk::begun(&env);
+        disk::begun(&env).unwrap();
         disk::shrink(&data, 20).unwrap();
         let run = capture.wait().unwrap();
         disk::size(&data, 900 << 20).unwrap();

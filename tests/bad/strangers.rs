@@ -47,7 +47,7 @@ fn coordinator_monitor_and_store_are_closed() {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(env.path(path), mode).unwrap();
     }
-    for path in everything(&env) {
+    for path in everything(&env).unwrap() {
         let shown = path.to_string_lossy().into_owned();
         let found = std::fs::symlink_metadata(&path).unwrap();
         let mode = std::os::unix::fs::PermissionsExt::mode(&found.permissions()) & 0o077;
@@ -68,18 +68,10 @@ fn inside_closed(env: &Env, path: &std::path::Path) -> bool {
 }
 
 /// Everything in the store and in the runtime directory.
-fn everything(env: &Env) -> Vec<std::path::PathBuf> {
-    let mut waiting = vec![env.path("data"), env.path("run")];
-    let mut all = Vec::new();
-    while let Some(dir) = waiting.pop() {
-        for path in std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
-            if path.is_dir() && !path.is_symlink() {
-                waiting.push(path.clone());
-            }
-            all.push(path);
-        }
-    }
-    all
+fn everything(env: &Env) -> Outcome<Vec<std::path::PathBuf>> {
+    let mut all = crate::tree::below(&env.path("data"))?;
+    all.extend(crate::tree::below(&env.path("run"))?);
+    Ok(all)
 }
 
 /// TCP ports on which processes of this test listen.

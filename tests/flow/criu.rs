@@ -1,6 +1,6 @@
 //! Programs of every kind, saved and brought back by CRIU.
 
-use super::engine::Engine;
+use super::engine::{Engine, as_all};
 use super::transcript;
 use crate::env::Who;
 use crate::need::need;
@@ -58,32 +58,7 @@ fn what_lies_in_the_containers_own_memory_file_systems() {
     }
 }
 
-/// Each of these for everybody; what one of them needs beside that stands behind it.
-macro_rules! as_all {
-    ($($name:ident($($what:ident)*))+) => { $( mod $name {
-        use super::*;
-
-        #[test]
-        fn as_root() {
-            need!(root, image, criu $(, $what)*);
-            super::$name(Who::Myself).unwrap();
-        }
-
-        #[test]
-        fn as_an_ordinary_user() {
-            need!(image, userns, criu $(, $what)*);
-            super::$name(Who::User).unwrap();
-        }
-
-        #[test]
-        fn as_an_ordinary_user_with_subordinate_ids() {
-            need!(root, image, userns, uidmap, criu $(, $what)*);
-            super::$name(Who::Granted).unwrap();
-        }
-    } )+ };
-}
-
-as_all! {
+as_all! { (criu) granted:
     several_processes_and_threads()
     open_and_deleted_files_and_a_log()
     a_start_script_that_does_not_exec()

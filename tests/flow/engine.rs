@@ -1,7 +1,6 @@
 //! What every engine that saves from outside has to bring back; `criu` and `native` say for whom.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
@@ -9,6 +8,51 @@ use super::programs::Job;
 use crate::env::{Env, Who};
 use crate::http::{get, post};
 use crate::running::{Outcome, Running};
+use crate::tree::files_below;
+
+/// Each of these for everybody; what all need stands in front, what one of them needs beside that behind it. After
+/// `granted:` also for a user with subordinate ids.
+macro_rules! as_all {
+    ($every:tt granted: $($name:ident $what:tt)+) => {
+        $( $crate::flow::engine::as_one! { $every granted $name $what } )+
+    };
+    ($every:tt $($name:ident $what:tt)+) => { $( $crate::flow::engine::as_one! { $every $name $what } )+ };
+}
+pub(super) use as_all;
+
+macro_rules! as_one {
+    (@test $who:ident $test:ident($($need:ident)*) $name:ident) => {
+        #[test]
+        fn $test() {
+            need!($($need),*);
+            super::$name(Who::$who).unwrap();
+        }
+    };
+    (@tests ($($every:ident)*) $name:ident($($what:ident)*)) => {
+        $crate::flow::engine::as_one! { @test Myself as_root(root image $($every)* $($what)*) $name }
+        $crate::flow::engine::as_one! { @test User as_an_ordinary_user(image userns $($every)* $($what)*) $name }
+    };
+    (($($every:ident)*) granted $name:ident($($what:ident)*)) => {
+        mod $name {
+            use super::*;
+
+            $crate::flow::engine::as_one! { @tests ($($every)*) $name($($what)*) }
+            $crate::flow::engine::as_one! {
+                @test Granted as_an_ordinary_user_with_subordinate_ids(
+                    root image userns uidmap $($every)* $($what)*
+                ) $name
+            }
+        }
+    };
+    ($every:tt $name:ident $what:tt) => {
+        mod $name {
+            use super::*;
+
+            $crate::flow::engine::as_one! { @tests $every $name $what }
+        }
+    };
+}
+pub(super) use as_one;
 
 /// An engine by its name.
 #[derive(Debug, Clone, Copy)]
@@ -174,18 +218,6 @@ impl Engine {
         }
         env.finish()
     }
-}
-
-/// Every file and link below a directory.
-fn files_below(dir: &Path) -> Outcome<Vec<PathBuf>> {
-    let (mut files, mut waiting) = (Vec::new(), vec![dir.to_owned()]);
-    while let Some(dir) = waiting.pop() {
-        for entry in std::fs::read_dir(dir)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() { waiting.push(entry.path()) } else { files.push(entry.path()) }
-        }
-    }
-    Ok(files)
 }
 
 /// The state, as `/proc` has it, of the one process in the container that runs this program.

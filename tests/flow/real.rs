@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::engine::Engine;
+use super::engine::{Engine, as_all};
 use super::programs::Job;
 use crate::env::{Env, Who};
 use crate::http::{get, post};
@@ -15,26 +15,7 @@ use crate::running::{Outcome, PATIENCE};
 const NATIVE: Engine = Engine("native");
 const GENERATIONS: i64 = 3;
 
-/// Each of these for everybody; what one of them needs beside that stands behind it.
-macro_rules! as_all {
-    ($($name:ident($($what:ident)*))+) => { $( mod $name {
-        use super::*;
-
-        #[test]
-        fn as_root() {
-            need!(root, image $(, $what)*);
-            super::$name(Who::Myself).unwrap();
-        }
-
-        #[test]
-        fn as_an_ordinary_user() {
-            need!(image, userns $(, $what)*);
-            super::$name(Who::User).unwrap();
-        }
-    } )+ };
-}
-
-as_all! {
+as_all! { ()
     a_program_of_go(go)
     a_program_of_rust()
     a_program_of_rust_without_libraries()

@@ -9,13 +9,12 @@ import sys
 import threading
 import time
 
-from serve import serve
+from serve import sum_up
 
 path, mode = sys.argv[2], sys.argv[3]
 lock = threading.Lock()
 wrong = None
 count = 0
-total = 0
 
 
 def connect():
@@ -60,17 +59,5 @@ def check():
     return "good"
 
 
-def get(path):
-    if path == "/check":
-        return check()
-    return str(count if path == "/rounds" else total)
-
-
-def post(text):
-    global total
-    total += int(text)
-    return str(total)
-
-
 threading.Thread(target=write, daemon=True).start()
-serve(sys.argv[1], get, post)
+sum_up(sys.argv[1], check, lambda: count)

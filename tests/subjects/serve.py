@@ -23,3 +23,20 @@ def serve(port, get, post=None):
             pass
 
     HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+
+
+def sum_up(port, check, rounds):
+    """Holds a sum: POST n adds n to it, and any GET answers it but /check and /rounds, which answer these functions."""
+    total = 0
+
+    def get(path):
+        if path == "/check":
+            return check()
+        return str(rounds() if path == "/rounds" else total)
+
+    def post(text):
+        nonlocal total
+        total += int(text)
+        return str(total)
+
+    serve(port, get, post)

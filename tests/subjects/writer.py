@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-from serve import serve
+from serve import sum_up
 
 PAGE = 4096
 
@@ -19,7 +19,6 @@ for start in range(0, len(memory), PAGE):
     memory[start : start + PAGE] = bytes(1) + block[1:]
 lock = threading.Lock()
 rounds = 0
-total = 0
 
 
 def write():
@@ -40,17 +39,5 @@ def check():
     return "good"
 
 
-def get(path):
-    if path == "/check":
-        return check()
-    return str(rounds if path == "/rounds" else total)
-
-
-def post(text):
-    global total
-    total += int(text)
-    return str(total)
-
-
 threading.Thread(target=write, daemon=True).start()
-serve(sys.argv[1], get, post)
+sum_up(sys.argv[1], check, lambda: rounds)

@@ -89,7 +89,7 @@ pub fn run(session: &Session, command: BackendCommand) -> Result<i32> {
 /// A backend that answered.
 pub(super) struct Asked {
     pub(super) worker: Worker,
-    descriptor: Descriptor,
+    pub(super) descriptor: Descriptor,
     library: String,
 }
 

@@ -1,4 +1,4 @@
-//! `checkpoint create|list|instance|show|verify|prune|delete`.
+//! `checkpoint create|list|instance|show|verify|prune|squash|delete`.
 
 use crate::cli::instance::{named, running};
 use crate::cli::teller::Terminal;
@@ -8,15 +8,11 @@ use crate::monitor::control::{Captured, Reply, Request};
 use crate::monitor::{Teller, client, restart};
 use crate::name::{BackendName, CheckpointName, CheckpointRef};
 use crate::registry;
-use crate::store::{Holder, Level, Manifest, Summary};
+use crate::store::{Generation, Holder, Level, Summary, Writer};
 use crate::worker::{NoServices, engine};
 use clap::{Args, Subcommand};
-use stasis_plugin_api::request::SquashRequest;
+use stasis_plugin_api::request::{SquashRequest, time_for};
 use std::path::PathBuf;
-use std::time::Duration;
-
-/// A slow disk writes so many bytes in a second.
-const SLOWEST: u64 = 50 << 20;
 
 /// `checkpoint`.
 #[derive(Debug, Subcommand)]
@@ -261,7 +257,7 @@ fn show(session: &Session, args: &ShowArgs) -> Result<()> {
                     .collect::<Vec<_>>()
                     .join(", "),
             ),
-            ("size", size(m)),
+            ("size", size(&generation)),
         ] {
             output::line(format!("{word:<11} {value}"))?;
         }
@@ -278,7 +274,7 @@ fn show(session: &Session, args: &ShowArgs) -> Result<()> {
                 table.row([
                     number.to_string(),
                     output::age(&m.created),
-                    size(m),
+                    size(&g),
                     format!("{} {}", m.backend.engine, m.backend.engine_version),
                     m.processes.len().to_string(),
                 ]);
@@ -289,9 +285,9 @@ fn show(session: &Session, args: &ShowArgs) -> Result<()> {
     if args.json { output::json(&serde_json::json!({ "generations": rows })) } else { table.print() }
 }
 
-/// With what is shared with earlier generations told apart.
-fn size(manifest: &Manifest) -> String {
-    let (all, own) = (manifest.size(), manifest.own_size());
+/// With what is shared with other generations told apart.
+fn size(generation: &Generation) -> String {
+    let (all, own) = (generation.size(), generation.own_size());
     if own == all {
         return output::size(all);
     }
@@ -305,8 +301,8 @@ fn squash(session: &Session, reference: &str) -> Result<()> {
     let lock = checkpoint.lock_live(&Holder::here("squash"))?;
     let generation = checkpoint.generation(reference.generation)?;
     let (manifest, number) = (generation.manifest(), generation.number());
-    if manifest.own_size() == manifest.size() {
-        report::info(format!("Generation {number} shares nothing with an earlier one."));
+    if !manifest.builds_on_others() {
+        report::info(format!("Generation {number} was written by itself already."));
         return Ok(());
     }
     let teller = Terminal::default();
@@ -315,13 +311,19 @@ fn squash(session: &Session, reference: &str) -> Result<()> {
     let mut asked = backend::ask(session, manifest.backend.name.as_str(), None)?;
     let staging = checkpoint.staging(&lock)?;
     let request = SquashRequest { generation: restart::view(&generation), staging: staging.path() };
-    let deadline = Duration::from_secs(60 + before / SLOWEST);
+    let deadline = time_for(before);
     teller.progress(0, 0, "writing anew");
     let written = engine::squash(&mut asked.worker, &request, &NoServices, deadline);
     let replaced = written.map_err(Error::from).and_then(|report| {
         let files: Vec<PathBuf> = report.files.iter().map(PathBuf::from).collect();
         let mut tell = |done, total| teller.progress(done, total, "making it durable");
-        Ok(checkpoint.replace(&lock, &generation, &staging, &files, &mut tell)?)
+        let mut backend = manifest.backend.clone();
+        backend.version.clone_from(&asked.descriptor.version);
+        if !report.engine_version.is_empty() {
+            backend.engine_version = report.engine_version;
+        }
+        let writer = Writer { stasis_version: env!("CARGO_PKG_VERSION").to_owned(), backend };
+        Ok(checkpoint.replace(&lock, &generation, &staging, &files, writer, &mut tell)?)
     });
     // What is left of a failed one is of no use to anybody.
     let removed = staging.remove();

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::init::children::{self, Becoming, Telling};
 use crate::spec::{ContainerSpec, RestartStep, prelude};
 use crate::sys::{fd, process, signal};
+use nix::errno::Errno;
 use nix::sys::wait::waitpid;
 use stasis_plugin_api::plan::{StdioKind, Supervisor};
 use std::fs::File;
@@ -69,12 +70,22 @@ fn command(spec: &ContainerSpec) -> Vec<String> {
     }
 }
 
+/// This process is to end with the one that started it.
+///
+/// # Errors
+/// What the kernel says.
+pub fn tied(tie: impl FnOnce() -> Result<(), Errno>) -> Result<()> {
+    tie()
+        .map_err(|e| Error::new("cannot tie the application to the command that starts it").because(e.desc()))
+}
+
 /// Where no init is wanted: this process becomes the application. Returns only the reason why not.
 pub fn become_application(spec: &ContainerSpec) -> Error {
+    // Also where that was done before: the kernel forgets it where ids change.
     if spec.process.ends_with_parent
-        && let Err(e) = process::end_with_parent()
+        && let Err(error) = tied(process::end_with_parent)
     {
-        return Error::new("cannot tie the application to the command that starts it").because(e.desc());
+        return error;
     }
     let (argv, env) = (command(spec), pairs(spec));
     children::become_it(&becoming(spec, &argv, &env, &Streams(None)))

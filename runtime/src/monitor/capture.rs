@@ -18,7 +18,7 @@ use crate::store::{
 };
 use crate::worker::{Worker, WorkerError, engine};
 use stasis_plugin_api::report::{CaptureReport, Severity};
-use stasis_plugin_api::request::{CaptureRequest, InstanceView, Subject};
+use stasis_plugin_api::request::{CaptureRequest, InstanceView, Subject, time_for};
 use stasis_plugin_api::survey::Survey;
 use std::path::PathBuf;
 use std::sync::TryLockError;
@@ -26,8 +26,6 @@ use std::time::{Duration, Instant};
 
 /// What stands against a capture is believed when it is still there after this time.
 const SECOND_LOOK: Duration = Duration::from_millis(50);
-/// A slow disk writes so many bytes in a second; the deadline of a capture follows from it.
-const SLOWEST: u64 = 50 << 20;
 
 /// Saves a generation.
 ///
@@ -165,7 +163,7 @@ fn save(
     let notes = judge(&what, &engine.descriptor.engine, findings, &accepted)?;
     engine.staging.clear()?;
     let resident: u64 = survey.processes.iter().map(|p| p.resident).sum();
-    let deadline = Duration::from_secs(60 + resident / SLOWEST);
+    let deadline = time_for(resident);
     // One that cannot be read is no reason not to save the next.
     let previous = engine.checkpoint.generation(None).ok().map(|generation| restart::view(&generation));
     let base = previous.as_ref().map(|generation| generation.number);

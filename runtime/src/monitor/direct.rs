@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::attach::Held;
+use crate::init::app;
 use crate::init::children::Telling;
 use crate::launch::protocol::{Ending, Order};
 use crate::launch::start;
@@ -40,10 +41,15 @@ pub fn run(order: MonitorOrder, image: Option<Held>, holds: bool) -> Result<i32>
 fn beside(order: &Order, image: Option<Held>) -> Result<i32> {
     let signals = serve::signals(true)?;
     let telling = Telling::new()?;
+    let parent = nix::unistd::getpid();
     let forked = process::clone_into(CloneFlags::empty())
         .map_err(|e| Error::new("cannot start the application").because(e.desc()))?;
     let (pid, pidfd) = match forked {
         Forked::Child => {
+            // First of all: who ends while the container is made takes it along, too.
+            if let Err(error) = app::tied(|| process::end_with(parent)) {
+                telling.fail(&error);
+            }
             telling.fail(&start::become_application(order, image.as_ref().and_then(Held::mount)))
         }
         Forked::Parent(pid, pidfd) => (pid, pidfd),

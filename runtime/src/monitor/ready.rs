@@ -45,7 +45,8 @@ fn again(
 /// Waits a moment for an application that ends at once. One that listens is there: a service need not wait.
 pub(super) fn settled(live: &Live) -> Option<Survey> {
     let begun = Instant::now();
-    for looks in 0.. {
+    let mut looks = 0;
+    loop {
         let next = Instant::now() + Duration::from_millis(3);
         let over = begun.elapsed() >= if looks < LOOKS { LONGEST } else { SETTLE };
         if live.wait(Some(next), |s| s.phase >= Phase::Ending) || over {
@@ -55,8 +56,8 @@ pub(super) fn settled(live: &Live) -> Option<Survey> {
         if let Some(survey) = live.survey().ok().filter(listens) {
             return Some(survey);
         }
+        looks += 1;
     }
-    None
 }
 
 /// The engine saw that it is gone; how it ended is known here, or will be at once.

@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -15,7 +16,7 @@ use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use super::error::StoreError;
 use super::generation::{Generation, discard, drop_latest, next_number, prepare_latest, switch_latest};
-use super::hash::{Hashed, hash};
+use super::hash::{Hashed, Heard, hash_files};
 use super::inherit::{Inherited, take_over};
 use super::layout::{self, DirHandle, FILE_MODE, Found, Kind, generation_name, walk};
 use super::lock::{LiveLock, ShortLock};
@@ -235,28 +236,40 @@ fn take(from: &DirHandle, to: &DirHandle, name: &Path, stat: &FileStat) -> Resul
         .map_err(|e| StoreError::io("remove", &from.path().join(name), e))
 }
 
-/// Hashes and syncs every file, one in each thread: the one needs the processor, the other the disk.
+/// Hashes and syncs every file, beside each other: the one needs the processor, the other the disk.
 pub(crate) fn seal(
     partial: &DirHandle,
     taken: &[Taken],
     progress: Progress<'_>,
 ) -> Result<(Vec<FileEntry>, CommitTimes)> {
+    seal_by(Builder::new, partial, taken, progress)
+}
+
+fn seal_by(
+    thread: fn() -> Builder,
+    partial: &DirHandle,
+    taken: &[Taken],
+    progress: Progress<'_>,
+) -> Result<(Vec<FileEntry>, CommitTimes)> {
     let stop = AtomicBool::new(false);
+    let sync = || {
+        let done = timed(|| sync_all(partial, taken, &stop));
+        if done.is_err() {
+            stop.store(true, Ordering::Relaxed);
+        }
+        done
+    };
     let (hashed, synced) = std::thread::scope(|scope| {
-        let syncing = scope.spawn(|| {
-            let done = timed(|| sync_all(partial, taken, &stop));
-            if done.is_err() {
-                stop.store(true, Ordering::Relaxed);
-            }
-            done
-        });
+        let syncing = thread().spawn_scoped(scope, sync);
         let hashed = timed(|| hash_all(partial, taken, &stop, progress));
         if hashed.is_err() {
             stop.store(true, Ordering::Relaxed);
         }
-        match syncing.join() {
-            Ok(synced) => (hashed, synced),
-            Err(panic) => std::panic::resume_unwind(panic),
+        match syncing.map(ScopedJoinHandle::join) {
+            Ok(Ok(synced)) => (hashed, synced),
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            // The number of tasks is limited: this one does both.
+            Err(_) => (hashed, sync()),
         }
     });
     // A failed sync stops the hashing, not the other way round: it is the one to be told.
@@ -285,21 +298,32 @@ fn hash_all(
     progress: Progress<'_>,
 ) -> Result<Vec<FileEntry>> {
     let total: u64 = taken.iter().map(|item| item.size).sum();
+    let sizes: Vec<(&Path, u64)> = taken.iter().map(|item| (item.relative.as_path(), item.size)).collect();
     let mut done = 0;
-    let mut entries = Vec::with_capacity(taken.len());
+    let mut entries = vec![None; taken.len()];
     progress(0, total);
-    for item in taken {
-        let (file, _) = partial.open_regular(&item.relative)?;
-        let hashed = hash(&file, |read| {
-            done += read;
-            progress(done.min(total), total);
-            if stop.load(Ordering::Relaxed) { Err(io::Error::other("stopped")) } else { Ok(()) }
-        })
-        .map_err(|e| StoreError::io("read", &partial.path().join(&item.relative), e))?;
-        let Hashed { blake3, size, parts } = hashed;
-        entries.push(FileEntry { path: item.text.clone(), size, blake3, parts, from: None });
+    let hashed = hash_files(partial, &sizes, &mut |heard| {
+        match heard {
+            Heard::Read(read) => {
+                done += read;
+                progress(done, total);
+            }
+            Heard::File(index, Hashed { blake3, size, parts }) => {
+                if let (Some(entry), Some(item)) = (entries.get_mut(index), taken.get(index)) {
+                    *entry = Some(FileEntry { path: item.text.clone(), size, blake3, parts, from: None });
+                }
+            }
+        }
+        match stop.load(Ordering::Relaxed) {
+            true => Err(StoreError::io("read", partial.path(), io::Error::other("stopped"))),
+            false => Ok(()),
+        }
+    });
+    match hashed {
+        // It was written to after it had been handed over.
+        Err(StoreError::Damaged { path, problem }) => Err(StoreError::Unfit { path, problem }),
+        hashed => hashed.map(|()| entries.into_iter().flatten().collect()),
     }
-    Ok(entries)
 }
 
 fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {

@@ -1,11 +1,10 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
-
 use super::*;
-use crate::store::testing::{Fixture, Running, backend, draft, holder, image, message};
+use crate::store::testing::{
+    Fixture, Running, backend, draft, holder, image, message, no_thread, with_tmpfs,
+};
 use crate::store::{Level, Store};
 
 fn entries(dir: &Path) -> Vec<String> {
@@ -55,6 +54,36 @@ fn files_are_moved_hashed_and_described() {
     assert_eq!(fs::metadata(run.staging.path()).unwrap().ino(), inode);
     assert_eq!(fs::read_to_string(run.checkpoint.path().join("latest/image")).unwrap(), "next");
     assert_eq!(fs::read_to_string(opened.file("image").unwrap()).unwrap(), "0123456789");
+}
+
+#[test]
+fn where_no_thread_can_be_had_the_same_is_done() {
+    let f = Fixture::new();
+    let run = f.running("web");
+    run.write(&[("image", "0123456789"), ("sub/map", "x")]);
+    let partial = run.checkpoint.generations_dir().unwrap().make_dir("000001.partial").unwrap();
+    let found = choose(&run.staging, None).unwrap();
+    let taken = take_in(&run.staging.dir, &partial, &found).unwrap();
+    let (entries, times) = seal_by(no_thread, &partial, &taken, &mut |_, _| {}).unwrap();
+    assert_eq!(entries, seal(&partial, &taken, &mut |_, _| {}).unwrap().0);
+    assert_eq!((entries.len(), times.bytes), (2, 11));
+    fs::remove_file(partial.path().join("sub/map")).unwrap();
+    let told = message(&f, seal_by(no_thread, &partial, &taken, &mut |_, _| {}));
+    insta::assert_snapshot!(told, @"cannot open /tmp/store/checkpoints/web/generations/000001.partial/sub/map: it does not exist");
+}
+
+#[test]
+fn a_file_that_grows_meanwhile_cannot_be_saved() {
+    let f = Fixture::new();
+    let run = f.running("web");
+    run.write(&[("image", "0123456789")]);
+    let mut open = fs::OpenOptions::new().append(true).open(run.staging.path().join("image")).unwrap();
+    let mut grow = |_, _| io::Write::write_all(&mut open, b"!").unwrap();
+    let told = run.checkpoint.commit(&run.live, &run.staging, None, None, draft("one"), &mut grow);
+    let told = message(&f, told);
+    assert!(told.starts_with(r#"generation 1 of checkpoint "web" was not saved: "#), "{told}");
+    assert!(told.ends_with("000001.partial/image cannot be saved: it has 11 bytes instead of 10"), "{told}");
+    nothing_left(&run, &[]);
 }
 
 #[test]
@@ -118,29 +147,6 @@ fn a_commit_that_contradicts_the_binding() {
     run.write(&[("a", "x")]);
     assert!(matches!(run.commit(None), Err(StoreError::BackendMismatch { .. })));
     assert_eq!(entries(&run.staging.path()), ["a"], "nothing was touched");
-}
-
-/// Runs `work` where `dir` is a tmpfs of `size` that nobody else sees.
-fn with_tmpfs(dir: &Path, size: &str, work: impl FnOnce() + Send) {
-    if !geteuid().is_root() {
-        println!("skipped: only root can mount a small file system");
-        return;
-    }
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            // Its own CLONE_FS too, without which a thread gets no mount namespace.
-            if let Err(error) = unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS) {
-                println!("skipped: no mount namespace here: {error}");
-                return;
-            }
-            let none: Option<&str> = None;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-            let options = format!("size={size},mode=0700");
-            mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
-            work();
-        });
-        thread.join().unwrap();
-    });
 }
 
 fn running_in(store: &Store) -> Running {

@@ -28,6 +28,13 @@ pub enum StoreError {
     TakenElsewhere { name: CheckpointName, holder: Box<Holder> },
     #[error("{} cannot be locked: {}", path.display(), why(source))]
     NoLocks { path: PathBuf, source: io::Error },
+    #[error("the file system of {} cannot exchange two directories in one step", .0.display())]
+    NoExchange(PathBuf),
+    #[error(
+        "{} holds its new files, but that may not last: {source}; what it held before is kept as {kept}",
+        path.display()
+    )]
+    Exchanged { path: PathBuf, kept: String, source: Box<StoreError> },
     #[error("checkpoint \"{name}\" belongs to backend \"{bound}\", not to \"{asked}\"")]
     BackendMismatch { name: CheckpointName, bound: BackendName, asked: BackendName },
     #[error("checkpoint \"{name}\" was made from image {bound}, which is not {asked}")]
@@ -90,6 +97,16 @@ impl StoreError {
             Self::NoLocks { .. } => {
                 Some("put the store on a file system with working locks, such as a local one".to_owned())
             }
+            Self::NoExchange(_) => Some(
+                "nothing was changed; a store on a local file system such as ext4, XFS or Btrfs can do it: copy it \
+                 (cp -a) and set STASIS_DATA_DIR"
+                    .to_owned(),
+            ),
+            Self::Exchanged { path, kept, .. } => Some(format!(
+                "look at the disk (dmesg) and compare what is there (stasis checkpoint verify) before anything is \
+                 saved to it again, which removes {}",
+                path.with_file_name(kept).display()
+            )),
             Self::BackendMismatch { bound, .. } => {
                 Some(format!("use --backend {bound}, or another checkpoint name"))
             }

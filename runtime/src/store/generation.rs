@@ -7,7 +7,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::error::StoreError;
 use super::layout::{self, DirHandle, Kind, generation_name, generation_number, kind};
 use super::lock::{LiveLock, ShortLock};
-use super::manifest::Manifest;
+use super::manifest::{FileEntry, Manifest};
 use super::{Checkpoint, Result, remove};
 
 /// One complete saved state, opened. Its files stay reachable through it until it is dropped.
@@ -41,6 +41,13 @@ impl Generation {
     /// Sum of the sizes of its files, in bytes, as the manifest tells.
     pub fn size(&self) -> u64 {
         self.manifest.size()
+    }
+
+    /// The same of those files that no other generation shares now: what removing this one alone would give back.
+    pub fn own_size(&self) -> u64 {
+        let shared =
+            |file: &&FileEntry| matches!(self.dir.stat(&file.path), Ok(Some(stat)) if stat.st_nlink > 1);
+        self.manifest.files.iter().filter(|file| !shared(file)).map(|file| file.size).sum()
     }
 }
 

@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, open, openat, renameat, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
@@ -254,6 +254,15 @@ impl DirHandle {
         let from = from.as_ref();
         renameat(&self.fd, from, &to.fd, name.as_ref())
             .map_err(|e| StoreError::io("rename", &self.path.join(from), e))
+    }
+
+    /// Lets two entries change places in one step: at no instant is either name without one.
+    pub(crate) fn exchange(&self, one: &str, other: &str) -> Result<()> {
+        let done = renameat2(&self.fd, one, &self.fd, other, RenameFlags::RENAME_EXCHANGE);
+        done.map_err(|error| match error {
+            Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP => StoreError::NoExchange(self.path.clone()),
+            error => StoreError::io("exchange", &self.path.join(other), error),
+        })
     }
 
     pub(crate) fn sync(&self) -> Result<()> {

@@ -13,8 +13,12 @@ use super::error::StoreError;
 use super::hash::{Hashed, Parts};
 use super::layout;
 use super::record::{FORMAT, from_json, now};
+use super::squash::Writer;
 use crate::clocks::Clocks;
 use crate::name::BackendName;
+
+/// The most parts of all files of a generation: below 3 MiB of the manifest.
+const MOST_PARTS: usize = 1 << 15;
 
 /// Which image a container was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,8 +181,27 @@ pub struct Manifest {
     pub extra: BTreeMap<String, Value>,
 }
 
+/// Makes parts coarser, the finest ones first, until there are at most so many in all: a manifest must not outgrow what
+/// is read of one.
+pub(crate) fn bound_parts(files: &mut [FileEntry], most: usize) {
+    loop {
+        let parts = || files.iter().filter_map(|file| file.parts.as_ref());
+        let finest = parts().map(|parts| parts.size).min();
+        if parts().map(|parts| parts.blake3.len()).sum::<usize>() <= most {
+            return;
+        }
+        for file in files.iter_mut() {
+            file.parts = match file.parts.take() {
+                Some(parts) if Some(parts.size) == finest => parts.coarser(),
+                parts => parts,
+            };
+        }
+    }
+}
+
 impl Manifest {
-    pub(crate) fn new(draft: ManifestDraft, generation: u64, files: Vec<FileEntry>) -> Self {
+    pub(crate) fn new(draft: ManifestDraft, generation: u64, mut files: Vec<FileEntry>) -> Self {
+        bound_parts(&mut files, MOST_PARTS);
         let ManifestDraft {
             stasis_version,
             backend,
@@ -212,6 +235,13 @@ impl Manifest {
             files,
             extra: BTreeMap::new(),
         }
+    }
+
+    /// The same state in other files, which somebody else may have written.
+    pub(crate) fn kept_in(self, mut files: Vec<FileEntry>, writer: Writer) -> Self {
+        bound_parts(&mut files, MOST_PARTS);
+        let Writer { stasis_version, backend } = writer;
+        Self { files, stasis_version, backend, ..self }
     }
 
     /// Reads a manifest that may have been written by anybody. `path` is for messages.
@@ -255,9 +285,9 @@ impl Manifest {
         self.files.iter().map(|file| file.size).sum()
     }
 
-    /// The same of those files that no earlier generation was written with.
-    pub fn own_size(&self) -> u64 {
-        self.files.iter().filter(|file| file.from.is_none()).map(|file| file.size).sum()
+    /// Whether files of it were written for earlier generations, which may be gone.
+    pub fn builds_on_others(&self) -> bool {
+        self.files.iter().any(|file| file.from.is_some())
     }
 
     /// When it was made. `None` only for a manifest that was not read by the store.
@@ -323,15 +353,47 @@ mod tests {
         assert_eq!(serde_json::to_value(&read).unwrap(), value);
     }
 
+    fn file(path: &str) -> FileEntry {
+        FileEntry { path: path.into(), size: 1, blake3: "0".repeat(64), parts: None, from: None }
+    }
+
+    #[test]
+    fn parts_become_coarser_until_they_fit() {
+        let of = |size: u64, count: usize| {
+            let parts = Some(Parts { size, blake3: vec!["0".repeat(64); count] });
+            FileEntry { parts, ..file(&format!("{size}-{count}")) }
+        };
+        let bounded = |most: usize| {
+            let mut files = vec![of(4, 100), file("small"), of(8, 30), of(4, 2)];
+            bound_parts(&mut files, most);
+            let parts = files.iter().map(|file| file.parts.as_ref().map(|p| (p.size, p.blake3.len())));
+            parts.collect::<Vec<_>>()
+        };
+        assert_eq!(bounded(132), [Some((4, 100)), None, Some((8, 30)), Some((4, 2))]);
+        assert_eq!(bounded(131), [Some((8, 50)), None, Some((8, 30)), None]);
+        assert_eq!(bounded(40), [Some((16, 25)), None, Some((16, 15)), None]);
+        assert_eq!(bounded(1), [None; 4]);
+        // What cannot be joined is dropped.
+        let mut hostile = vec![of(0, 9), of(u64::MAX, 9)];
+        hostile[0].parts.as_mut().unwrap().blake3[0] = "x".to_owned();
+        bound_parts(&mut hostile, 1);
+        assert!(hostile.iter().all(|file| file.parts.is_none()));
+    }
+
+    #[test]
+    fn the_largest_generation_can_be_read_again() {
+        let parts = Some(Parts { size: 4 << 20, blake3: vec!["0".repeat(64); 4096] });
+        let files: Vec<FileEntry> =
+            (0..100).map(|n| FileEntry { parts: parts.clone(), ..file(&n.to_string()) }).collect();
+        let manifest = Manifest::new(draft("one"), 3, files);
+        let bytes = crate::store::record::to_json(Path::new("m"), &manifest).unwrap();
+        assert!(bytes.len() < 3 << 20, "{}", bytes.len());
+        assert_eq!(Manifest::parse(Path::new("m"), &bytes, 3).unwrap(), manifest);
+        assert!(manifest.files.iter().all(|file| file.parts.as_ref().unwrap().size == 64 << 20));
+    }
+
     #[test]
     fn hostile_manifests() {
-        let file = |path: &str| FileEntry {
-            path: path.into(),
-            size: 1,
-            blake3: "0".repeat(64),
-            parts: None,
-            from: None,
-        };
         let refused = |change: &dyn Fn(&mut Manifest)| {
             let mut manifest = Manifest::new(draft("one"), 3, vec![file("a")]);
             change(&mut manifest);

@@ -37,6 +37,7 @@ pub use manifest::{
     BackendEntry, FileEntry, HostEntry, ImageIdentity, Listening, Manifest, ManifestDraft, ProcessEntry,
 };
 pub use record::{BackendStamp, CheckpointRecord};
+pub use squash::Writer;
 pub use staging::Staging;
 pub use verify::Level;
 

@@ -11,7 +11,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::Result;
-use super::error::StoreError;
+use super::error::{StoreError, errno};
 use super::layout::{DIR_MODE, DirHandle, Kind, kind};
 
 /// One open descriptor per level; what lies deeper is pulled up to the top and removed from there.
@@ -19,7 +19,7 @@ const LEVELS: usize = 32;
 /// How often a directory that keeps filling up is emptied before we give up on it.
 const ROUNDS: usize = 4096;
 
-/// Removes the entry `name` of `parent`, whatever it is. Nothing there is success.
+/// Removes the entry `name` of `parent`, whatever it is. Nothing there is success, also when somebody else was quicker.
 pub(crate) fn remove(parent: &DirHandle, name: impl AsRef<OsStr>) -> Result<()> {
     let name = name.as_ref();
     match parent.stat(name)? {
@@ -27,7 +27,7 @@ pub(crate) fn remove(parent: &DirHandle, name: impl AsRef<OsStr>) -> Result<()> 
         Some(stat) if kind(&stat) != Kind::Dir => return unlink(parent, name),
         Some(_) => {}
     }
-    let dir = open_for_removal(parent, name)?;
+    let Some(dir) = open_for_removal(parent, name)? else { return Ok(()) };
     for _ in 0..ROUNDS {
         clear(&dir)?;
         match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
@@ -44,7 +44,7 @@ pub(crate) fn clear(dir: &DirHandle) -> Result<()> {
     let (device, _) = dir.identity()?;
     let mut pulled_up = 0;
     for _ in 0..ROUNDS {
-        let names = dir.names()?;
+        let names = unless_gone(dir.names())?.unwrap_or_default();
         if names.is_empty() {
             return Ok(());
         }
@@ -80,8 +80,8 @@ fn remove_entry(
             Err(error) => Err(StoreError::io("remove", &parent.path().join(name), error)),
         };
     }
-    let dir = open_for_removal(parent, name)?;
-    for inner in dir.names()? {
+    let Some(dir) = open_for_removal(parent, name)? else { return Ok(()) };
+    for inner in unless_gone(dir.names())?.unwrap_or_default() {
         remove_entry(top, &dir, &inner, device, level + 1, pulled_up)?;
     }
     match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
@@ -100,21 +100,29 @@ fn unlink(parent: &DirHandle, name: &OsStr) -> Result<()> {
     }
 }
 
+/// `None` for what somebody else has removed meanwhile: two commands may clean up the same leftovers.
+fn unless_gone<T>(found: Result<T>) -> Result<Option<T>> {
+    match found {
+        Err(StoreError::Io { source, .. }) if errno(&source) == Errno::ENOENT => Ok(None),
+        found => found.map(Some),
+    }
+}
+
 /// Opens a directory that may have been made without the permissions that removing needs.
-fn open_for_removal(parent: &DirHandle, name: &OsStr) -> Result<DirHandle> {
-    let dir = match parent.child_unchecked(name) {
-        Err(StoreError::Io { source, .. }) if source.raw_os_error() == Some(Errno::EACCES as i32) => {
-            give_permission(parent, name)?;
-            parent.child_unchecked(name)?
+fn open_for_removal(parent: &DirHandle, name: &OsStr) -> Result<Option<DirHandle>> {
+    let opened = match parent.child_unchecked(name) {
+        Err(StoreError::Io { source, .. }) if errno(&source) == Errno::EACCES => {
+            give_permission(parent, name).and_then(|()| parent.child_unchecked(name))
         }
-        other => other?,
+        opened => opened,
     };
+    let Some(dir) = unless_gone(opened)? else { return Ok(None) };
     let stat = fstat(&dir).map_err(|e| StoreError::io("examine", dir.path(), e))?;
     if stat.st_mode & 0o700 != 0o700 {
         // Failing here is told by the unlink that needs it.
         let _ = fchmod(&dir, DIR_MODE);
     }
-    Ok(dir)
+    Ok(Some(dir))
 }
 
 /// chmod of exactly the directory that was opened: by name it could be exchanged for a link.
@@ -181,6 +189,32 @@ mod tests {
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
         remove(&handle, "tree").unwrap();
         assert!(!temp.path().join("tree").exists());
+    }
+
+    #[test]
+    fn two_at_once_are_in_nobodys_way() {
+        let (temp, handle) = dir();
+        for _ in 0..8 {
+            for inner in 0..20 {
+                fs::create_dir_all(temp.path().join(format!("tree/{inner}/a/b"))).unwrap();
+                fs::write(temp.path().join(format!("tree/{inner}/a/file")), "x").unwrap();
+            }
+            let start = std::sync::Barrier::new(4);
+            std::thread::scope(|scope| {
+                let one = || {
+                    start.wait();
+                    remove(&handle, "tree")
+                };
+                for removed in [scope.spawn(one), scope.spawn(one), scope.spawn(one), scope.spawn(one)] {
+                    removed.join().unwrap().unwrap();
+                }
+            });
+            assert!(!temp.path().join("tree").exists());
+        }
+        // One that was opened before it went.
+        let open = handle.make_dir("tree").unwrap();
+        remove(&handle, "tree").unwrap();
+        clear(&open).unwrap();
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! What the tests of the store share.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::geteuid;
 
 use super::{
     BackendEntry, BackendStamp, Checkpoint, Committed, Holder, HostEntry, ImageIdentity, LiveLock,
@@ -63,6 +67,34 @@ impl Running {
         self.write(files);
         self.commit(None).unwrap().generation.number()
     }
+}
+
+/// A thread that cannot be had: nothing has room for its stack.
+pub(crate) fn no_thread() -> std::thread::Builder {
+    std::thread::Builder::new().stack_size(1 << 52)
+}
+
+/// Runs `work` where `dir` is a tmpfs of `size` that nobody else sees.
+pub(crate) fn with_tmpfs(dir: &Path, size: &str, work: impl FnOnce() + Send) {
+    if !geteuid().is_root() {
+        println!("skipped: only root can mount a small file system");
+        return;
+    }
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // Its own CLONE_FS too, without which a thread gets no mount namespace.
+            if let Err(error) = unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS) {
+                println!("skipped: no mount namespace here: {error}");
+                return;
+            }
+            let none: Option<&str> = None;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            let options = format!("size={size},mode=0700");
+            mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
+            work();
+        });
+        thread.join().unwrap();
+    });
 }
 
 pub(crate) fn message<T>(fixture: &Fixture, result: Result<T>) -> String {

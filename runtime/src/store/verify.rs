@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 use super::Result;
 use super::error::StoreError;
 use super::generation::Generation;
-use super::hash::hash;
+use super::hash::{Heard, hash_files};
 use super::layout::{self, Kind, walk};
 use super::manifest::FileEntry;
 
@@ -43,7 +43,7 @@ impl Generation {
     ) -> Result<()> {
         let mut files: Vec<&FileEntry> = self.manifest.files.iter().collect();
         files.retain(|file| wanted(Path::new(&file.path)));
-        self.verify_files(files, progress)
+        self.verify_files(&files, progress)
     }
 
     fn verify_metadata(&self) -> Result<()> {
@@ -79,22 +79,23 @@ impl Generation {
         }
     }
 
-    fn verify_files(&self, files: Vec<&FileEntry>, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    fn verify_files(&self, files: &[&FileEntry], progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         let total = files.iter().map(|file| file.size).sum();
         let mut done = 0;
         progress(0, total);
-        for file in files {
-            let path = self.dir.path().join(&file.path);
-            let (opened, _) = self.dir.open_regular(Path::new(&file.path))?;
-            let hashed = hash(&opened, |read| {
+        let sizes: Vec<(&Path, u64)> =
+            files.iter().map(|file| (Path::new(file.path.as_str()), file.size)).collect();
+        hash_files(&self.dir, &sizes, &mut |heard| match heard {
+            Heard::Read(read) => {
                 done += read;
-                progress(done.min(total), total);
+                progress(done, total);
                 Ok(())
-            });
-            let hashed = hashed.map_err(|e| StoreError::io("read", &path, e))?;
-            file.compare(&hashed).map_err(|problem| StoreError::damaged(&path, problem))?;
-        }
-        Ok(())
+            }
+            Heard::File(index, hashed) => files.get(index).map_or(Ok(()), |file| {
+                let path = self.dir.path().join(&file.path);
+                file.compare(&hashed).map_err(|problem| StoreError::damaged(&path, problem))
+            }),
+        })
     }
 }
 
@@ -147,6 +148,20 @@ mod tests {
         fs::write(path.join("a"), "0123456788").unwrap();
         verify(&run, Level::Metadata).unwrap();
         insta::assert_snapshot!(message(&f, verify(&run, Level::Full)), @"/tmp/store/checkpoints/web/generations/000001/a is damaged: its content is not what was saved");
+    }
+
+    #[test]
+    fn of_a_large_file_the_place_is_told() {
+        let f = Fixture::new();
+        let run = f.running("web");
+        run.save(&[("a", "x"), ("large", &"x".repeat(9 << 20))]);
+        let large = run.checkpoint.generation(None).unwrap().path().join("large");
+        let file = fs::OpenOptions::new().write(true).open(large).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"y", 5 << 20).unwrap();
+        insta::assert_snapshot!(message(&f, verify(&run, Level::Full)), @"/tmp/store/checkpoints/web/generations/000001/large is damaged: its content is not what was saved, first between bytes 4194304 and 8388608");
+        file.set_len(8 << 20).unwrap();
+        let content = run.checkpoint.generation(None).unwrap().verify_content(&|_| true, &mut |_, _| {});
+        insta::assert_snapshot!(message(&f, content), @"/tmp/store/checkpoints/web/generations/000001/large is damaged: it has 8388608 bytes instead of 9437184");
     }
 
     #[test]

@@ -127,13 +127,7 @@ pub fn spawn_self(role: &[&OsStr], fds: &[(BorrowedFd<'_>, RawFd)], new_session:
 pub fn bound(command: &mut Command) -> &mut Command {
     let parent = nix::unistd::getpid();
     // SAFETY: between fork and exec only prctl and getppid run, both async-signal-safe.
-    unsafe {
-        command.pre_exec(move || {
-            end_with_parent()?;
-            // One that ended before that will not be noticed.
-            if nix::unistd::getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
-        })
-    }
+    unsafe { command.pre_exec(move || Ok(end_with(parent)?)) }
 }
 
 /// Starts a program of the host in a session of its own, with no signal blocked or ignored. With `bound` it
@@ -247,6 +241,15 @@ pub fn end_with_parent() -> Result<(), Errno> {
     prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)
 }
 
+/// The same for a child that knows its parent: one that ended before this is told of as `ESRCH`.
+///
+/// # Errors
+/// What the kernel says.
+pub fn end_with(parent: Pid) -> Result<(), Errno> {
+    end_with_parent()?;
+    if nix::unistd::getppid() == parent { Ok(()) } else { Err(Errno::ESRCH) }
+}
+
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 #[repr(C)]
@@ -321,4 +324,15 @@ pub fn loopback_up() -> io::Result<()> {
     // SAFETY: as for the first call.
     Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_that_is_gone_is_told_of() {
+        assert_eq!(end_with(nix::unistd::getppid()), Ok(()));
+        assert_eq!(end_with(nix::unistd::getpid()), Err(Errno::ESRCH));
+    }
 }

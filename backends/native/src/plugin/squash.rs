@@ -28,7 +28,10 @@ pub(super) fn squash(host: &Host<'_>, request: &SquashRequest) -> Result<SquashR
         copy(&generation.directory.join(file), &request.staging.join(file))?;
     }
     contents.describe(&image)?;
-    Ok(SquashReport { files: listed(&request.staging)? })
+    Ok(SquashReport {
+        files: listed(&request.staging)?,
+        engine_version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
 }
 
 fn rewrite(directory: &Path, process: &mut Process, contents: &mut Contents) -> Result<()> {
