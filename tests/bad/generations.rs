@@ -10,16 +10,10 @@ use crate::need::need;
 /// The largest file of a generation that it shares with no other: the image of a process, or what was changed in it.
 fn largest(env: &Env, generation: &str) -> Outcome<PathBuf> {
     let mut files: Vec<(u64, PathBuf)> = Vec::new();
-    let mut waiting = vec![store(env, "kept").join("generations").join(generation)];
-    while let Some(dir) = waiting.pop() {
-        for entry in fs::read_dir(dir)? {
-            let path = entry?.path();
-            let about = path.metadata()?;
-            if about.is_dir() {
-                waiting.push(path);
-            } else if about.nlink() == 1 {
-                files.push((about.len(), path));
-            }
+    for path in crate::tree::files_below(&store(env, "kept").join("generations").join(generation))? {
+        let about = path.metadata()?;
+        if about.nlink() == 1 {
+            files.push((about.len(), path));
         }
     }
     let largest = files.into_iter().max().map(|(_, path)| path);
@@ -77,6 +71,7 @@ fn a_flipped_bit_that_is_found_behind_the_start() {
              hint:    choose an older generation, or delete what is damaged; nothing was changed
     ");
     ok(&start("", "kept@1")).unwrap();
+    all_ended(&env).unwrap();
     insta::assert_snapshot!(told(&["checkpoint", "instance", "one"]), @r#"
     exit 255
     FATAL:   instance "one" has ended (failed: generation 1 was brought back, and $FILE is damaged: its content is not what was saved)
@@ -90,8 +85,50 @@ fn a_flipped_bit_that_is_found_behind_the_start() {
              hint:    choose an older generation, or delete what is damaged; nothing was changed
     ");
     env.ok(&["instance", "start", "--verify", "behind", "--restart", "kept@1", "-", "one"]).unwrap();
-    assert_ne!(env.stasis(&["checkpoint", "instance", "one"]).unwrap().code, 0);
+    let told = told(&["checkpoint", "instance", "one"]);
+    assert!(told.contains("$FILE is damaged: its content is not what was saved"), "{told}");
     assert_eq!(env.newest("kept").unwrap()["generation"], 2, "nothing was saved of what is damaged");
+    env.finish().unwrap();
+}
+
+/// What is told of a job is told of what was saved, also where it has nothing left to do.
+#[test]
+fn a_flipped_bit_in_a_job_that_ends_at_once() {
+    need!(image, userns);
+    let env = Env::new(Who::User).unwrap();
+    let bind = format!("{}:/srv", env.make_dir("host").unwrap().display());
+    let script = "import os, time\nheld = os.urandom(64 << 20)\nprint('up', flush=True)\n\
+                  while not os.path.exists('/srv/end'):\n    time.sleep(0.01)";
+    let any = image(&env, "any");
+    let run =
+        ["run", "--backend", "native", "--checkpoint", "kept", "-B", &bind, &any, "python3", "-c", script];
+    let job = crate::running::Running::start(env.command(&run), false).unwrap();
+    job.wait_for("up").unwrap();
+    let listed = env.ok(&["instance", "list", "--json"]).unwrap().out;
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    env.ok(&["checkpoint", "instance", "--stop", listed["instances"][0]["instance"].as_str().unwrap()])
+        .unwrap();
+    job.wait().unwrap();
+    env.write("host/end", "").unwrap();
+    let file = find(&store(&env, "kept"), "pages-100.img").into_iter().next().unwrap();
+    let name = env.plain(&file.to_string_lossy());
+    for how in ["restart=map", "restart=copy"] {
+        let again = ["run", "--backend-option", how, "--verify", "behind", "--restart", "kept", &any];
+        env.ok(&again).unwrap();
+        let whole = fs::read(&file).unwrap();
+        let mut damaged = whole.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        fs::write(&file, &damaged).unwrap();
+        let told = placeless(&env.fails(&again).unwrap().replace(&name, "$FILE"));
+        // Beside the line that tells what is brought back, with its age.
+        let told: Vec<&str> = told.lines().filter(|line| !line.starts_with("INFO:")).collect();
+        insta::allow_duplicates! { insta::assert_snapshot!(told.join("\n"), @"
+        exit 255
+        FATAL:   generation 1 was brought back, and $FILE is damaged: its content is not what was saved
+                 hint:    choose an older generation; what the application did since is of no use
+        "); }
+        fs::write(&file, &whole).unwrap();
+    }
     env.finish().unwrap();
 }
 

@@ -12,11 +12,14 @@ use crate::{Result, dist, host, image, programs};
 pub(crate) fn everything() -> Result<()> {
     host::prepare_tests()?;
     let images = image::make()?;
-    if let Err(why) = programs::make(&images) {
-        eprintln!("tests of programs such as Node and nginx will be skipped: {why}");
-    }
     let required = std::env::var("STASIS_TESTS_REQUIRE").unwrap_or_default();
     let required: Vec<&str> = required.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    if let Err(why) = programs::make(&images) {
+        if required.contains(&"programs") {
+            return Err(format!("programs is required by STASIS_TESTS_REQUIRE, but {why}"));
+        }
+        eprintln!("tests of programs such as Node and nginx will be skipped: {why}");
+    }
     let criu = criu::find_or_fetch();
     if let Err(why) = &criu {
         if required.contains(&"criu") {

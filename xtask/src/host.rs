@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::Once;
 
 use crate::Result;
 use crate::shell::{command, on_path, output, run};
@@ -36,23 +37,27 @@ const FOR_TESTS: [(&str, &str); 7] = [
     ("go", "golang-go"),
 ];
 
-/// Installs what the tests use on top. Not every release has all of it.
+/// Installs what the tests use on top, each by itself: not every release has all of it.
 pub(crate) fn prepare_tests() -> Result<()> {
     prepare()?;
-    if let Err(why) = install(&FOR_TESTS) {
-        eprintln!("some tests will be skipped: {why}");
+    for (program, packages) in missing(&FOR_TESTS) {
+        if let Err(why) = install(&[(program, packages)]) {
+            eprintln!("tests that use {program} will be skipped: {why}");
+        }
     }
     Ok(())
 }
 
 /// Installs what is missing; where that cannot be done it says what to type.
 pub(crate) fn prepare() -> Result<()> {
-    install(&NEEDED)
+    install(&missing(&NEEDED))
 }
 
-fn install(wanted: &[(&str, &str)]) -> Result<()> {
-    let missing: Vec<(&str, &str)> =
-        wanted.iter().copied().filter(|(program, _)| !on_path(program)).collect();
+fn missing(wanted: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+    wanted.iter().copied().filter(|(program, _)| !on_path(program)).collect()
+}
+
+fn install(missing: &[(&str, &str)]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -72,11 +77,19 @@ fn install(wanted: &[(&str, &str)]) -> Result<()> {
             install.join(" ")
         ));
     }
-    // One unreachable source of several is no reason to stop: the installation says what cannot be had.
-    if let Err(why) = apt(&["update"]) {
-        eprintln!("{why}");
-    }
+    update();
     apt(&install)
+}
+
+/// The lists of packages, once. One unreachable source of several is no reason to stop: the installation says what
+/// cannot be had.
+fn update() {
+    static DONE: Once = Once::new();
+    DONE.call_once(|| {
+        if let Err(why) = apt(&["update"]) {
+            eprintln!("{why}");
+        }
+    });
 }
 
 /// Whether containers can be made here. Root needs no user namespace.

@@ -49,16 +49,17 @@ fn no_copy_is_made_that_may_not_fit() {
 
 /// It writes to all of its memory again and again: every page of a copy would be one more page.
 fn limit_inside() {
-    let script = "import mmap, time\n\
+    let script = "import mmap, os, time\n\
                   m = mmap.mmap(-1, 100 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n\
                   data = bytes(range(256)) * (1 << 12)\n\
                   print('begins', flush=True)\n\
-                  time.sleep(0.5)\n\
+                  while not os.path.exists('go'): time.sleep(0.01)\n\
                   while True:\n\
                   \x20   for i in range(100): m[i << 20:(i + 1) << 20] = data\n\
                   \x20   print('round', flush=True)\n";
     let here = std::env::current_dir().unwrap();
     fs::write(here.join("writes.py"), script).unwrap();
+    let _ = fs::remove_file(here.join("go"));
     let output = here.join("out");
     let said = |word: &str| fs::read_to_string(&output).unwrap_or_default().matches(word).count();
     let mut subject = start(Path::new("/usr/bin/python3"), &["writes.py"], &output);
@@ -69,6 +70,8 @@ fn limit_inside() {
         group.enter(subject.pid());
         group.enter(std::process::id());
     }
+    // Not before: what is charged to another group stays there.
+    fs::write(here.join("go"), "").unwrap();
     soon("its memory is there", || said("round") > 1);
     let image = here.join("image");
     let copied = report(&dump(subject.pid(), &image, &[]));

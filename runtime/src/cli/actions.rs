@@ -152,6 +152,11 @@ fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
     let outcome = serve::serve(begun, &signals, Some(&mut side));
     side.finish();
     match (&outcome.reason, outcome.exit_code) {
+        (Some(reason), _) if outcome.damaged => {
+            let error = Error::new(reason)
+                .help("choose an older generation; what the application did since is of no use");
+            return Ok(report::fatal(&error).into());
+        }
         (Some(reason), None) => report::warning(reason),
         (Some(reason), Some(_)) => report::info(reason),
         (None, _) => {}

@@ -51,6 +51,8 @@ pub struct Outcome {
     pub reason: Option<String>,
     /// Overrides the application's code.
     pub exit_code: Option<u8>,
+    /// What was brought back was not what had been saved.
+    pub damaged: bool,
 }
 
 impl Outcome {
@@ -123,8 +125,9 @@ fn settle(begun: Begun) -> Outcome {
     live.wait(None, |s| !s.verifying || s.requested);
     let state = live.state();
     let ending = state.ending.unwrap_or(Ending::Signal(libc::SIGKILL));
-    let outcome = Outcome { ending, reason: state.reason.clone(), exit_code: state.exit_code };
-    let requested = state.requested && !state.damaged;
+    let damaged = state.damaged;
+    let outcome = Outcome { ending, reason: state.reason.clone(), exit_code: state.exit_code, damaged };
+    let requested = state.requested && !damaged;
     drop(state);
     if let Some(engine) = &live.engine {
         // Locks are free before anybody hears of the end: the next start may follow at once.
