@@ -173,6 +173,7 @@ fn attempt(
     let mut pause = started.elapsed();
     match snapshots {
         Some(snapshots) => {
+            frozen.tree.held_to_the_end()?;
             frozen.tree.release();
             pause = started.elapsed();
             for (copy, site) in snapshots.iter().zip(&frozen.sites) {
@@ -181,7 +182,9 @@ fn attempt(
             write_copies(&mut contents, &mut image, snapshots, &frozen.parts, how)?;
         }
         None => {
-            write_held(&mut contents, &mut image, &frozen.tree, how, &building.flags)?;
+            let written = write_held(&mut contents, &mut image, &frozen.tree, how, &building.flags);
+            frozen.tree.held_to_the_end()?;
+            written?;
             if request.stop {
                 // Nothing can fail any more once everybody is left stopped.
                 describe(&contents, &mut image)?;
@@ -431,12 +434,12 @@ fn write_copies(
         }
         let source = pages::Source { pid: copy.pid, memory: &copy.memory };
         let written = write_pages(contents, process, &source, &flags, how);
-        written.map_err(|error| match copy.alive() {
-            true => Failure::Error(error),
-            false => {
-                Failure::NoCopy(format!("the copy of process {} was killed: memory ran out", process.pid))
-            }
-        })?;
+        // Also where all went well: what was killed may read as if it never had any pages.
+        if !copy.alive() {
+            let why = format!("the copy of process {} was killed: memory ran out", process.pid);
+            return Err(Failure::NoCopy(why));
+        }
+        written?;
     }
     Ok(())
 }

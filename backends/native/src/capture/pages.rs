@@ -5,7 +5,7 @@ use super::increments::{Known, Mapping};
 use super::tracking::pagemap_of;
 use crate::model::{Area, Backing, Layer, Process};
 use crate::restore::check;
-use crate::sys::pagemap;
+use crate::sys::{pagemap, ptrace};
 use stasis_plugin_api::error::{BackendError, Result};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -20,9 +20,19 @@ const GAP: u64 = 16 * PAGE;
 
 /// Where the pages of a process are read.
 pub(crate) struct Source<'a> {
-    /// Whose page map and memory these are: the process or its copy.
+    /// Whose page map and memory these are: the process or its copy, which stands still.
     pub(crate) pid: i32,
     pub(crate) memory: &'a File,
+}
+
+impl Source<'_> {
+    fn read(&self, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
+        // What was killed is not kept from ending.
+        if !ptrace::stands(self.pid) {
+            return Err(std::io::Error::other("the process was killed"));
+        }
+        self.memory.read_exact_at(bytes, at)
+    }
 }
 
 /// An area whose pages are saved, whatever shows them: a file that is gone, an image that was mapped.
@@ -134,9 +144,8 @@ fn save_changed(
     end = end.next_multiple_of(PAGE);
     for [start, length] in &mapping.written {
         let mut keep = |offset: u64, size: u64| area.pieces.push([start + offset, size, layer, end + offset]);
-        contents.copy(output, end, *length, &mut keep, &|offset, bytes| {
-            source.memory.read_exact_at(bytes, start + offset)
-        })?;
+        contents
+            .copy(output, end, *length, &mut keep, &|offset, bytes| source.read(bytes, start + offset))?;
         end += length;
     }
     area.pieces.sort_unstable();
@@ -218,9 +227,7 @@ fn save_runs(
         let mut keep = |offset: u64, size: u64| append(&mut kept, start + offset, size);
         let mut ignore = |_, _| {};
         let told: &mut dyn FnMut(u64, u64) = if over_file { &mut ignore } else { &mut keep };
-        contents.copy(output, at, *length, told, &|offset, bytes| {
-            source.memory.read_exact_at(bytes, start + offset)
-        })?;
+        contents.copy(output, at, *length, told, &|offset, bytes| source.read(bytes, start + offset))?;
     }
     area.runs = if over_file { runs.to_vec() } else { kept };
     Ok(())
@@ -232,9 +239,9 @@ fn save_whole(contents: &mut Contents, output: &Output, source: &Source<'_>, are
     let start = area.start;
     let mut keep = |offset: u64, size: u64| append(&mut kept, start + offset, size);
     contents.copy(output, area.base, area.end - start, &mut keep, &|offset, bytes| {
-        if source.memory.read_exact_at(bytes, start + offset).is_err() {
+        if source.read(bytes, start + offset).is_err() {
             for (index, page) in bytes.chunks_mut(4096).enumerate() {
-                if source.memory.read_exact_at(page, start + offset + index as u64 * PAGE).is_err() {
+                if source.read(page, start + offset + index as u64 * PAGE).is_err() {
                     page.fill(0);
                 }
             }

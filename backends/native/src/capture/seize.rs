@@ -111,6 +111,22 @@ impl Tree {
         self.processes.iter().map(|held| held.pid).chain(zombies).collect()
     }
 
+    /// Fails unless all of them have stood still up to now. What was read of one that was killed meanwhile is of no use:
+    /// its descriptors and pages may be gone without any error for who reads them.
+    pub(crate) fn held_to_the_end(&self) -> Result<()> {
+        for held in &self.processes {
+            let leader = held.leader()?.tid;
+            ptrace::registers(leader).map_err(|error| match error {
+                Errno::ESRCH => BackendError::new(
+                    kind::APPLICATION_ENDED,
+                    format!("process {} was killed while it was saved", held.pid),
+                ),
+                error => failed("reading the registers of", leader, error),
+            })?;
+        }
+        Ok(())
+    }
+
     /// Lets everything run on.
     pub(crate) fn release(mut self) {
         self.let_go(0);

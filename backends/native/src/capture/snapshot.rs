@@ -24,7 +24,7 @@ pub(crate) struct Snapshot {
 impl Snapshot {
     /// Nobody has killed it.
     pub(crate) fn alive(&self) -> bool {
-        ptrace::registers(self.pid).is_ok()
+        ptrace::stands(self.pid)
     }
 
     /// Closes what the copy holds open: the application's readers would wait for its end otherwise.
@@ -51,11 +51,9 @@ fn end(pid: i32) {
     if process::kill(pid, libc::SIGKILL).is_err() {
         return;
     }
-    // It may stop once more on its way.
+    // It stops once more on its way, and cannot be continued while it wakes up.
     while wait(pid).is_ok_and(|stop| stop != Stop::Gone) {
-        if ptrace::resume(pid, 0).is_err() {
-            break;
-        }
+        let _ = ptrace::resume(pid, 0);
     }
 }
 
@@ -199,6 +197,9 @@ fn copy(site: &Site, held: &Held, helper: i32, before: usize) -> Result<Snapshot
         expect_stop(copy)?;
         // When memory runs out the copy goes first. Without /proc it is as likely as the application.
         let _ = std::fs::write(format!("/proc/{copy}/oom_score_adj"), "1000");
+        // The kernel takes the application next if the copy has ended before its memory is free. It is not as long as
+        // somebody reads it, so the copy must not end before.
+        ptrace::stop_at_the_end(copy).map_err(|error| failed("arming", copy, error))?;
         go_on(first)?;
         gone(first)?;
     }

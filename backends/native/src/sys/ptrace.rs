@@ -6,6 +6,7 @@ use std::time::Instant;
 
 const TRACESYSGOOD: usize = 0x1;
 const TRACECLONE: usize = 0x8;
+const TRACEEXIT: usize = 0x40;
 const EXITKILL: usize = 0x10_0000;
 const NT_PRSTATUS: usize = 1;
 const NT_X86_XSTATE: usize = 0x202;
@@ -79,6 +80,11 @@ pub(crate) fn seize(tid: i32) -> Result<()> {
 /// From now the thread, and what it makes, dies with the engine.
 pub(crate) fn die_with_the_engine(tid: i32) -> Result<()> {
     request(libc::PTRACE_SETOPTIONS, tid, 0, TRACESYSGOOD | TRACECLONE | EXITKILL).map(drop)
+}
+
+/// From now the thread, which dies with the engine, stands still once more before it ends, also when it is killed.
+pub(crate) fn stop_at_the_end(tid: i32) -> Result<()> {
+    request(libc::PTRACE_SETOPTIONS, tid, 0, TRACESYSGOOD | TRACEEXIT | EXITKILL).map(drop)
 }
 
 pub(crate) fn interrupt(tid: i32) -> Result<()> {
@@ -201,6 +207,20 @@ pub(crate) fn wait(tid: i32, until: Instant) -> Result<Stop> {
         let status = unsafe { info.si_status() };
         return Ok(stop(status));
     }
+}
+
+/// Whether a thread that was left standing still does, and was not killed meanwhile. Unlike all others this may be asked by
+/// any thread of the engine.
+pub(crate) fn stands(tid: i32) -> bool {
+    let options = libc::WNOWAIT | libc::WNOHANG | libc::WSTOPPED | libc::WEXITED | libc::__WALL;
+    // SAFETY: all zero is a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` lives through the call.
+    let answer =
+        libc::id_t::try_from(tid).map(|id| unsafe { libc::waitid(libc::P_PID, id, &raw mut info, options) });
+    // SAFETY: waitid fills in the fields of a child's change, or leaves them zero.
+    let status = unsafe { info.si_status() };
+    answer == Ok(0) && info.si_code == libc::CLD_TRAPPED && status >> 8 != libc::PTRACE_EVENT_EXIT
 }
 
 /// The low byte is the signal (0x80 marks a system call), the next one the event.
