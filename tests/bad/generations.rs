@@ -97,8 +97,9 @@ fn a_flipped_bit_in_a_job_that_ends_at_once() {
     need!(image, userns);
     let env = Env::new(Who::User).unwrap();
     let bind = format!("{}:/srv", env.make_dir("host").unwrap().display());
-    let script = "import os, time\nheld = os.urandom(64 << 20)\nprint('up', flush=True)\n\
-                  while not os.path.exists('/srv/end'):\n    time.sleep(0.01)";
+    let script = "import os, sys, time\nheld = os.urandom(64 << 20)\nprint('up', flush=True)\n\
+                  while not os.path.exists('/srv/end'):\n    time.sleep(0.01)\n\
+                  sys.exit(int(open('/srv/end').read()))";
     let any = image(&env, "any");
     let run =
         ["run", "--backend", "native", "--checkpoint", "kept", "-B", &bind, &any, "python3", "-c", script];
@@ -109,12 +110,15 @@ fn a_flipped_bit_in_a_job_that_ends_at_once() {
     env.ok(&["checkpoint", "instance", "--stop", listed["instances"][0]["instance"].as_str().unwrap()])
         .unwrap();
     job.wait().unwrap();
-    env.write("host/end", "").unwrap();
     let file = find(&store(&env, "kept"), "pages-100.img").into_iter().next().unwrap();
     let name = env.plain(&file.to_string_lossy());
     for how in ["restart=map", "restart=copy"] {
         let again = ["run", "--backend-option", how, "--verify", "behind", "--restart", "kept", &any];
-        env.ok(&again).unwrap();
+        for code in ["0", "3"] {
+            env.write("host/end", code).unwrap();
+            let run = env.stasis(&again).unwrap();
+            assert_eq!(run.code.to_string(), code, "{}", run.err);
+        }
         let whole = fs::read(&file).unwrap();
         let mut damaged = whole.clone();
         *damaged.last_mut().unwrap() ^= 1;

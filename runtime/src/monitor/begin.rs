@@ -248,10 +248,8 @@ fn stand(
     let (ear, hearing) = (Arc::clone(&live), container.channel.try_clone().map_err(broken)?);
     let ear = std::thread::spawn(move || ear.hear_init(&hearing));
     let outcome = match worker {
-        Some(worker) => {
-            let begins = order.foreground && generation.is_none();
-            handshake(&live, worker, generation.as_ref(), begins, teller).and_then(|()| settle(&live))
-        }
+        Some(worker) => handshake(&live, worker, generation.as_ref(), order.foreground, teller)
+            .and_then(|()| settle(&live)),
         None if order.foreground || stood.application == 0 => Ok(()),
         None => not_ended_at_once(&live),
     };

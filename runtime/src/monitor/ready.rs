@@ -1,10 +1,12 @@
 //! The words with an engine right after a start: nothing is told as started before they are through.
 
 use crate::error::{Error, Result};
+use crate::launch::protocol::Ending;
 use crate::monitor::Teller;
 use crate::monitor::live::{Live, Phase, lock};
 use crate::monitor::restart;
 use crate::monitor::services::Around;
+use crate::spec::RestartStep;
 use crate::store::Generation;
 use crate::worker::{Worker, WorkerError, engine};
 use stasis_plugin_api::error::kind;
@@ -61,11 +63,23 @@ pub(super) fn settled(live: &Live) -> Option<Survey> {
 }
 
 /// The engine saw that it is gone; how it ended is known here, or will be at once.
-fn ended(live: &Live, error: Error) -> Error {
+fn ending(live: &Live) -> Option<Ending> {
     live.wait(Some(Instant::now() + Duration::from_millis(300)), |s| s.ending.is_some());
-    match live.state().ending {
-        Some(ending) => error.because(ending),
-        None => error,
+    live.state().ending
+}
+
+/// Whether a command in the foreground that has ended so soon is one that was done so soon: its output and its code tell
+/// then. What was brought back may have ended because it was not brought back well; but where the processes were made
+/// one by one, only themselves could give such a code.
+fn was_done(live: &Live, restarted: bool, ending: Option<Ending>) -> bool {
+    let rebuilt = || {
+        let restart = live.spec.engine.as_ref().and_then(|engine| engine.restart.as_ref());
+        matches!(restart, Some(RestartStep::Rebuild { .. }))
+    };
+    match ending {
+        _ if !restarted => true,
+        Some(Ending::Exit(code)) => code == 0 || rebuilt(),
+        _ => false,
     }
 }
 
@@ -99,14 +113,14 @@ pub(super) fn handshake(
     };
     *lock(&engine_live.memory) = memory;
     let outcome = match outcome {
-        // A command in the foreground that is done so soon is no failure: its output and its code tell.
-        Err(WorkerError::Backend { error, .. }) if foreground && error.kind == kind::APPLICATION_ENDED => {
-            return Ok(());
-        }
-        Err(WorkerError::Backend { error, .. })
-            if error.kind == kind::APPLICATION_ENDED && error.why.is_empty() =>
-        {
-            return Err(ended(live, Error::from(*error)));
+        Err(WorkerError::Backend { error, .. }) if error.kind == kind::APPLICATION_ENDED => {
+            let ending = ending(live);
+            if foreground && was_done(live, generation.is_some(), ending) {
+                return Ok(());
+            }
+            let unexplained = ending.filter(|_| error.why.is_empty());
+            let error = Error::from(*error);
+            return Err(unexplained.into_iter().fold(error, Error::because));
         }
         other => other?,
     };
@@ -116,7 +130,7 @@ pub(super) fn handshake(
     let ended = live.state().ending;
     match ended {
         None => Ok(()),
-        Some(_) if foreground => Ok(()),
+        Some(_) if foreground && was_done(live, generation.is_some(), ended) => Ok(()),
         Some(ending) => Err(Error::new("the application ended while it was started").because(ending)),
     }
 }
