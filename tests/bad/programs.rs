@@ -153,7 +153,10 @@ fn the_exit_of_an_instance_is_kept() {
     need!(image, userns);
     let env = Env::new(Who::User).unwrap();
     let small = image(&env, "small");
-    env.ok(&["instance", "start", &small, "one", "sh", "-c", "sleep 0.3; exit 9"]).unwrap();
+    let bind = format!("{}:/srv", env.make_dir("host").unwrap().display());
+    let script = "until [ -e /srv/end ]; do sleep 0.05; done; exit 9";
+    env.ok(&["instance", "start", "-B", &bind, &small, "one", "sh", "-c", script]).unwrap();
+    env.write("host/end", "").unwrap();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     while record(&env, "one").unwrap()["ended"].is_null() && std::time::Instant::now() < deadline {
         std::thread::sleep(std::time::Duration::from_millis(20));
