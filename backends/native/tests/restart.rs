@@ -304,6 +304,38 @@ fn waits_inside() {
     round(Some("image-1"), &program, "-USR1", ["--copy", "--fork"], "");
 }
 
+/// On a busy machine threads are stopped that were let go just before, and stand before the instruction by which a timed
+/// wait is continued. A new process knows of no wait; it must not wait for ever either.
+#[test]
+fn waits_that_were_about_to_be_continued_go_on() {
+    inside("waits_that_were_about_to_be_continued_go_on", sleeper_inside);
+}
+
+fn sleeper_inside() {
+    let program = compile("sleeper", &["-pthread"]);
+    let _ = fs::remove_file(here("output"));
+    round(None, &program, "", ["--copy", "--fork"], "image-0");
+    let core = fs::read(here("image-0/core.json")).unwrap();
+    // What is waited for, that nobody knows it, and nothing at all.
+    for call in [Some(230), Some(219), None] {
+        let mut image: serde_json::Value = serde_json::from_slice(&core).unwrap();
+        let threads = image["processes"][0]["threads"].as_array_mut().unwrap();
+        assert_eq!(threads.len(), 2);
+        for thread in threads {
+            let registers = &mut thread["registers"];
+            let stopped_in = [230, 219].map(serde_json::Value::from).contains(&registers["orig_rax"]);
+            assert!(stopped_in, "both sleep nearly always: {registers}");
+            if registers["rax"] != 219 {
+                registers["rip"] = (registers["rip"].as_u64().unwrap() - 2).into();
+            }
+            (registers["rax"], registers["orig_rax"]) = (219.into(), 230.into());
+            thread["call"] = call.into();
+        }
+        fs::write(here("image-0/core.json"), image.to_string()).unwrap();
+        round(Some("image-0"), &program, "", ["--copy", "--fork"], "");
+    }
+}
+
 #[test]
 fn memory_grows_and_is_given_back_as_before() {
     inside("memory_grows_and_is_given_back_as_before", memory_inside);

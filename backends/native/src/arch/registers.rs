@@ -6,7 +6,9 @@ use crate::model::Registers;
 pub(crate) const HOME_CALL: u64 = 14;
 /// rt_sigreturn, the call of `rest`.
 pub(crate) const REST_CALL: u64 = 15;
-const RESTART_SYSCALL: u64 = 219;
+pub(crate) const RESTART_SYSCALL: u64 = 219;
+/// The instruction.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
 const EINTR: i64 = -4;
 const RESTARTNOHAND: i64 = -514;
 const RESTART_RESTARTBLOCK: i64 = -516;
@@ -60,7 +62,7 @@ fn endless(registers: &Registers) -> bool {
 /// The number of the call that a restart_syscall continues, from the instruction that loaded it (`code` ends where the
 /// thread will go on).
 pub(crate) fn call_before(code: &[u8]) -> Option<u64> {
-    let code = code.strip_suffix(&[0x0f, 0x05])?;
+    let code = code.strip_suffix(&SYSCALL)?;
     // mov eax, imm32, somewhere in the last instructions before.
     let mut ends = (5..=code.len()).rev();
     let found = ends.find_map(|end| match code.get(end - 5..end) {
@@ -70,9 +72,23 @@ pub(crate) fn call_before(code: &[u8]) -> Option<u64> {
     found.filter(|number| *number < 512)
 }
 
-/// Whether the call only continues an earlier one.
-pub(crate) fn continues_another(registers: &Registers) -> bool {
-    registers.orig_rax == RESTART_SYSCALL && restarts(registers)
+/// Where a thread goes on once a call is made that only continues an earlier one: it was stopped in it, or before the
+/// kernel's restart of a timed wait was carried out (`code` is what lies at the instruction pointer). On a busy machine
+/// that happens to threads that were let go and stopped again at once.
+pub(crate) fn continues_another(registers: &Registers, code: [u8; 2]) -> Option<u64> {
+    if registers.orig_rax == RESTART_SYSCALL && restarts(registers) {
+        return Some(registers.rip);
+    }
+    is_about_to_continue(registers, code).then(|| registers.rip.wrapping_add(2))
+}
+
+fn is_about_to_continue(registers: &Registers, code: [u8; 2]) -> bool {
+    registers.rax == RESTART_SYSCALL && code == SYSCALL
+}
+
+/// The call that will be continued, where the registers still know.
+pub(crate) fn call_to_continue(registers: &Registers) -> Option<u64> {
+    Some(registers.orig_rax).filter(|call| *call < 512 && *call != RESTART_SYSCALL)
 }
 
 #[cfg(test)]
@@ -105,6 +121,19 @@ mod tests {
         assert_eq!(endless.rax.cast_signed(), -514);
         let mut limited = Registers { r10: 1000, ..interrupted(232, -4) };
         assert!(!make_restartable(&mut limited));
+    }
+
+    #[test]
+    fn a_wait_that_is_about_to_be_continued_is_known() {
+        let stopped = interrupted(RESTART_SYSCALL, -516);
+        assert_eq!(continues_another(&stopped, [0x48, 0x3d]), Some(0x1002));
+        assert_eq!(call_to_continue(&stopped), None);
+        let about = Registers { rip: 0x1000, ..interrupted(230, 219) };
+        assert_eq!(continues_another(&about, [0x0f, 0x05]), Some(0x1002));
+        assert_eq!(call_to_continue(&about), Some(230));
+        assert_eq!(continues_another(&about, [0x48, 0x3d]), None);
+        assert_eq!(continues_another(&interrupted(230, -516), [0x48, 0x3d]), None);
+        assert_eq!(call_to_continue(&Registers { orig_rax: u64::MAX, ..about }), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::queries::Answers;
 use super::seize::{Held, HeldThread, failed};
-use crate::arch::registers::{call_before, continues_another};
+use crate::arch::registers::{RESTART_SYSCALL, call_before, call_to_continue, continues_another};
 use crate::model::{FileIdentity, Layout, Process, State, Thread};
 use crate::proc::stat::Stat;
 use crate::proc::status::Status;
@@ -156,15 +156,20 @@ fn describe(held: &Held, thread: &HeldThread) -> Result<Thread> {
     })
 }
 
-/// The true number of a timed wait that an earlier stop made the kernel continue by restart_syscall.
+/// The true number of a timed wait that an earlier stop made the kernel continue by restart_syscall; that of
+/// restart_syscall where nothing tells.
 fn interrupted_call(held: &Held, thread: &HeldThread) -> Option<u64> {
-    if !continues_another(&thread.registers) {
-        return None;
-    }
-    let mut code = [0; 16];
-    let from = thread.registers.rip.checked_sub(code.len() as u64)?;
-    held.memory.read_exact_at(&mut code, from).ok()?;
-    call_before(&code)
+    let mut next = [0; 2];
+    // What cannot be read cannot be executed either.
+    let _ = held.memory.read_exact_at(&mut next, thread.registers.rip);
+    let end = continues_another(&thread.registers, next)?;
+    let before = || {
+        let mut code = [0; 16];
+        let from = end.checked_sub(code.len() as u64)?;
+        held.memory.read_exact_at(&mut code, from).ok()?;
+        call_before(&code)
+    };
+    call_to_continue(&thread.registers).or_else(before).or(Some(RESTART_SYSCALL))
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ pub(crate) struct Thread {
     pub(crate) tid: i32,
     pub(crate) comm: String,
     pub(crate) registers: Registers,
-    /// Where the thread was stopped in a call that only `restart_syscall` would continue: the call's own number.
+    /// Where the thread was stopped in `restart_syscall`, or before it: the number of the call that it continues, its own
+    /// where that is not known.
     pub(crate) call: Option<u64>,
     /// The extended state (FPU, SSE, AVX) in the kernel's layout, hex.
     pub(crate) xstate: String,

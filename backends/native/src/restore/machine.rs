@@ -25,6 +25,11 @@ const NO_CALL: u64 = u64::MAX;
 /// and gives EINTR where a handler runs first. A timed wait begins anew with its full time.
 pub(super) fn registers(thread: &Thread) -> Registers {
     let mut registers = thread.registers;
+    if thread.call.is_some() && registers.rax == RESTART_SYSCALL {
+        // It stood before the instruction that would have continued the wait.
+        (registers.rax, registers.orig_rax) = (BLOCK.cast_unsigned(), RESTART_SYSCALL);
+        registers.rip = registers.rip.wrapping_add(SYSCALL.len() as u64);
+    }
     let (mark, call) = (registers.rax.cast_signed(), registers.orig_rax);
     if call.cast_signed() < 0 || !(AGAIN.contains(&mark) || mark == BLOCK) {
         registers.orig_rax = NO_CALL;
@@ -61,5 +66,9 @@ mod tests {
         assert_eq!(after(-516, 219, Some(230)), (-514, 230));
         assert_eq!(after(-514, 219, Some(7)), (-514, 7));
         assert_eq!(after(-516, 219, None), (-4, -1));
+        assert_eq!(after(-516, 219, Some(219)), (-4, -1));
+        assert_eq!(after(219, 230, Some(230)), (-514, 230));
+        assert_eq!(after(219, -1i64 as u64, Some(219)), (-4, -1));
+        assert_eq!(after(219, 0, None), (219, -1));
     }
 }

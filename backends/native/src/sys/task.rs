@@ -2,7 +2,6 @@
 
 use crate::model::SignalAction;
 use nix::errno::Errno;
-use std::time::Duration;
 
 /// `rt_sigaction`, the kernel's own: also for the signals that the C library keeps for itself, and with the saved
 /// process's addresses.
@@ -93,9 +92,11 @@ pub(crate) fn wait_ended(pid: i32) -> Result<(), Errno> {
     }
 }
 
-/// Sleeps for ever: whoever traces this process continues it elsewhere.
+/// Sleeps for ever: whoever traces this process continues it elsewhere. Not for a time: the kernel would remember the rest
+/// of it, in this thread and in those that it makes, and `restart_syscall` would sleep through it.
 pub(crate) fn rest() -> ! {
     loop {
-        std::thread::sleep(Duration::from_secs(3600));
+        // SAFETY: it only waits.
+        unsafe { libc::pause() };
     }
 }
