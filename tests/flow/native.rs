@@ -6,6 +6,7 @@ use crate::env::{Env, Who};
 use crate::http::{get, post};
 use crate::need::need;
 use crate::running::Outcome;
+use std::time::{Duration, Instant};
 
 const NATIVE: Engine = Engine("native");
 
@@ -71,6 +72,7 @@ as_all! { ()
     save_and_stop_is_one_step()
     a_bind_over_a_memory_file_system()
     increments_of_one_chain(increments)
+    memory_that_is_mapped_and_then_copied()
 }
 
 fn several_processes_and_threads(who: Who) -> Outcome<()> {
@@ -176,6 +178,29 @@ fn increments_of_one_chain(who: Who) -> Outcome<()> {
     }
     job.env.ok(&["instance", "stop", "job"])?;
     back("job", "f")?;
+    job.env.finish()
+}
+
+/// Saved in the middle of it and afterwards, and as much as ever comes back.
+fn memory_that_is_mapped_and_then_copied(who: Who) -> Outcome<()> {
+    let flags = ["--backend-option", "restart=map-then-copy"];
+    let job = NATIVE.python(who, &flags, &["/opt/subjects/writer.py", "PORT", "48"])?;
+    let sum = post(job.port, "7")?;
+    job.save()?;
+    job.restart()?;
+    for _ in 0..2 {
+        job.save()?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let look = ["exec", "instance://job", "grep", "/pages-[0-9-]*[.]img", "/proc/100/maps"];
+        while job.env.stasis(&look)?.code == 0 {
+            assert!(Instant::now() < deadline, "memory stays mapped");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!((get(job.port, "/check")?, get(job.port, "/")?), ("good".to_owned(), sum.clone()));
+        job.save()?;
+        job.restart()?;
+        assert_eq!((get(job.port, "/check")?, get(job.port, "/")?), ("good".to_owned(), sum.clone()));
+    }
     job.env.finish()
 }
 

@@ -2,7 +2,7 @@
 //! one JSON error as the last line of standard error.
 
 use crate::capture::inotify::Places;
-use crate::capture::{self, Request};
+use crate::capture::{self, Request, detach};
 use crate::refuse;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
@@ -33,6 +33,7 @@ fn command(arguments: &[String]) -> Result<Value> {
         Some("version") => Ok(json!({"engine": env!("CARGO_PKG_VERSION"), "format": crate::model::FORMAT})),
         Some("dump") => dump(rest),
         Some("examine") => examine(rest),
+        Some("detach") => detach(rest),
         Some("restore") => {
             // Without it no wait would ever see that its time is over.
             crate::sys::process::ticking(TICK).map_err(handled)?;
@@ -43,7 +44,7 @@ fn command(arguments: &[String]) -> Result<Value> {
 }
 
 /// `--pid PID --dir DIR [--stop] [--plain | --fork] [--room BYTES] [--beside PID]... [--mailbox IN OUT [--base ID]
-/// [--track]]`; the last of the modes counts.
+/// [--track]] [--lock FILE]`; the last of the modes counts.
 fn request(arguments: &[String]) -> Result<Request> {
     let mut request = Request::default();
     let mut words = arguments.iter();
@@ -57,6 +58,7 @@ fn request(arguments: &[String]) -> Result<Request> {
             "--mailbox" => request.mailbox = Some([number(value()?)?, number(value()?)?]),
             "--base" => request.base = Some(value()?.clone()),
             "--track" => request.track = true,
+            "--lock" => request.lock = Some(value()?.into()),
             "--stop" => request.stop = true,
             "--plain" => (request.plain, request.fork) = (true, false),
             "--fork" => (request.plain, request.fork) = (false, true),
@@ -112,6 +114,26 @@ fn examine(arguments: &[String]) -> Result<Value> {
     let request = request(arguments)?;
     let findings = refuse::examine(request.pid, &request.beside, &mut Places::default())?;
     serde_json::to_value(findings).map_err(|error| BackendError::failed("the findings").because(error))
+}
+
+/// `--pid-file FILE --lock FILE`.
+fn detach(arguments: &[String]) -> Result<Value> {
+    let mut order = detach::Order::default();
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        let value = words.next().ok_or_else(|| BackendError::failed(format!("{word} takes a value")))?;
+        match word.as_str() {
+            "--pid-file" => order.pid_file = value.into(),
+            "--lock" => order.lock = value.into(),
+            #[cfg(debug_assertions)]
+            "--kill-at" => crate::sys::ptrace::steps::kill_at(number(value)?),
+            other => return Err(BackendError::failed(format!("the engine knows no option {other}"))),
+        }
+    }
+    crate::sys::process::interruptible().map_err(handled)?;
+    let done = detach::run(&order)?;
+    let longest = done.longest.as_micros();
+    Ok(json!({"bytes": done.bytes, "stops": done.stops, "longest_us": longest}))
 }
 
 #[cfg(test)]

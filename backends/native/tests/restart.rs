@@ -5,22 +5,14 @@
 #[allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 mod engine;
 
-use engine::{Mailbox, compile, dump, dump_onto, engine, refusal, report, soon, start};
+use engine::rounds::{PID, ROUND, apart, here, next_pid, passed, restore, said, times, well};
+use engine::{Mailbox, compile, dump, dump_onto, refusal, report, soon, start};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::Command;
 
-/// What a round is told: which it is, and the words for it.
-const ROUND: &str = "STASIS_NATIVE_TEST_ROUND";
 /// Rightly refused, and over a moment later.
 const PASSING: [&str; 3] = ["that nobody has read", "wait to be accepted", "was not accepted yet"];
-/// The pid of the subject.
-const PID: u32 = 100;
-
-fn here(name: &str) -> PathBuf {
-    std::env::current_dir().unwrap().join(name)
-}
-
 /// Runs the test inside; the rounds that it starts there come to this place too.
 fn inside(test: &str, part: fn()) {
     let Ok(round) = std::env::var(ROUND) else { return engine::inside(test, part) };
@@ -33,49 +25,6 @@ fn inside(test: &str, part: fn()) {
         ["look", from, how] => look_apart(from, how),
         _ => panic!("{round:?}"),
     }
-}
-
-/// Pid and mount namespaces of their own, in which the test runs a round.
-fn apart(words: &[&str]) -> Output {
-    let again = engine::again();
-    let mut command = Command::new("unshare");
-    command.args(["--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]);
-    command.arg(again.get_program()).args(again.get_args());
-    command.env(ROUND, words.join("\n")).stdin(Stdio::null());
-    command.output().unwrap()
-}
-
-fn passed(out: &Output) -> String {
-    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    assert!(out.status.success() && said.contains("1 passed"), "{said}");
-    said
-}
-
-fn next_pid(pid: u32) {
-    fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
-}
-
-fn said(output: &Path) -> String {
-    fs::read_to_string(output).unwrap_or_default()
-}
-
-/// The subject is well: it says so this many times more, and nothing else.
-fn well(output: &Path, before: usize, times: usize) {
-    soon("it is well", || {
-        let said = said(output);
-        assert!(!said.contains("bad"), "{said}");
-        said.matches("ok").count() >= before + times
-    });
-}
-
-fn times(output: &Path) -> usize {
-    said(output).matches("ok").count()
-}
-
-fn restore(image: &Path, how: &str) -> Output {
-    // Nobody else takes a pid of the subject.
-    next_pid(5000);
-    engine(&["restore", "--dir", image.to_str().unwrap(), "--pid-file", "root-pid", how]).output().unwrap()
 }
 
 /// Started or brought back, it is well; then it is saved.

@@ -72,7 +72,7 @@ pub(crate) fn classify(map: &Mapping) -> Class {
 }
 
 /// `pages-<pid>.img` or `pages-<pid>-<n>.img`, mapped at a restart.
-fn is_image(path: &str) -> bool {
+pub(crate) fn is_image(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     let numbers = name.strip_prefix("pages-").and_then(|rest| rest.strip_suffix(".img"));
     numbers.is_some_and(|numbers| numbers.splitn(2, '-').all(|number| number.parse::<u64>().is_ok()))

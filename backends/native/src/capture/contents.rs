@@ -203,7 +203,7 @@ impl Output {
 }
 
 /// The parts of a chunk, in whole pages, that are not zero.
-fn spans(chunk: &[u8]) -> Vec<(usize, usize)> {
+pub(crate) fn spans(chunk: &[u8]) -> Vec<(usize, usize)> {
     let mut found: Vec<(usize, usize)> = Vec::new();
     for (index, page) in chunk.chunks(PAGE).enumerate() {
         if zero(page) {

@@ -7,9 +7,11 @@ pub(crate) mod areas;
 pub(crate) mod building;
 pub(crate) mod contents;
 pub(crate) mod descriptors;
+pub(crate) mod detach;
 pub(crate) mod increments;
 pub(crate) mod inject;
 pub(crate) mod inotify;
+pub(crate) mod lock;
 pub(crate) mod memories;
 pub(crate) mod mode;
 pub(crate) mod multicast;
@@ -66,6 +68,8 @@ pub(crate) struct Request {
     pub(crate) base: Option<String>,
     /// From now on writes are to be remembered: another capture may follow.
     pub(crate) track: bool,
+    /// Held by what works behind a restart.
+    pub(crate) lock: Option<PathBuf>,
 }
 
 /// What was done.
@@ -96,6 +100,7 @@ pub(crate) struct Frozen {
 
 /// Saves the tree.
 pub(crate) fn dump(request: &Request) -> Result<Report> {
+    let _lock = request.lock.as_deref().map(lock::Lock::take).transpose()?;
     let started = Instant::now();
     let mut building = Building::begin(request);
     let mut places = Places::default();
@@ -236,8 +241,17 @@ struct Writing<'a> {
 /// Stops the tree at a moment when no thread is on its way home from an earlier capture whose engine died, and none of
 /// that capture's copies is left.
 fn freeze(request: &Request) -> Result<Frozen> {
-    for attempt in 0..200 {
-        let mut frozen = Frozen { tree: Tree::stop(request.pid)?, sites: Vec::new(), parts: Vec::new() };
+    let mut patience = 10;
+    stop_at_rest(request.pid, &mut |tree| {
+        patience -= 1;
+        Ok(patience < 0 || refuse::strays(&tree.members(), &request.beside)?.is_empty())
+    })
+}
+
+/// Stops the tree when no thread is on its way home, and `also` holds.
+fn stop_at_rest(pid: i32, also: &mut dyn FnMut(&Tree) -> Result<bool>) -> Result<Frozen> {
+    for _ in 0..200 {
+        let mut frozen = Frozen { tree: Tree::stop(pid)?, sites: Vec::new(), parts: Vec::new() };
         let mut unfinished = false;
         for held in &mut frozen.tree.processes {
             held.save_registers()?;
@@ -247,8 +261,7 @@ fn freeze(request: &Request) -> Result<Frozen> {
             frozen.sites.push(site);
             frozen.parts.push(areas::understand(maps));
         }
-        let strays = refuse::strays(&frozen.tree.members(), &request.beside)?;
-        if !unfinished && (strays.is_empty() || attempt > 10) {
+        if !unfinished && also(&frozen.tree)? {
             return Ok(frozen);
         }
         drop(frozen);

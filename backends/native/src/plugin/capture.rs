@@ -79,6 +79,11 @@ impl Capturing<'_, '_> {
         arguments.extend(room.iter().flat_map(|bytes| ["--room", bytes.as_str()]));
         let given = increments::prepare(self.host, self.request);
         arguments.extend(given.arguments.iter().map(String::as_str));
+        let lock = launch::lock_file();
+        let lock = lock.to_string_lossy();
+        if options::copies_behind(self.host) {
+            arguments.extend(["--lock", &*lock]);
+        }
         let flag = options::capture_flag(self.host);
         match &flag {
             _ if stopped => arguments.push("--stop"),

@@ -20,6 +20,11 @@ pub(super) fn pid_file() -> PathBuf {
     Path::new(WORK).join("root-pid")
 }
 
+/// Held by whoever traces the application.
+pub(super) fn lock_file() -> PathBuf {
+    Path::new(WORK).join("lock")
+}
+
 /// The engine's command inside, with these arguments.
 pub(super) fn engine(arguments: &[&str]) -> Vec<String> {
     let inside = |name: &str| format!("{INSIDE}/{name}");

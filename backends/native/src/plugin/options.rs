@@ -5,6 +5,7 @@ use stasis_plugin_api::prelude::*;
 const CAPTURE: &str = "capture";
 const RESTART: &str = "restart";
 const INCREMENTS: &str = "increments";
+const MAP_THEN_COPY: &str = "map-then-copy";
 
 /// For `describe`.
 pub(super) fn specs() -> Vec<OptionSpec> {
@@ -18,8 +19,8 @@ pub(super) fn specs() -> Vec<OptionSpec> {
         .default_value("auto"),
         OptionSpec::new(
             RESTART,
-            choice(&["auto", "map", "copy"]),
-            "how memory comes back: all of it before the first instruction (copy, which auto is too), or page by page from the saved file when it is touched (map), which is for programs whose allocator does not count on zeros after MADV_DONTNEED",
+            choice(&["auto", "map", "map-then-copy", "copy"]),
+            "how memory comes back: all of it before the first instruction (copy, which auto is too), or page by page from the saved file when it is touched (map), which is for programs whose allocator does not count on zeros after MADV_DONTNEED; map-then-copy makes ordinary memory of it behind the start",
         )
         .default_value("auto"),
         OptionSpec::new(
@@ -51,10 +52,16 @@ pub(super) fn increments(host: &Host<'_>) -> bool {
 
 /// Whether memory comes back page by page.
 pub(super) fn maps(host: &Host<'_>) -> bool {
-    host.option_str(RESTART) == Some("map")
+    matches!(host.option_str(RESTART), Some("map" | MAP_THEN_COPY))
+}
+
+/// Whether what was mapped is to become ordinary memory.
+pub(super) fn copies_behind(host: &Host<'_>) -> bool {
+    host.option_str(RESTART) == Some(MAP_THEN_COPY)
 }
 
 /// The flag that tells the engine how to bring memory back.
 pub(super) fn restart_flag(host: &Host<'_>) -> Option<String> {
-    host.option_str(RESTART).filter(|word| *word != "auto").map(|word| format!("--{word}"))
+    let word = host.option_str(RESTART).filter(|word| *word != "auto")?;
+    Some(format!("--{}", if word == MAP_THEN_COPY { "map" } else { word }))
 }

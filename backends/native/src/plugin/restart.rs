@@ -20,6 +20,19 @@ pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartP
     let mut arguments = vec!["restore", "--dir", IMAGE_DIR, "--pid-file", &file];
     let how = options::restart_flag(host);
     arguments.extend(how.as_deref());
+    let lock_file = launch::lock_file();
+    let lock = ["--lock", &lock_file.to_string_lossy()];
+    if options::copies_behind(host) {
+        arguments.extend(lock);
+        needs.helpers.push(Helper {
+            name: "native-detach".to_owned(),
+            argv: launch::engine(&[&["detach", "--pid-file", &file], &lock[..]].concat()),
+            env: launch::environment(),
+            readiness: Readiness::Started,
+            identity: Identity::Capable,
+            ..Helper::default()
+        });
+    }
     let helper = Helper {
         name: "native".to_owned(),
         argv: launch::engine(&arguments),

@@ -27,10 +27,10 @@ const GAP: u64 = 1 << 20;
 const MOST: u64 = 1 << 30;
 /// `vm.max_map_count` is 65530: file mappings do not merge as anonymous ones do.
 const MOST_MAPPED: usize = 20_000;
-const MADV_HUGEPAGE: u64 = 14;
+pub(crate) const MADV_HUGEPAGE: u64 = 14;
 const MADV_GUARD_INSTALL: u64 = 102;
 /// What `VmFlags` say about an area and the advice that makes it so.
-const ADVICE: [(&str, u64); 7] =
+pub(crate) const ADVICE: [(&str, u64); 7] =
     [("rr", 1), ("sr", 2), ("dc", 10), ("mg", 12), ("nh", 15), ("dd", 16), ("wf", 18)];
 
 /// Maps everything. The scratch area stays.

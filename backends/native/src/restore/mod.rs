@@ -15,9 +15,11 @@ mod surroundings;
 mod table;
 mod threads;
 
+use crate::capture::lock::Lock;
 use crate::model::{Credentials, Image, Process, State};
 use crate::sys::{process, ptrace, task};
 use memory::How;
+pub(crate) use memory::{ADVICE, MADV_HUGEPAGE};
 use objects::Made;
 use remote::Remote;
 use serde_json::json;
@@ -28,23 +30,26 @@ use std::time::Instant;
 const SIGKILL: i32 = 9;
 const SIGSTOP: i32 = 19;
 /// What was asked for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Order {
     dir: PathBuf,
     pid_file: Option<PathBuf>,
     how: Option<How>,
+    /// Held by what works behind restarts.
+    lock: Option<PathBuf>,
 }
 
-/// `--dir DIR [--map | --copy] [--pid-file FILE]`. Copying is the rule: memory that is mapped from the image is not quite
+/// `--dir DIR [--map | --copy] [--pid-file FILE] [--lock FILE]`. Copying is the rule: memory that is mapped from the image is not quite
 /// what it was. `madvise(MADV_DONTNEED)`, after which a program may count on zeros, brings the saved content back.
 fn order(arguments: &[String]) -> Result<Order> {
-    let mut order = Order { dir: PathBuf::new(), pid_file: None, how: None };
+    let mut order = Order::default();
     let mut words = arguments.iter();
     let missing = |word: &str| BackendError::failed(format!("restore: {word} takes a path"));
     while let Some(word) = words.next() {
         match word.as_str() {
             "--dir" => order.dir = words.next().ok_or_else(|| missing(word))?.into(),
             "--pid-file" => order.pid_file = Some(words.next().ok_or_else(|| missing(word))?.into()),
+            "--lock" => order.lock = Some(words.next().ok_or_else(|| missing(word))?.into()),
             "--map" => order.how = Some(How::Map),
             "--copy" => order.how = Some(How::Copy),
             other => return Err(BackendError::failed(format!("restore knows no {other:?}"))),
@@ -59,6 +64,7 @@ fn order(arguments: &[String]) -> Result<Order> {
 /// Rebuilds what a directory holds. The answer tells how long each part took.
 pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     let order = order(arguments)?;
+    let _lock = order.lock.as_deref().map(Lock::take).transpose()?;
     let began = Instant::now();
     let image = check::load(&order.dir)?;
     check::not_of(&image)?;

@@ -7,6 +7,8 @@
     reason = "a test's own output and its own directory"
 )]
 
+pub mod rounds;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsRawFd as _, OwnedFd};
