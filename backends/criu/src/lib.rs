@@ -79,8 +79,8 @@ impl CheckpointBackend for CriuBackend {
         restart::plan(host, &criu, request)
     }
 
-    fn alive(&self, host: &mut Host<'_>, _: &AliveRequest) -> Result<ReadyReport> {
-        outside::alive(host)
+    fn alive(&self, host: &mut Host<'_>, request: &AliveRequest) -> Result<ReadyReport> {
+        outside::alive(host, request)
     }
 
     fn explain(&self, _: &mut Host<'_>, failed: &FailedHelper) -> Result<BackendError> {

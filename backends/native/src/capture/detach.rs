@@ -31,6 +31,8 @@ const MOST_BYTES: u64 = 256 << 20;
 /// Who waits for a restart that never ends is ended with the container.
 const RESTART: Duration = Duration::from_secs(24 * 3600);
 const LOOK: Duration = Duration::from_millis(5);
+/// How often in all it does not matter that the application cannot be stopped.
+const PATIENCE: u32 = 100;
 /// For the application, whose processors these are.
 const NICE: i32 = 10;
 const READ_WRITE: u32 = 3;
@@ -74,10 +76,16 @@ pub(crate) fn run(order: &Order) -> Result<Done> {
     let _ = task::set_nice(0, NICE);
     let pid = restarted(order)?;
     let mut pass = Pass { pid, done: Done::default(), stop: LOOK, tried: HashSet::new() };
+    let mut patience = PATIENCE;
     loop {
         let lock = Lock::take(&order.lock)?;
         let more = match pass.batch() {
             Err(error) if error.kind == kind::APPLICATION_ENDED => return Ok(pass.done),
+            // Something keeps a thread in the kernel.
+            Err(error) if error.kind == kind::TIMED_OUT && patience > 0 => {
+                patience -= 1;
+                true
+            }
             more => more?,
         };
         drop(lock);

@@ -72,8 +72,8 @@ impl CheckpointBackend for NativeBackend {
         restart::plan(host, request)
     }
 
-    fn alive(&self, host: &mut Host<'_>, _: &AliveRequest) -> Result<ReadyReport> {
-        outside::alive(host)
+    fn alive(&self, host: &mut Host<'_>, request: &AliveRequest) -> Result<ReadyReport> {
+        outside::alive(host, request)
     }
 
     fn squash(&self, host: &mut Host<'_>, request: &SquashRequest) -> Result<SquashReport> {
