@@ -1,6 +1,6 @@
 //! Descriptors at chosen numbers.
 
-use super::process::owned;
+use super::process::{again, owned};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -122,8 +122,8 @@ pub(crate) fn bind(fd: BorrowedFd<'_>, address: &[u8]) -> Result<(), Errno> {
 pub(crate) fn connect(fd: BorrowedFd<'_>, address: &[u8]) -> Result<(), Errno> {
     let length = u32::try_from(address.len()).map_err(|_| Errno::EINVAL)?;
     // SAFETY: as above.
-    let rc = unsafe { libc::connect(fd.as_raw_fd(), address.as_ptr().cast(), length) };
-    Errno::result(rc).map(drop)
+    again(|| Errno::result(unsafe { libc::connect(fd.as_raw_fd(), address.as_ptr().cast(), length) }))
+        .map(drop)
 }
 
 /// `listen`.
@@ -158,13 +158,16 @@ pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
 pub(crate) fn accept(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let none = std::ptr::null::<u8>();
     // SAFETY: no address is asked for.
-    owned(unsafe { libc::syscall(libc::SYS_accept4, fd.as_raw_fd(), none, none, libc::SOCK_CLOEXEC) })
+    again(|| {
+        owned(unsafe { libc::syscall(libc::SYS_accept4, fd.as_raw_fd(), none, none, libc::SOCK_CLOEXEC) })
+    })
 }
 
 /// What poll answers at once; errors and hang-ups are told unasked. Nothing is taken by it.
 pub(crate) fn ready(fd: BorrowedFd<'_>, asked: PollFlags) -> Result<PollFlags, Errno> {
     let mut entries = [PollFd::new(fd, asked)];
-    poll(&mut entries, PollTimeout::ZERO)?;
+    // A signal is told before the answer, although nobody waits.
+    again(|| poll(&mut entries, PollTimeout::ZERO))?;
     let [entry] = entries;
     Ok(entry.revents().unwrap_or(PollFlags::empty()))
 }
@@ -174,4 +177,30 @@ pub(crate) fn flock(fd: BorrowedFd<'_>, exclusive: bool) -> Result<(), Errno> {
     let what = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
     // SAFETY: plain numbers.
     Errno::result(unsafe { libc::flock(fd.as_raw_fd(), what | libc::LOCK_NB) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::{process, task};
+    use std::os::fd::AsFd as _;
+    use std::time::Duration;
+
+    /// In a process of its own, as the tick of a capture is for its only thread.
+    #[test]
+    fn a_tick_is_no_answer() {
+        // SAFETY: the copy only makes system calls.
+        let copy = unsafe { libc::fork() };
+        if copy == 0 {
+            task::end(i32::from(!answers_while_it_ticks()));
+        }
+        let status = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(copy), None).unwrap();
+        assert!(matches!(status, nix::sys::wait::WaitStatus::Exited(_, 0)), "{status:?}");
+    }
+
+    fn answers_while_it_ticks() -> bool {
+        let Ok([one, _other]) = socketpair(libc::SOCK_STREAM) else { return false };
+        process::ticking(Duration::from_micros(20)).is_ok()
+            && (0..20_000).all(|_| ready(one.as_fd(), PollFlags::POLLIN) == Ok(PollFlags::empty()))
+    }
 }

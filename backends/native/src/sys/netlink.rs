@@ -1,6 +1,6 @@
 //! What only the kernel's socket diagnosis tells of a unix socket: its peer, its queue and what was shut down.
 
-use super::process::owned;
+use super::process::{again, owned};
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -52,13 +52,14 @@ impl Diagnosis {
         request.extend(inode.to_ne_bytes());
         request.extend(SHOW.to_ne_bytes());
         request.extend(u64::MAX.to_ne_bytes()); // no cookie
+        let fd = self.0.as_raw_fd();
         // SAFETY: the buffer lives through the call.
-        let sent = unsafe { libc::send(self.0.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) };
-        Errno::result(sent)?;
+        again(|| Errno::result(unsafe { libc::send(fd, request.as_ptr().cast(), request.len(), 0) }))?;
         let mut answer = vec![0_u8; 32 << 10];
         // SAFETY: as above.
-        let got = unsafe { libc::recv(self.0.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), 0) };
-        answer.truncate(usize::try_from(Errno::result(got)?).unwrap_or(0));
+        let got =
+            again(|| Errno::result(unsafe { libc::recv(fd, answer.as_mut_ptr().cast(), answer.len(), 0) }))?;
+        answer.truncate(usize::try_from(got).unwrap_or(0));
         parse(&answer)
     }
 }

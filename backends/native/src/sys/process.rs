@@ -39,6 +39,16 @@ pub(crate) fn ticking(every: Duration) -> Result<()> {
     Ok(())
 }
 
+/// A call that is made again when a tick interrupted it.
+pub(crate) fn again<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) if !asked_to_end() => {}
+            other => return other,
+        }
+    }
+}
+
 fn handle(signal: i32, handler: extern "C" fn(libc::c_int)) -> Result<()> {
     // SAFETY: all zero is a valid sigaction: no flags, empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
