@@ -157,8 +157,8 @@ pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
 /// `accept4` of one connection, its peer's address not asked for.
 pub(crate) fn accept(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let none = std::ptr::null::<u8>();
-    // SAFETY: no address is asked for.
     again(|| {
+        // SAFETY: no address is asked for.
         owned(unsafe { libc::syscall(libc::SYS_accept4, fd.as_raw_fd(), none, none, libc::SOCK_CLOEXEC) })
     })
 }
