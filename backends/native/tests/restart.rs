@@ -305,6 +305,15 @@ fn waits_inside() {
 }
 
 #[test]
+fn a_timer_that_fires_while_the_rest_is_saved_has_fired() {
+    inside("a_timer_that_fires_while_the_rest_is_saved_has_fired", timers_inside);
+}
+
+fn timers_inside() {
+    generations(&compile("timers", &["-lrt"]), "", &ALL[..2]);
+}
+
+#[test]
 fn memory_grows_and_is_given_back_as_before() {
     inside("memory_grows_and_is_given_back_as_before", memory_inside);
 }

@@ -367,8 +367,7 @@ fn terminal(pid: i32, objects: &Objects) -> Result<Option<u32>> {
 /// What only the processes themselves can tell.
 fn ask(frozen: &Frozen, processes: &mut [Process]) -> Result<()> {
     for ((held, site), process) in frozen.tree.processes.iter().zip(&frozen.sites).zip(processes) {
-        let timers = proc::timers::parse(&proc::read(held.pid, "timers")?)?;
-        process::complete(process, queries::ask(site, held, timers)?);
+        process::ask(site, held, process)?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What one process is, gathered while it stands still: from `/proc`, ptrace and its own answers.
 
-use super::queries::Answers;
+use super::inject::Site;
+use super::queries::{self, Answers};
 use super::seize::{Held, HeldThread, failed};
 use crate::arch::registers::{call_before, continues_another};
 use crate::model::{FileIdentity, Layout, Process, State, Thread};
@@ -63,13 +64,49 @@ pub(crate) fn gather(held: &Held) -> Result<Process> {
         oom_score_adj: score.trim().parse().unwrap_or(0),
         mm: layout(pid, &stat)?,
         threads,
-        pending: pending(pid, true)?,
         ..Process::default()
     })
 }
 
+/// How often a process is asked before what it says is taken although signals came meanwhile.
+const QUESTIONS: usize = 8;
+
+/// What only the process itself can tell, and the signals that wait. Its timers run on while it stands still: one that
+/// fires between the two questions is seen by neither, or by both. Where no signal has come they are of one moment.
+pub(crate) fn ask(site: &Site, held: &Held, process: &mut Process) -> Result<()> {
+    let mut waits = Waiting::of(held)?;
+    for question in 1.. {
+        let timers = proc::timers::parse(&proc::read(held.pid, "timers")?)?;
+        let answers = queries::ask(site, held, timers)?;
+        let before = std::mem::replace(&mut waits, Waiting::of(held)?);
+        if before == waits || question >= QUESTIONS {
+            complete(process, answers);
+            break;
+        }
+    }
+    process.pending = waits.process;
+    for (thread, pending) in process.threads.iter_mut().zip(waits.threads) {
+        thread.pending = pending;
+    }
+    Ok(())
+}
+
+/// Signals that wait, for the process and for each of its threads.
+#[derive(Debug, PartialEq, Eq)]
+struct Waiting {
+    process: Vec<String>,
+    threads: Vec<Vec<String>>,
+}
+
+impl Waiting {
+    fn of(held: &Held) -> Result<Self> {
+        let threads = held.threads.iter().map(|thread| pending(thread.tid, false)).collect::<Result<_>>()?;
+        Ok(Self { process: pending(held.pid, true)?, threads })
+    }
+}
+
 /// What the process told of itself.
-pub(crate) fn complete(process: &mut Process, answers: Answers) {
+fn complete(process: &mut Process, answers: Answers) {
     process.credentials.securebits = answers.securebits;
     process.dumpable = answers.dumpable;
     process.pdeathsig = answers.pdeathsig;
@@ -145,7 +182,6 @@ fn describe(held: &Held, thread: &HeldThread) -> Result<Thread> {
         call: interrupted_call(held, thread),
         xstate: hex(&xstate),
         sigmask: thread.mask,
-        pending: pending(tid, false)?,
         rseq: thread.rseq,
         robust_list: system::robust_list(tid).map_err(system_error("the robust list", tid))?,
         affinity: system::affinity(tid).map_err(system_error("the processors", tid))?,
