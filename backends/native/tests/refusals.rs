@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A python script that ends up waiting, and what is said of it. `P` stands for its pid, `N` for other numbers.
-const SCRIPTS: [(&str, &str); 33] = [
+const SCRIPTS: [(&str, &str); 35] = [
     (
         "import socket\n\
          l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a, _ = l.accept()",
@@ -137,6 +137,19 @@ const SCRIPTS: [(&str, &str); 33] = [
          l = socket.socket(socket.AF_UNIX); l.bind('unix'); l.listen()\n\
          c = socket.socket(socket.AF_UNIX); c.connect('unix')",
         "unsupported: descriptor N of process P: socket:[N] cannot be saved: N connections wait to be accepted",
+    ),
+    (
+        "import os, socket\n\
+         l = socket.socket(socket.AF_UNIX); l.bind(os.getcwd() + '/taken'); l.listen(); os.unlink('taken')\n\
+         n = socket.socket(socket.AF_UNIX); n.bind(os.getcwd() + '/taken'); n.listen()",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
+         something else lies under its name HERE/taken now",
+    ),
+    (
+        "import os, socket\n\
+         l = socket.socket(socket.AF_UNIX); l.bind('left'); l.listen(); os.chdir('/')",
+        "unsupported: descriptor N of process P: socket:[N] cannot be saved: \
+         its name left leads to it from no working directory any more",
     ),
     (
         "import ctypes\n\

@@ -4,13 +4,18 @@ use super::descriptors::Seen;
 use super::process::hex;
 use super::sockets::{Sockets, general_options};
 use crate::model::{Kind, Object, Unix};
+use crate::proc::link;
 use crate::sys::fd;
 use crate::sys::netlink::UnixState;
 use crate::sys::socket::{self, Waiting};
 use nix::poll::PollFlags;
 use stasis_plugin_api::error::{BackendError, Result, kind};
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
 const ESTABLISHED: u8 = 1;
 const LISTEN: u8 = 10;
@@ -56,6 +61,7 @@ pub(crate) fn describe(
     let local = socket::local(&seen.copy).map_err(seen.errno())?;
     // An accepted socket shows its listener's address: it is accepted again where the listener is there as well.
     let named = local.len() > 2;
+    let directory = directory(seen, &local, &state, connected)?;
     let queue = if listens || seen.runs { Vec::new() } else { queue(seen, &state, socket_type)? };
     let mut found = Found {
         object: index,
@@ -72,6 +78,7 @@ pub(crate) fn describe(
     Ok(Kind::Unix(Unix {
         socket_type,
         local: named.then(|| hex(&local)),
+        directory,
         listening: listens.then(|| i32::try_from(state.backlog).unwrap_or(i32::MAX)),
         peer: None,
         orphan,
@@ -79,6 +86,34 @@ pub(crate) fn describe(
         queue: queue.iter().map(|message| hex(message)).collect(),
         options: general_options(seen),
     }))
+}
+
+/// From where a relative name leads to the socket's own file. The name of a connection may be its listener's, which
+/// nobody needs to find.
+fn directory(seen: &Seen<'_>, local: &[u8], state: &UnixState, connected: bool) -> Result<Option<String>> {
+    let name = local.get(2..).and_then(|name| name.split(|byte| *byte == 0).next()).unwrap_or_default();
+    let (name, Some(file)) = (Path::new(OsStr::from_bytes(name)), state.file) else { return Ok(None) };
+    if name.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let own = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|there| there.ino() as u32 == file);
+    if name.is_absolute() {
+        // One whose file is gone gets it again.
+        if connected || own(name) || std::fs::symlink_metadata(name).is_err() {
+            return Ok(None);
+        }
+        let why = format!("something else lies under its name {} now", name.display());
+        return Err(seen.refuse(why).help("let the application close it before saving"));
+    }
+    let places = std::iter::once(&seen.pid).chain(seen.members).filter_map(|pid| link(*pid, "cwd").ok());
+    let found = places.map(PathBuf::from).find(|place| own(&place.join(name)));
+    match found.as_deref().and_then(Path::to_str) {
+        None if !connected => {
+            let why = format!("its name {} leads to it from no working directory any more", name.display());
+            Err(seen.refuse(why).help("let the application bind it to an absolute name"))
+        }
+        place => Ok(place.map(str::to_owned)),
+    }
 }
 
 /// What waits in the socket, left there: one entry for a stream, one a message otherwise.

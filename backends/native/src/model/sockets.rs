@@ -33,6 +33,9 @@ pub(crate) struct Unix {
     pub(crate) socket_type: i32,
     /// `struct sockaddr_un` in hex; absent when not bound. A path begins with a byte other than 0.
     pub(crate) local: Option<String>,
+    /// Where a path that is relative begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) directory: Option<String>,
     pub(crate) listening: Option<i32>,
     /// The object at the other end, which names this one (a connected pair) or is a bound datagram socket.
     pub(crate) peer: Option<usize>,

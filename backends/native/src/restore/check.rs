@@ -268,7 +268,10 @@ fn objects(image: &Image) -> Option<String> {
                     && numbers.is_sorted_by(|one, next| one < next)
                     && watches.iter().all(|watch| path(&watch.path))
             }
-            Kind::Unix(unix) => unix.peer.is_none_or(|peer| peer < image.objects.len()),
+            Kind::Unix(unix) => {
+                unix.peer.is_none_or(|peer| peer < image.objects.len())
+                    && unix.directory.as_deref().is_none_or(path)
+            }
             Kind::Pty(pty) => pty.index < 1 << 20,
             _ => true,
         };

@@ -12,7 +12,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-static int listener, client, server, bound, talker, orphan, half[2], hidden, tcp, tcp6, udp, udp_peer, fifo_read, fifo_write, path_fd;
+static int listener, client, server, near, near_client, near_server, bound, talker, orphan, half[2], hidden, tcp, tcp6, udp, udp_peer, fifo_read, fifo_write, path_fd;
 static char name[256], other[256];
 
 #ifndef SO_BUF_LOCK
@@ -64,6 +64,10 @@ static int look(void)
     CHECK("datagrams on", send(talker, "one", 3, 0) == 3 && send(talker, "later", 5, 0) == 5);
     CHECK("orphan", recv(orphan, text, 64, MSG_PEEK) == 4 && !memcmp(text, "last", 4) && send(orphan, "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE);
     CHECK("half", recv(half[0], text, 64, 0) == 0 && send(half[0], "x", 1, 0) == 1 && recv(half[1], text, 64, 0) == 1);
+    CHECK("relative", !to(late = make(SOCK_STREAM, 0), "near") && (got = accept(near, 0, 0)) >= 0 && !close(got) && !close(late));
+    CHECK("relative pair", recv(near_server, text, 64, 0) == 4 && send(near_client, "near", 4, 0) == 4);
+    size = sizeof address;
+    CHECK("relative name", !getsockname(near, (void *)&address, &size) && !strcmp(address.sun_path, "near"));
     CHECK("hidden", (late = make(SOCK_SEQPACKET, 0)) >= 0);
     struct sockaddr_un abstract = { AF_UNIX, "\0stasis-hidden" };
     abstract.sun_path[20] = (char)getpid();
@@ -99,6 +103,11 @@ int main(int count, char **words)
     listen(listener, 5);
     client = make(SOCK_STREAM, 0);
     if (to(client, name) || (server = accept(listener, 0, 0)) < 0 || send(client, "hello", 5, 0) != 5 || send(server, "yes", 3, 0) != 3)
+        return 3;
+    // A name that begins where the program works.
+    if (chdir(words[1]) || listen(near = make(SOCK_STREAM, "near"), 5) || to(near_client = make(SOCK_STREAM, "near-client"), "near"))
+        return 3;
+    if ((near_server = accept(near, 0, 0)) < 0 || send(near_client, "near", 4, 0) != 4)
         return 3;
     bound = make(SOCK_DGRAM, other);
     talker = make(SOCK_DGRAM, 0);

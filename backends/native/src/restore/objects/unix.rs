@@ -5,6 +5,7 @@ use crate::model::{Kind, Unix};
 use crate::restore::check::unhex;
 use crate::sys::fd;
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use stasis_plugin_api::prelude::*;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,7 +35,7 @@ pub(super) fn make(maker: &Maker<'_>) -> Result<Vec<(usize, OwnedFd)>> {
             let local = u.local.as_ref()?;
             all.iter()
                 .find(|(_, l)| l.listening.is_some() && l.local.as_ref() == Some(local))
-                .map(|(i, _)| *i)
+                .map(|(i, l)| (*i, *l))
         };
         let pair = match (listener(unix), other.and_then(|(_, o)| listener(o))) {
             (Some(at), _) => accepted(&made, at, other.map(|(_, o)| o), unix).map(|[far, near]| [near, far]),
@@ -63,7 +64,8 @@ fn alone(unix: &Unix) -> Tried<OwnedFd> {
     let made = fd::socket(libc::AF_UNIX, unix.socket_type | libc::SOCK_CLOEXEC, 0)?;
     sockets::options(&made, &unix.options)?;
     if let Some(local) = &unix.local {
-        bind(made.as_fd(), &unhex(local).ok_or(Errno::EINVAL)?)?;
+        let address = unhex(local).ok_or(Errno::EINVAL)?;
+        within(unix, || bind(made.as_fd(), &address))?;
     }
     if let Some(backlog) = unix.listening {
         fd::listen(made.as_fd(), backlog)?;
@@ -71,13 +73,30 @@ fn alone(unix: &Unix) -> Tried<OwnedFd> {
     Ok(made)
 }
 
+/// The name of a socket as a path; empty for one of another kind.
+fn path(address: &[u8]) -> &Path {
+    let name = address.get(2..).unwrap_or_default();
+    Path::new(std::ffi::OsStr::from_bytes(name.split(|b| *b == 0).next().unwrap_or_default()))
+}
+
+/// Does something where a relative name of this socket leads to it.
+fn within<T>(unix: &Unix, act: impl FnOnce() -> Tried<T>) -> Tried<T> {
+    let Some(directory) = &unix.directory else { return act() };
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let before = nix::fcntl::open(".", flags, nix::sys::stat::Mode::empty())?;
+    nix::unistd::chdir(directory.as_str())
+        .map_err(|errno| Trouble::new(format!("the directory {directory}: {}", errno.desc())))?;
+    let done = act();
+    nix::unistd::fchdir(&before)?;
+    done
+}
+
 /// Binds to a name. A socket file that the saved process left there gives way.
 fn bind(socket: BorrowedFd<'_>, address: &[u8]) -> Tried<()> {
-    let name = address.get(2..).unwrap_or_default();
-    let path = name.split(|b| *b == 0).next().unwrap_or_default();
-    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    let path = path(address);
+    let named = !path.as_os_str().is_empty();
     let mut mode = 0o755;
-    if path.is_absolute()
+    if named
         && let Ok(meta) = std::fs::symlink_metadata(path)
         && meta.file_type().is_socket()
     {
@@ -85,7 +104,7 @@ fn bind(socket: BorrowedFd<'_>, address: &[u8]) -> Tried<()> {
         std::fs::remove_file(path)?;
     }
     fd::bind(socket, address)?;
-    if path.is_absolute() {
+    if named {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777))?;
     }
     Ok(())
@@ -94,20 +113,29 @@ fn bind(socket: BorrowedFd<'_>, address: &[u8]) -> Tried<()> {
 /// A connection made through the listening socket: `[connecting, accepted]`.
 fn accepted(
     made: &HashMap<usize, OwnedFd>,
-    listener: usize,
+    listener: (usize, &Unix),
     client: Option<&Unix>,
     kind: &Unix,
 ) -> Tried<[OwnedFd; 2]> {
+    let (listener, described) = listener;
     let listener = made.get(&listener).ok_or(Errno::EINVAL)?;
     let connecting = fd::socket(libc::AF_UNIX, kind.socket_type | libc::SOCK_CLOEXEC, 0)?;
-    if let Some(local) = client.and_then(|c| c.local.as_ref()) {
-        bind(connecting.as_fd(), &unhex(local).ok_or(Errno::EINVAL)?)?;
+    if let Some((client, local)) = client.and_then(|client| Some((client, client.local.as_ref()?))) {
+        let address = unhex(local).ok_or(Errno::EINVAL)?;
+        // Nobody knows any more where a relative name began.
+        let lost = path(&address).is_relative() && client.directory.is_none();
+        if !lost || path(&address).as_os_str().is_empty() {
+            within(client, || bind(connecting.as_fd(), &address))?;
+        }
     }
-    let address = nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(
-        std::os::fd::AsRawFd::as_raw_fd(listener),
-    )?;
-    nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&connecting), &address)?;
+    within(described, || connect(&connecting, listener))?;
     Ok([connecting, fd::accept(listener.as_fd())?])
+}
+
+/// Connects to a socket by its own name.
+fn connect(from: &OwnedFd, to: &OwnedFd) -> Tried<()> {
+    let address = crate::sys::socket::local(to)?;
+    Ok(fd::connect(from.as_fd(), &address)?)
 }
 
 /// What is under way, options of pairs, connections of datagram sockets, ends that are shut. The options come behind the
@@ -133,9 +161,9 @@ fn finish(
         }
         let target = unix.peer.and_then(|peer| all.iter().find(|(i, _)| *i == peer));
         if !paired(all, *index, unix)
-            && let Some(local) = target.and_then(|(_, u)| u.local.as_deref()).and_then(unhex)
+            && let Some((target, local)) = target.and_then(|(_, u)| Some((*u, unhex(u.local.as_deref()?)?)))
         {
-            fd::connect(socket.as_fd(), &local).map_err(|e| (*index, e.into()))?;
+            within(target, || Ok(fd::connect(socket.as_fd(), &local)?)).map_err(|e| (*index, e))?;
         }
         let how = match unix.shutdown & 3 {
             0 => continue,
@@ -158,10 +186,7 @@ fn say(far: Option<&OwnedFd>, socket: &OwnedFd, unix: &Unix) -> Tried<()> {
     for message in &messages {
         let stranger = fd::socket(libc::AF_UNIX, unix.socket_type | libc::SOCK_CLOEXEC, 0)?;
         Room::make(&stranger)?;
-        let address = nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(
-            std::os::fd::AsRawFd::as_raw_fd(socket),
-        )?;
-        nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&stranger), &address)?;
+        within(unix, || connect(&stranger, socket))?;
         send(&stranger, message)?;
     }
     Ok(())
