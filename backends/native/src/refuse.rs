@@ -19,13 +19,14 @@ const NAMESPACES: [&str; 10] =
 
 /// Flags of mappings (`VmFlags`) that cannot be saved.
 /// Not `uw`: the engine's own watching of writes shows so, and an application that does the like holds a userfaultfd.
-const FLAGS: [(&str, &str); 8] = [
+const FLAGS: [(&str, &str); 9] = [
     ("ht", "it consists of huge pages of hugetlbfs"),
     ("io", "it shows the memory of a device"),
     ("pf", "it shows the memory of a device"),
     ("mm", "it shows the memory of a device"),
     ("ss", "it is a shadow stack"),
     ("sl", "it is sealed (mseal)"),
+    ("sf", "it shows persistent memory without a cache between"),
     ("um", "a userfaultfd watches it"),
     (maps::KEYED, "it has a memory protection key"),
 ];

@@ -326,6 +326,20 @@ fn memory_inside() {
 }
 
 #[test]
+fn memory_is_locked_dropped_and_guarded_as_before() {
+    inside("memory_is_locked_dropped_and_guarded_as_before", advice_inside);
+}
+
+/// Locked memory is never saved from a copy.
+fn advice_inside() {
+    let program = compile("advice", &["-pthread"]);
+    let _ = fs::remove_file(here("output"));
+    round(None, &program, "-USR1", ["--copy", "--plain"], "image-0");
+    round(Some("image-0"), &program, "-USR1", ["--map", "--plain"], "image-1");
+    round(Some("image-1"), &program, "-USR1", ["--copy", "--plain"], "");
+}
+
+#[test]
 fn shared_memory_is_what_it_was_and_no_more_may_be_done_to_it() {
     inside("shared_memory_is_what_it_was_and_no_more_may_be_done_to_it", kept_inside);
 }

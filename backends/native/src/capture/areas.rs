@@ -59,6 +59,9 @@ pub(crate) fn classify(map: &Mapping) -> Class {
         name if name.starts_with("/anon_hugepage") || name.starts_with("/hugepages") => {
             return Class::Refused("huge pages of hugetlbfs");
         }
+        name if name.starts_with("/secretmem") => {
+            return Class::Refused("secret memory, which only the process itself can read");
+        }
         name if name.starts_with("/dev/zero") && map.shared => return Class::Memory,
         name if name.starts_with('/') => {}
         _ => return Class::Refused("a mapping of an unknown kind"),
@@ -166,6 +169,8 @@ mod tests {
         );
         assert_eq!(class("anon_inode:[io_uring]", true), Class::Refused("a mapping of an unknown kind"));
         assert_eq!(class("/SYSV00000000 (deleted)", true), Class::Refused("shared memory of System V"));
+        let secret = Class::Refused("secret memory, which only the process itself can read");
+        assert_eq!(class("/secretmem (deleted)", true), secret);
         assert_eq!(class("/dev/null", true), Class::Refused("a device"));
         assert_eq!(class("/proc/self/exe", false), Class::File);
     }

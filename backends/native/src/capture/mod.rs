@@ -379,6 +379,9 @@ fn copies(frozen: &Frozen, processes: &[Process]) -> std::result::Result<Vec<Sna
         stasis_plugin_api::error::kind::FAILED => Failure::NoCopy(error.to_string()),
         _ => Failure::Error(error),
     };
+    if let Some(why) = frozen.tree.processes.iter().find_map(|held| mode::locked(held.pid)) {
+        return Err(Failure::NoCopy(why));
+    }
     let mut helpers = HashMap::new();
     let copies = copies_by(frozen, processes, &mut helpers);
     if copies.is_err() {

@@ -47,15 +47,20 @@ pub(crate) fn save(
     let areas = &mut process.areas;
     let mut end = 0_u64;
     for mut area in std::mem::take(areas) {
-        if !saved(&area) {
-            areas.push(area);
-            continue;
-        }
         let unreadable = |error: nix::errno::Errno| {
             let what = format!("the page map of process {} cannot be read at {:x}", source.pid, area.start);
             BackendError::failed(what).because(error.desc())
         };
+        if matches!(area.backing, Backing::Vdso | Backing::Vvar { .. } | Backing::Vsyscall) {
+            areas.push(area);
+            continue;
+        }
         let guards = pagemap::guards(&map, area.start, area.end).map_err(unreadable)?;
+        if !saved(&area) {
+            area.guards = guards;
+            areas.push(area);
+            continue;
+        }
         if let Some(mapping) = known.and_then(|known| known.mappings.get(&[area.start, area.end])) {
             area.guards = guards;
             end = save_changed(contents, &output, source, &mut area, mapping, [own, end])?;

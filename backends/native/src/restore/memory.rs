@@ -28,6 +28,8 @@ const MOST: u64 = 1 << 30;
 /// `vm.max_map_count` is 65530: file mappings do not merge as anonymous ones do.
 const MOST_MAPPED: usize = 20_000;
 const MADV_HUGEPAGE: u64 = 14;
+/// Instead of MAP_PRIVATE: the kernel may empty it at any time.
+const MAP_DROPPABLE: i32 = 8;
 const MADV_GUARD_INSTALL: u64 = 102;
 /// What `VmFlags` say about an area and the advice that makes it so.
 const ADVICE: [(&str, u64); 7] =
@@ -143,7 +145,12 @@ impl Filling<'_> {
 
     /// Descriptor, offset and flags that say what the area shows; `None` for the kernel's own.
     fn source(&self, area: &Area) -> Result<Option<(i32, u64, i32)>> {
-        let sharing = if area.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        let droppable = area.vm_flags.iter().any(|flag| flag == "dp");
+        let sharing = match area.shared {
+            true => libc::MAP_SHARED,
+            false if droppable => MAP_DROPPABLE,
+            false => libc::MAP_PRIVATE,
+        };
         let missing = || BackendError::failed(told(area, "cannot map")).because("its file was not opened");
         Ok(Some(match &area.backing {
             Backing::Vdso | Backing::Vvar { .. } | Backing::Vsyscall => return Ok(None),
@@ -223,7 +230,12 @@ fn advise(remote: &Remote, table: &mut Table, area: &Area) -> Result<()> {
         remote.make_room(remote.pid, table)?;
     }
     if has("lo") {
-        table.call(told(area, "locking"), libc::SYS_mlock, &[area.start, length]);
+        // First without touching anything: not all of it can be touched where a stack ends in pages without any right.
+        let what = told(area, "locking");
+        table.call(what.clone(), libc::SYS_mlock2, &[area.start, length, u64::from(libc::MLOCK_ONFAULT)]);
+        if !has("lf") {
+            table.try_call(what, libc::SYS_mlock, &[area.start, length]);
+        }
     }
     Ok(())
 }
