@@ -296,6 +296,9 @@ pub(crate) enum Kind {
         /// Nanoseconds until it fires; 0 with an interval means that it fires at once.
         value: u64,
         interval: u64,
+        /// Nanoseconds since the epoch, where it waits for a moment of the wall clock: that goes on while nobody runs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<u64>,
     },
     Signal {
         mask: u64,

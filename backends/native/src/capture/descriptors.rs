@@ -330,17 +330,30 @@ fn anonymous(seen: &Seen<'_>, name: &str) -> Result<Kind> {
             semaphore: seen.info.get("eventfd-semaphore") == Some("1"),
         }),
         "eventpoll" => epoll(seen),
-        "timerfd" => Ok(Kind::Timer {
-            clock: seen.info.decimal("clockid")?,
-            settime: seen.info.get("settime flags").and_then(|f| u32::from_str_radix(f, 8).ok()).unwrap_or(0),
-            ticks: seen.info.decimal("ticks")?,
-            value: seen.info.time("it_value")?,
-            interval: seen.info.time("it_interval")?,
-        }),
+        "timerfd" => timer(seen),
         "signalfd" => Ok(Kind::Signal { mask: seen.info.hex("sigmask")? }),
         "pidfd" => pid(seen),
         other => Err(seen.refuse(format!("the engine does not know descriptors of the kind {other}"))),
     }
+}
+
+fn timer(seen: &Seen<'_>) -> Result<Kind> {
+    const ABSOLUTE: u32 = 1;
+    const WALL_CLOCKS: [i32; 2] = [libc::CLOCK_REALTIME, libc::CLOCK_REALTIME_ALARM];
+    let settime = seen.info.get("settime flags").and_then(|f| u32::from_str_radix(f, 8).ok()).unwrap_or(0);
+    let clock = seen.info.decimal("clockid")?;
+    let value = seen.info.time("it_value")?;
+    let waits = value > 0 && settime & ABSOLUTE != 0 && WALL_CLOCKS.contains(&clock);
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_err(|error| seen.failed(error))?;
+    let now = u64::try_from(now.as_nanos()).map_err(|error| seen.failed(error))?;
+    Ok(Kind::Timer {
+        clock,
+        settime,
+        ticks: seen.info.decimal("ticks")?,
+        value,
+        interval: seen.info.time("it_interval")?,
+        until: waits.then(|| now.saturating_add(value)),
+    })
 }
 
 fn pid(seen: &Seen<'_>) -> Result<Kind> {
