@@ -3,11 +3,13 @@
 //! image has to treat every value as hostile.
 
 mod registers;
+mod settings;
 mod sockets;
 mod thread;
 
 pub(crate) use registers::Registers;
 use serde::{Deserialize, Serialize};
+pub(crate) use settings::{Placement, Settings};
 pub(crate) use sockets::{Socket, SocketOption, Unix};
 
 pub(crate) use thread::{AltStack, PosixTimer, Rseq, SignalAction, Thread};
@@ -81,6 +83,8 @@ pub(crate) struct Process {
     /// What the process registered for with `membarrier`: bits 2, 4, 6 and 8, which are the registering commands.
     #[serde(default)]
     pub(crate) barriers: u32,
+    #[serde(default)]
+    pub(crate) settings: Settings,
     /// Index of the pty (see [`Kind::Pty`]) that is its controlling terminal.
     pub(crate) terminal: Option<u32>,
     pub(crate) mm: Layout,

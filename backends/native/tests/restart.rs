@@ -314,6 +314,15 @@ fn timers_inside() {
 }
 
 #[test]
+fn what_a_process_has_set_stays_set() {
+    inside("what_a_process_has_set_stays_set", settings_inside);
+}
+
+fn settings_inside() {
+    generations(&compile("settings", &["-pthread"]), "-USR1", &ALL[..2]);
+}
+
+#[test]
 fn memory_grows_and_is_given_back_as_before() {
     inside("memory_grows_and_is_given_back_as_before", memory_inside);
 }

@@ -4,14 +4,14 @@ use super::inject::Site;
 use super::queries::{self, Answers};
 use super::seize::{Held, HeldThread, failed};
 use crate::arch::registers::{call_before, continues_another};
-use crate::model::{FileIdentity, Layout, Process, State, Thread};
+use crate::model::{FileIdentity, Layout, Process, Settings, State, Thread};
 use crate::proc::stat::Stat;
 use crate::proc::status::Status;
 use crate::proc::{self, stat, status};
 use crate::sys::process as system;
-use crate::sys::ptrace;
+use crate::sys::{ptrace, task};
 use nix::errno::Errno;
-use stasis_plugin_api::error::{BackendError, Result};
+use stasis_plugin_api::error::{BackendError, Result, kind};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 /// Bytes as hex.
@@ -63,6 +63,7 @@ pub(crate) fn gather(held: &Held) -> Result<Process> {
         },
         oom_score_adj: score.trim().parse().unwrap_or(0),
         mm: layout(pid, &stat)?,
+        settings: Settings { core_filter: core_filter(pid), ..Settings::default() },
         threads,
         ..Process::default()
     })
@@ -114,6 +115,7 @@ fn complete(process: &mut Process, answers: Answers) {
     process.thp_disable = answers.thp_disable;
     process.personality = answers.personality;
     process.barriers = answers.barriers;
+    process.settings = Settings { core_filter: process.settings.core_filter, ..answers.settings };
     process.mm.brk = answers.brk;
     process.signals = answers.signals;
     process.itimers = answers.itimers;
@@ -149,6 +151,12 @@ fn pending(tid: i32, shared: bool) -> Result<Vec<String>> {
     Ok(all.iter().map(|info| hex(info)).collect())
 }
 
+/// `None` under a kernel that writes no core files.
+fn core_filter(pid: i32) -> Option<u32> {
+    let text = proc::read(pid, "coredump_filter").ok()?;
+    u32::from_str_radix(text.trim(), 16).ok()
+}
+
 fn layout(pid: i32, stat: &Stat) -> Result<Layout> {
     let path = format!("/proc/{pid}/auxv");
     let auxv = std::fs::read(&path)
@@ -173,6 +181,12 @@ fn layout(pid: i32, stat: &Stat) -> Result<Layout> {
 fn describe(held: &Held, thread: &HeldThread) -> Result<Thread> {
     let tid = thread.tid;
     let xstate = ptrace::extended_state(tid).map_err(|error| failed("reading the state of", tid, error))?;
+    if matrices(&xstate) {
+        let what = format!("thread {tid} of process {} cannot be saved", held.pid);
+        return Err(BackendError::new(kind::UNSUPPORTED, what)
+            .because("its matrix registers (AMX) are in use, and cannot be given to a new thread")
+            .help("try again: programs release them behind each piece of work"));
+    }
     let (policy, priority) = system::scheduling(tid).map_err(system_error("the scheduling", tid))?;
     let stat: Stat = stat::parse(&proc::read(held.pid, &format!("task/{tid}/stat"))?)?;
     Ok(Thread {
@@ -188,8 +202,17 @@ fn describe(held: &Held, thread: &HeldThread) -> Result<Thread> {
         policy,
         priority,
         nice: stat.nice,
+        slack: task::slack(tid),
+        io_priority: task::io_priority(tid).unwrap_or(0),
         ..Thread::default()
     })
+}
+
+/// Whether the extended state has something in the tiles of the matrix unit: the header says which parts it has.
+fn matrices(xstate: &[u8]) -> bool {
+    const TILES: u64 = 1 << 18;
+    let header = xstate.get(512..520).and_then(|word| word.try_into().ok()).map_or(0, u64::from_ne_bytes);
+    header & TILES != 0
 }
 
 /// The true number of a timed wait that an earlier stop made the kernel continue by restart_syscall.
@@ -206,6 +229,15 @@ fn interrupted_call(held: &Held, thread: &HeldThread) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn matrices_are_seen_in_the_header() {
+        let mut state = vec![0xff; 4096];
+        state[512..520].copy_from_slice(&0x2_02e7_u64.to_ne_bytes());
+        assert!(!matrices(&state) && !matrices(&[]));
+        state[512..520].copy_from_slice(&0x6_02e7_u64.to_ne_bytes());
+        assert!(matrices(&state));
+    }
 
     #[test]
     fn bytes_as_hex() {

@@ -46,12 +46,24 @@ pub(super) fn fill(remote: &Remote, process: &Process, made: &Made, how: How) ->
         how: if process.areas.len() + pieces > MOST_MAPPED { How::Copy } else { how },
     };
     let mut table = remote.table();
+    place(process, &mut table);
     for area in &process.areas {
         filling.area(remote, &mut table, area)?;
         remote.make_room(remote.pid, &mut table)?;
     }
     layout(process, made, &mut table)?;
     remote.run(remote.pid, &mut table)
+}
+
+/// Where memory is to be from now on; threads and children inherit it. Another machine may not have these nodes.
+fn place(process: &Process, table: &mut Table) {
+    let Some(placement) = &process.settings.placement else { return };
+    let nodes: Vec<u8> = placement.nodes.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    // The kernel takes one bit less than it is told.
+    let bits = nodes.len() as u64 * 8 + 1;
+    let at = table.put(&nodes);
+    let what = "the nodes of its memory";
+    table.try_call(what, libc::SYS_set_mempolicy, &[placement.mode.into(), at, bits]);
 }
 
 struct Filling<'a> {

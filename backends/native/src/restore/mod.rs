@@ -207,6 +207,12 @@ fn scheduling(process: &Process) {
             let _ = task::set_nice(thread.tid, thread.nice);
         }
         affinity(thread.tid, &thread.affinity);
+        if let Some(slack) = thread.slack.filter(|slack| task::slack(thread.tid) != Some(*slack)) {
+            let _ = task::set_slack(thread.tid, slack);
+        }
+        if task::io_priority(thread.tid) != Ok(thread.io_priority) {
+            let _ = task::set_io_priority(thread.tid, thread.io_priority);
+        }
     }
 }
 

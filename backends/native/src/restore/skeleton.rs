@@ -291,6 +291,10 @@ impl Family<'_> {
         if process.thp_disable {
             task::prctl(libc::PR_SET_THP_DISABLE, 1).map_err(told("huge pages"))?;
         }
+        if let Some(filter) = process.settings.core_filter {
+            // Nobody has to have one.
+            let _ = std::fs::write("/proc/self/coredump_filter", format!("{filter:#x}"));
+        }
         // Lower values than the engine's are for privilege; the kernel then kills it a little earlier.
         let _ = std::fs::write("/proc/self/oom_score_adj", process.oom_score_adj.to_string());
         self.descriptors(process).map_err(told("its descriptors"))

@@ -72,6 +72,32 @@ pub(crate) fn nice(tid: i32) -> Option<i32> {
     i32::try_from(Errno::result(rc).ok()?).ok().map(|n| 20 - n)
 }
 
+/// By how many nanoseconds a thread's timers may be late. Only privilege over its user namespace is told.
+pub(crate) fn slack(tid: i32) -> Option<u64> {
+    std::fs::read_to_string(format!("/proc/{tid}/timerslack_ns")).ok()?.trim().parse().ok()
+}
+
+/// Sets it.
+pub(crate) fn set_slack(tid: i32, slack: u64) -> std::io::Result<()> {
+    std::fs::write(format!("/proc/{tid}/timerslack_ns"), slack.to_string())
+}
+
+const IOPRIO_WHO_PROCESS: i32 = 1;
+
+/// Class and level with which a thread's input and output is done, as the kernel writes it.
+pub(crate) fn io_priority(tid: i32) -> Result<i32, Errno> {
+    // SAFETY: plain numbers.
+    let answer = Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) })?;
+    i32::try_from(answer).map_err(|_| Errno::EINVAL)
+}
+
+/// Sets it.
+pub(crate) fn set_io_priority(tid: i32, priority: i32) -> Result<(), Errno> {
+    // SAFETY: plain numbers.
+    let answer = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, tid, priority) };
+    Errno::result(answer).map(drop)
+}
+
 /// Ends this process without running anything of the C library.
 pub(crate) fn end(status: i32) -> ! {
     // SAFETY: a plain number; the call does not return.
