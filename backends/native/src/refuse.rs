@@ -17,6 +17,9 @@ use std::os::unix::fs::MetadataExt as _;
 const NAMESPACES: [&str; 10] =
     ["user", "pid", "pid_for_children", "mnt", "ipc", "uts", "net", "cgroup", "time", "time_for_children"];
 
+/// Those that a thread can have of its own. Without another working directory it has no other mounts.
+const OF_THREADS: [&str; 4] = ["ipc", "uts", "net", "cgroup"];
+
 /// Flags of mappings (`VmFlags`) that cannot be saved.
 /// Not `uw`: the engine's own watching of writes shows so, and an application that does the like holds a userfaultfd.
 const FLAGS: [(&str, &str); 9] = [
@@ -176,6 +179,9 @@ pub(crate) fn process(pid: i32) -> Result<Vec<Finding>> {
     if status.shadow_stack {
         fatal("shadow-stack", "it runs with a shadow stack", "switch it off by GLIBC_TUNABLES");
     }
+    if status.tagged {
+        fatal("tagged", "it keeps words of its own in addresses (linear address masking)", "switch that off");
+    }
     if link(pid, "root")? != "/" {
         fatal("chroot", "its root directory is another one", "start it without chroot");
     }
@@ -268,8 +274,9 @@ fn narrow(pid: i32) -> bool {
     read.is_ok() && head.get(4) == Some(&1)
 }
 
-/// Threads have the same rights as their process.
+/// Threads have the same rights as their process, and nothing else of their own.
 fn threads(pid: i32, who: &str, of_process: &Status) -> Result<Option<Finding>> {
+    let namespaces = OF_THREADS.map(|name| (name, link(pid, &format!("ns/{name}")).ok()));
     for tid in numbers(&format!("/proc/{pid}/task"))?.into_iter().filter(|tid| *tid != pid) {
         let Ok(text) = read(pid, &format!("task/{tid}/status")) else { continue };
         let status = status::parse(&text)?;
@@ -283,8 +290,31 @@ fn threads(pid: i32, who: &str, of_process: &Status) -> Result<Option<Finding>> 
                 "change them for the whole process",
             )));
         }
+        let other = namespaces.iter().find(|(name, of_process)| {
+            // A thread that ends has none.
+            let own = link(pid, &format!("task/{tid}/ns/{name}"));
+            own.is_ok_and(|own| of_process.as_ref().is_some_and(|of_process| *of_process != own))
+        });
+        let what = match other {
+            Some((name, _)) => Some(format!("a {name} namespace")),
+            None => crate::sys::kcmp::apart(pid, tid).map(str::to_owned),
+        };
+        if let Some(what) = what {
+            let object = format!("thread {tid} of {who}");
+            let why = format!("it has {what} of its own");
+            let help = "let it share what the other threads have";
+            return Ok(Some(Finding::fatal("thread-apart", object, &why, help)));
+        }
     }
     Ok(None)
+}
+
+/// A thread whose system calls are turned into signals: nothing could be asked of it, and another one would not do so.
+pub(crate) fn redirected(pid: i32, mut tids: impl Iterator<Item = i32>) -> Option<Finding> {
+    let tid = tids.find(|tid| crate::sys::ptrace::redirects(*tid))?;
+    let why = "its system calls are turned into signals (PR_SET_SYSCALL_USER_DISPATCH)";
+    let help = "run the program without what emulates another system for it";
+    Some(Finding::fatal("dispatch", format!("thread {tid} of process {pid}"), why, help))
 }
 
 /// Mappings whose flags say that they cannot be saved.

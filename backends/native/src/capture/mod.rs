@@ -315,6 +315,7 @@ fn refused(request: &Request, frozen: &Frozen) -> Result<Vec<Finding>> {
     for (held, parts) in tree.processes.iter().zip(&frozen.parts) {
         findings.extend(refuse::process(held.pid)?);
         findings.extend(refuse::mappings(held.pid, parts));
+        findings.extend(refuse::redirected(held.pid, held.threads.iter().map(|thread| thread.tid)));
     }
     for (pid, _) in &tree.zombies {
         findings.extend(refuse::process(*pid)?);
