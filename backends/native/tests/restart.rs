@@ -165,6 +165,15 @@ fn sockets_inside() {
 }
 
 #[test]
+fn sockets_keep_their_options() {
+    inside("sockets_keep_their_options", options_inside);
+}
+
+fn options_inside() {
+    generations(&compile("options", &[]), "-USR1", &ALL[..2]);
+}
+
+#[test]
 fn messages_wait_whatever_they_and_the_buffers_are() {
     inside("messages_wait_whatever_they_and_the_buffers_are", messages_inside);
 }
