@@ -319,7 +319,7 @@ fn a_timer_that_fires_while_the_rest_is_saved_has_fired() {
 }
 
 fn timers_inside() {
-    generations(&compile("timers", &["-lrt"]), "", &ALL[..2]);
+    generations(&compile("timers", &["-lrt", "-pthread"]), "", &ALL[..2]);
 }
 
 #[test]

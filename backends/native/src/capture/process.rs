@@ -4,7 +4,7 @@ use super::inject::Site;
 use super::queries::{self, Answers};
 use super::seize::{Held, HeldThread, failed};
 use crate::arch::registers::{call_before, continues_another};
-use crate::model::{FileIdentity, Layout, Process, Settings, State, Thread};
+use crate::model::{FileIdentity, Layout, PosixTimer, Process, Settings, State, Thread};
 use crate::proc::stat::Stat;
 use crate::proc::status::Status;
 use crate::proc::{self, stat, status};
@@ -77,8 +77,7 @@ const QUESTIONS: usize = 8;
 pub(crate) fn ask(site: &Site, held: &Held, process: &mut Process) -> Result<()> {
     let mut waits = Waiting::of(held)?;
     for question in 1.. {
-        let timers = proc::timers::parse(&proc::read(held.pid, "timers")?)?;
-        let answers = queries::ask(site, held, timers)?;
+        let answers = queries::ask(site, held, timers(held)?)?;
         let before = std::mem::replace(&mut waits, Waiting::of(held)?);
         if before == waits || question >= QUESTIONS {
             complete(process, answers);
@@ -90,6 +89,33 @@ pub(crate) fn ask(site: &Site, held: &Held, process: &mut Process) -> Result<()>
         thread.pending = pending;
     }
     Ok(())
+}
+
+/// The timers of a process, each with a clock that is the same whoever makes it.
+fn timers(held: &Held) -> Result<Vec<PosixTimer>> {
+    const THREAD: i32 = libc::CLOCK_THREAD_CPUTIME_ID;
+    // As the kernel keeps it, without a number: the processor time of whoever made the timer.
+    const OF_MAKER: i32 = of_thread(0);
+    let mut all = proc::timers::parse(&proc::read(held.pid, "timers")?)?;
+    for timer in all.iter_mut().filter(|timer| [THREAD, OF_MAKER].contains(&timer.clock)) {
+        timer.clock = match held.threads.as_slice() {
+            [only] => of_thread(only.tid),
+            // Who is told of its own time has asked for it.
+            _ if timer.notify & 4 != 0 => of_thread(timer.tid),
+            _ => {
+                let what = format!("timer {} of process {} cannot be saved", timer.id, held.pid);
+                return Err(BackendError::new(kind::UNSUPPORTED, what)
+                    .because("it measures the time of one thread, and the kernel does not tell of which")
+                    .help("let it tell that thread (SIGEV_THREAD_ID)"));
+            }
+        };
+    }
+    Ok(all)
+}
+
+/// The clock of a thread's processor time.
+const fn of_thread(tid: i32) -> i32 {
+    (!tid << 3) | 6
 }
 
 /// Signals that wait, for the process and for each of its threads.

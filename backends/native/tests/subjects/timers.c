@@ -1,12 +1,14 @@
 // Timers that fire once and are armed anew when their signal is taken, and one of each kind that goes on by itself, with
-// much shared memory, which takes longer to be saved than any of them waits. "ok" each time that all have fired some
-// more, "bad WHAT" for one that has not within a second.
+// much shared memory, which takes longer to be saved than any of them waits, and one that measures the time of a thread.
+// "ok" each time that all have fired some more, "bad WHAT" for one that has not within a second.
 #define _GNU_SOURCE
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
@@ -14,6 +16,26 @@
 enum { ALARM, ONCE, AGAIN, COUNT, MUCH = 64 << 20 };
 static const char *names[] = { "alarm", "once", "again" };
 static timer_t timers[COUNT];
+
+static volatile sig_atomic_t measured;
+
+static void on_measure(int signal) { measured++; }
+
+// Works a little, again and again, and is told of it.
+static void *work(void *unused)
+{
+    timer_t own;
+    struct sigevent told = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGPROF };
+    struct itimerspec each = { { 0, 1000000 }, { 0, 1000000 } };
+    told._sigev_un._tid = syscall(SYS_gettid);
+    if (timer_create(CLOCK_THREAD_CPUTIME_ID, &told, &own) || timer_settime(own, 0, &each, 0))
+        puts("bad thread");
+    for (;;) {
+        for (volatile int i = 0; i < 1000000; i++)
+            ;
+        usleep(5000);
+    }
+}
 
 static int make(int which, int signal, int interval)
 {
@@ -40,8 +62,12 @@ int main(void)
     memset(shared, 1, MUCH);
     if (setitimer(ITIMER_REAL, &alarm, 0) || make(ONCE, SIGUSR2, 0) || make(AGAIN, SIGRTMIN + 2, 7000000))
         return 4;
+    signal(SIGPROF, on_measure);
+    pthread_t thread;
+    if (pthread_create(&thread, 0, work, 0))
+        return 5;
     puts("ready");
-    for (;;) {
+    for (int before = 0;; before = measured) {
         for (int i = 0; i < COUNT; i++) {
             sigset_t one;
             sigemptyset(&one);
@@ -58,6 +84,10 @@ int main(void)
             if (i == ONCE)
                 timer_settime(timers[ONCE], 0, &once, 0);
         }
+        for (int tries = 0; tries < 200 && measured == before; tries++)
+            usleep(5000);
+        if (measured == before)
+            puts("bad time of a thread");
         if (fired[0] % 10 == 0)
             puts("ok");
     }
