@@ -367,9 +367,12 @@ fn pid(seen: &Seen<'_>) -> Result<Kind> {
 /// A watch names a descriptor as it was when it was added; it has to be there still, as the same description.
 fn epoll(seen: &Seen<'_>) -> Result<Kind> {
     let mut targets = Vec::new();
-    for watch in seen.info.watches()? {
+    let watches = seen.info.watches()?;
+    for (index, watch) in watches.iter().enumerate() {
+        // Of several by one number the kernel tells only the first.
+        let alone = watches.iter().take(index).all(|other| other.fd != watch.fd);
         let same = kcmp::watches((seen.pid, seen.fd), watch.fd, (seen.pid, watch.fd));
-        if !matches!(same, Ok(true)) {
+        if !alone || !matches!(same, Ok(true)) {
             let why = format!(
                 "it watches a descriptor {} that was closed or replaced while a copy lives",
                 watch.fd

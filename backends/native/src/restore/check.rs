@@ -149,6 +149,9 @@ fn process(image: &Image, process: &Process) -> Option<String> {
     if process.layers.len() > MOST_LAYERS || !process.layers.iter().all(layer) {
         return Some("the files of its memory".to_owned());
     }
+    if process.mm.brk >= USER_END {
+        return Some("its heap ends behind all addresses".to_owned());
+    }
     if process.mm.auxv.len() > 128 {
         return Some(format!("an auxiliary vector of {} words", process.mm.auxv.len()));
     }
@@ -177,6 +180,9 @@ fn areas(image: &Image, process: &Process) -> Option<String> {
     for area in &process.areas {
         let told = |what: &str| Some(format!("mapping {:x}-{:x}: {what}", area.start, area.end));
         if area.backing == Backing::Vsyscall {
+            if !area.runs.is_empty() || !area.pieces.is_empty() || !area.guards.is_empty() {
+                return told("pages of the kernel's");
+            }
             continue;
         }
         let aligned = area.start.is_multiple_of(PAGE) && area.end.is_multiple_of(PAGE);
@@ -373,6 +379,8 @@ mod tests {
             first(|p| p.layers = vec![Layer { file: "pages-1-2-3.img".into(), bytes: 0 }]),
             first(|p| p.areas[0].backing = Backing::Memory { memory: 0, offset: 0 }),
             first(|p| p.areas.push(p.areas[0].clone())),
+            first(|p| p.areas[0].backing = Backing::Vsyscall),
+            first(|p| p.mm.brk = u64::MAX),
             first(|p| p.descriptors[0].object = 1),
             first(|p| p.descriptors[0].fd = -1),
             first(|p| p.descriptors[0].locks = vec![Lock { start: 2, end: Some(1), ..Lock::default() }]),
