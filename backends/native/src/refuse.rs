@@ -4,7 +4,7 @@
 use crate::capture::areas::{Class, Part, understand};
 use crate::capture::descriptors::Objects;
 use crate::capture::inotify::Places;
-use crate::model::Kind;
+use crate::model::{Kind, Registers};
 use crate::proc::status::Status;
 use crate::proc::{link, maps, numbers, read, stat, status};
 use stasis_plugin_api::error::{BackendError, Result, kind};
@@ -317,6 +317,22 @@ pub(crate) fn redirected(pid: i32, mut tids: impl Iterator<Item = i32>) -> Optio
     Some(Finding::fatal("dispatch", format!("thread {tid} of process {pid}"), why, help))
 }
 
+/// A thread in code of 32 bits, or with segments that its process has made itself (modify_ldt, set_thread_area).
+pub(crate) fn segments(pid: i32, tid: i32, registers: &Registers) -> Option<Finding> {
+    const CODE: u64 = 0x33;
+    let r = registers;
+    let own = |selector: u64| selector & 4 != 0 || (12..=14).contains(&(selector >> 3));
+    let why = if r.cs != CODE {
+        "it is in code of 32 bits"
+    } else if [r.ss, r.ds, r.es, r.fs, r.gs].into_iter().any(own) {
+        "it uses a segment that its process has made"
+    } else {
+        return None;
+    };
+    let help = "run the program without what emulates another system for it";
+    Some(Finding::fatal("segments", format!("thread {tid} of process {pid}"), why, help))
+}
+
 /// Mappings whose flags say that they cannot be saved.
 pub(crate) fn flags(pid: i32, flags: &HashMap<u64, Vec<String>>) -> Vec<Finding> {
     let mut found = Vec::new();
@@ -403,6 +419,17 @@ mod tests {
         for refused in ["io", maps::KEYED] {
             let device = HashMap::from([(1, vec!["rd".to_owned(), refused.to_owned()])]);
             assert_eq!(flags(1, &device).len(), 1);
+        }
+    }
+
+    #[test]
+    fn threads_of_other_segments_are_told() {
+        let usual = Registers { cs: 0x33, ss: 0x2b, ..Registers::default() };
+        assert_eq!(segments(1, 1, &usual), None);
+        for odd in
+            [Registers { cs: 0x23, ..usual }, Registers { fs: 0x63, ..usual }, Registers { ds: 7, ..usual }]
+        {
+            assert_eq!(segments(1, 1, &odd).map(|finding| finding.kind), Some("segments".to_owned()));
         }
     }
 

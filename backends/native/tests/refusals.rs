@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A python script that ends up waiting, and what is said of it. `P` stands for its pid, `N` for other numbers.
-const SCRIPTS: [(&str, &str); 39] = [
+const SCRIPTS: [(&str, &str); 40] = [
     (
         "import socket\n\
          l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a, _ = l.accept()",
@@ -201,6 +201,15 @@ const SCRIPTS: [(&str, &str); 39] = [
          def apart():\n    assert ctypes.CDLL(None).unshare(0x40000000) == 0; held.release(); time.sleep(1000)\n\
          held = threading.Lock(); held.acquire(); threading.Thread(target=apart, daemon=True).start(); held.acquire()",
         "unsupported: thread N of python3 (pid P) cannot be saved: it has a net namespace of its own",
+    ),
+    (
+        // Below 4 GiB: code of 32 bits that waits for a signal for ever, and a far return to it.
+        "import ctypes, threading, time\n\
+         c = ctypes.CDLL(None); c.mmap.restype = ctypes.c_void_p; a = c.mmap(None, 8192, 7, 0x62, -1, 0)\n\
+         ctypes.memmove(a, bytes.fromhex('b81d000000cd80ebf7'), 9)\n\
+         ctypes.memmove(a + 4096, bytes.fromhex('6a2368') + a.to_bytes(4, 'little') + bytes.fromhex('48cb'), 9)\n\
+         threading.Thread(target=ctypes.CFUNCTYPE(None)(a + 4096), daemon=True).start(); time.sleep(0.2)",
+        "unsupported: thread N of process P cannot be saved: it is in code of N bits",
     ),
     (
         "import ctypes\n\

@@ -35,7 +35,7 @@ use descriptors::Objects;
 use increments::Known;
 use inject::Site;
 use inotify::Places;
-use seize::Tree;
+use seize::{HeldThread, Tree};
 use snapshot::Snapshot;
 use stasis_plugin_api::error::{BackendError, Result};
 use stasis_plugin_api::report::Finding;
@@ -315,6 +315,8 @@ fn refused(request: &Request, frozen: &Frozen) -> Result<Vec<Finding>> {
     for (held, parts) in tree.processes.iter().zip(&frozen.parts) {
         findings.extend(refuse::process(held.pid)?);
         findings.extend(refuse::mappings(held.pid, parts));
+        let segments = |thread: &HeldThread| refuse::segments(held.pid, thread.tid, &thread.registers);
+        findings.extend(held.threads.iter().find_map(segments));
         findings.extend(refuse::redirected(held.pid, held.threads.iter().map(|thread| thread.tid)));
     }
     for (pid, _) in &tree.zombies {
