@@ -227,10 +227,10 @@ const SCRIPTS: [(&str, &str); 40] = [
         "unsupported: python3 (pid P) cannot be saved: its root directory is another one",
     ),
     (
-        "import os, threading\n\
-         def child():\n    while True: time.sleep(1)\n\
-         import ctypes, time\n\
-         threading.Thread(target=child).start(); print('ready', flush=True)\n\
+        "import ctypes, os, threading, time\n\
+         def child():\n    while ') Z' not in open(f'/proc/{os.getpid()}/stat').read(): time.sleep(0.01)\n    \
+             print('ready', flush=True); time.sleep(1000)\n\
+         threading.Thread(target=child).start()\n\
          ctypes.CDLL(None).syscall(60, 0)",
         "unsupported: python3 (pid P) cannot be saved: its main thread has ended while others run on",
     ),
