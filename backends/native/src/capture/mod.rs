@@ -27,7 +27,7 @@ pub(crate) mod unix;
 use crate::model::{Area, FORMAT, Image, Kind, Machine, OLDEST, Process};
 use crate::proc::{self, maps};
 use crate::refuse;
-use crate::restore::skeleton;
+use crate::restore::{check, skeleton};
 use areas::{Class, Part};
 use building::{Building, Flags};
 use contents::Contents;
@@ -218,6 +218,7 @@ fn describe(contents: &Contents, image: &mut Image) -> Result<()> {
     if image.processes.iter().all(|process| process.layers.is_empty()) {
         image.format = OLDEST;
     }
+    check::sound(image)?;
     contents.describe(image)
 }
 

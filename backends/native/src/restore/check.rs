@@ -78,6 +78,15 @@ pub(crate) fn parse(text: &[u8]) -> Result<Image> {
     }
 }
 
+/// Whether what is being saved would be taken back.
+pub(crate) fn sound(image: &Image) -> Result<()> {
+    let refused = |why: String| {
+        BackendError::new(kind::UNSUPPORTED, "the application cannot be saved")
+            .because(format!("it could not be brought back: {why}"))
+    };
+    wrong(image).map_or(Ok(()), |why| Err(refused(why)))
+}
+
 /// Whether this very process stands where one of the image has to be.
 pub(super) fn not_of(image: &Image) -> Result<()> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
@@ -343,6 +352,14 @@ mod tests {
     #[test]
     fn what_is_sound_passes() {
         assert_eq!(told(|_| {}), "sound");
+    }
+
+    #[test]
+    fn what_would_not_be_taken_back_is_not_saved() {
+        let mut image = sound();
+        super::sound(&image).unwrap();
+        image.processes[1].areas[0].start = 0;
+        insta::assert_snapshot!(super::sound(&image).unwrap_err(), @"the application cannot be saved: it could not be brought back: process 1000001: mapping 0-4000: its place");
     }
 
     #[test]
