@@ -65,6 +65,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     surroundings::fit(&image.machine)?;
     skeleton::kinship(&image)?;
     let engine = engine()?;
+    process::take_what_is_allowed();
     let how = order.how.unwrap_or(How::Copy);
     let checked = began.elapsed();
     let made = objects::make(&order.dir, &image)?;

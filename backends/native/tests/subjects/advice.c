@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 enum { PAGE = 4096, DROPPABLE = 8, GUARD = 102, NO_GUARD = 103 };
@@ -70,6 +71,12 @@ int main(void)
     strcpy(shared, "before");
     strcpy(shared + PAGE, "under");
     strcpy(shared + 2 * PAGE, "behind");
+    // It begins with less than it needs.
+    struct rlimit most;
+    getrlimit(RLIMIT_MEMLOCK, &most);
+    most.rlim_cur = most.rlim_max;
+    if (setrlimit(RLIMIT_MEMLOCK, &most))
+        return 4;
     if (mlockall(MCL_CURRENT) || munlock(shared, 3 * PAGE))
         return 4;
     // Since Linux 6.15 and 6.11.
