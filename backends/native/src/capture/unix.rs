@@ -15,7 +15,7 @@ use std::ffi::OsStr;
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const ESTABLISHED: u8 = 1;
 const LISTEN: u8 = 10;
@@ -61,7 +61,7 @@ pub(crate) fn describe(
     let local = socket::local(&seen.copy).map_err(seen.errno())?;
     // An accepted socket shows its listener's address: it is accepted again where the listener is there as well.
     let named = local.len() > 2;
-    let directory = directory(seen, &local, &state, connected)?;
+    let (directory, file) = place(seen, &local, &state, connected)?;
     let queue = if listens || seen.runs { Vec::new() } else { queue(seen, &state, socket_type)? };
     let mut found = Found {
         object: index,
@@ -79,6 +79,7 @@ pub(crate) fn describe(
         socket_type,
         local: named.then(|| hex(&local)),
         directory,
+        file,
         listening: listens.then(|| i32::try_from(state.backlog).unwrap_or(i32::MAX)),
         peer: None,
         orphan,
@@ -88,31 +89,40 @@ pub(crate) fn describe(
     }))
 }
 
-/// From where a relative name leads to the socket's own file. The name of a connection may be its listener's, which
-/// nobody needs to find.
-fn directory(seen: &Seen<'_>, local: &[u8], state: &UnixState, connected: bool) -> Result<Option<String>> {
+/// From where a relative name leads to the socket's own file, and that file's permission bits, uid and gid.
+type Place = (Option<String>, Option<[u32; 3]>);
+
+/// The name of a connection may be its listener's, which nobody needs to find.
+fn place(seen: &Seen<'_>, local: &[u8], state: &UnixState, connected: bool) -> Result<Place> {
     let name = local.get(2..).and_then(|name| name.split(|byte| *byte == 0).next()).unwrap_or_default();
-    let (name, Some(file)) = (Path::new(OsStr::from_bytes(name)), state.file) else { return Ok(None) };
+    let (name, Some(file)) = (Path::new(OsStr::from_bytes(name)), state.file) else {
+        return Ok((None, None));
+    };
     if name.as_os_str().is_empty() {
-        return Ok(None);
+        return Ok((None, None));
     }
-    let own = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|there| there.ino() as u32 == file);
+    let own = |path: &Path| {
+        let there = std::fs::symlink_metadata(path).ok().filter(|there| there.ino() as u32 == file)?;
+        Some([there.mode() & 0o7777, there.uid(), there.gid()])
+    };
     if name.is_absolute() {
+        let own = own(name);
         // One whose file is gone gets it again.
-        if connected || own(name) || std::fs::symlink_metadata(name).is_err() {
-            return Ok(None);
+        if connected || own.is_some() || std::fs::symlink_metadata(name).is_err() {
+            return Ok((None, own));
         }
         let why = format!("something else lies under its name {} now", name.display());
         return Err(seen.refuse(why).help("let the application close it before saving"));
     }
-    let places = std::iter::once(&seen.pid).chain(seen.members).filter_map(|pid| link(*pid, "cwd").ok());
-    let found = places.map(PathBuf::from).find(|place| own(&place.join(name)));
-    match found.as_deref().and_then(Path::to_str) {
+    let mut places = std::iter::once(&seen.pid).chain(seen.members).filter_map(|pid| link(*pid, "cwd").ok());
+    let found = places.find_map(|place| Some((own(&Path::new(&place).join(name))?, place)));
+    match found {
         None if !connected => {
             let why = format!("its name {} leads to it from no working directory any more", name.display());
             Err(seen.refuse(why).help("let the application bind it to an absolute name"))
         }
-        place => Ok(place.map(str::to_owned)),
+        None => Ok((None, None)),
+        Some((own, place)) => Ok((Some(place), Some(own))),
     }
 }
 

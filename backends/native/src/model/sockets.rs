@@ -36,6 +36,9 @@ pub(crate) struct Unix {
     /// Where a path that is relative begins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) directory: Option<String>,
+    /// Permission bits, uid and gid of its file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) file: Option<[u32; 3]>,
     pub(crate) listening: Option<i32>,
     /// The object at the other end, which names this one (a connected pair) or is a bound datagram socket.
     pub(crate) peer: Option<usize>,

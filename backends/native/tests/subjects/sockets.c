@@ -66,6 +66,8 @@ static int look(void)
     CHECK("half", recv(half[0], text, 64, 0) == 0 && send(half[0], "x", 1, 0) == 1 && recv(half[1], text, 64, 0) == 1);
     CHECK("relative", !to(late = make(SOCK_STREAM, 0), "near") && (got = accept(near, 0, 0)) >= 0 && !close(got) && !close(late));
     CHECK("relative pair", recv(near_server, text, 64, 0) == 4 && send(near_client, "near", 4, 0) == 4);
+    struct stat about;
+    CHECK("who may connect", !stat(name, &about) && (about.st_mode & 07777) == 0746);
     size = sizeof address;
     CHECK("relative name", !getsockname(near, (void *)&address, &size) && !strcmp(address.sun_path, "near"));
     CHECK("hidden", (late = make(SOCK_SEQPACKET, 0)) >= 0);
@@ -83,7 +85,6 @@ static int look(void)
     size = sizeof mine;
     CHECK("udp", !getsockname(udp, (void *)&mine, &size) && mine.sin_port && send(udp_peer, "x", 1, 0) == 1 && recv(udp, text, 64, 0) == 1);
     CHECK("fifo", read(fifo_read, text, 64) == 5 && !memcmp(text, "queue", 5) && write(fifo_write, text, 5) == 5);
-    struct stat about;
     CHECK("path only", !fstat(path_fd, &about) && S_ISDIR(about.st_mode) && fcntl(path_fd, F_GETFL) & O_PATH);
     CHECK("buffer sizes", sizes(udp, 100000, 60000, 3) && sizes(half[0], 0, 50000, 2) && sizes(half[1], 40000, 0, 1));
     CHECK("sizes of the kernel", sizes(tcp, 0, 0, 0) && sizes(udp_peer, 0, 0, 0) && sizes(client, 0, 0, 0));
@@ -100,7 +101,8 @@ int main(int count, char **words)
     snprintf(name, sizeof name, "%s/listener", words[1]);
     snprintf(other, sizeof other, "%s/datagrams", words[1]);
     listener = make(SOCK_STREAM, name);
-    listen(listener, 5);
+    if (listen(listener, 5) || chmod(name, 0746))
+        return 3;
     client = make(SOCK_STREAM, 0);
     if (to(client, name) || (server = accept(listener, 0, 0)) < 0 || send(client, "hello", 5, 0) != 5 || send(server, "yes", 3, 0) != 3)
         return 3;

@@ -10,7 +10,7 @@ use stasis_plugin_api::prelude::*;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 /// All of them, parked, by the index of their object.
@@ -65,7 +65,7 @@ fn alone(unix: &Unix) -> Tried<OwnedFd> {
     sockets::options(&made, &unix.options)?;
     if let Some(local) = &unix.local {
         let address = unhex(local).ok_or(Errno::EINVAL)?;
-        within(unix, || bind(made.as_fd(), &address))?;
+        within(unix, || bind(made.as_fd(), &address, unix))?;
     }
     if let Some(backlog) = unix.listening {
         fd::listen(made.as_fd(), backlog)?;
@@ -91,23 +91,25 @@ fn within<T>(unix: &Unix, act: impl FnOnce() -> Tried<T>) -> Tried<T> {
     done
 }
 
-/// Binds to a name. A socket file that the saved process left there gives way.
-fn bind(socket: BorrowedFd<'_>, address: &[u8]) -> Tried<()> {
+/// Binds to its name. A socket file that the saved process left there gives way; the new one is as it was.
+fn bind(socket: BorrowedFd<'_>, address: &[u8], unix: &Unix) -> Tried<()> {
     let path = path(address);
-    let named = !path.as_os_str().is_empty();
-    let mut mode = 0o755;
-    if named
-        && let Ok(meta) = std::fs::symlink_metadata(path)
-        && meta.file_type().is_socket()
-    {
-        mode = meta.permissions().mode();
+    if path.as_os_str().is_empty() {
+        return Ok(fd::bind(socket, address)?);
+    }
+    let left = std::fs::symlink_metadata(path).ok().filter(|meta| meta.file_type().is_socket());
+    if left.is_some() {
         std::fs::remove_file(path)?;
     }
     fd::bind(socket, address)?;
-    if named {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777))?;
+    let left = left.map(|meta| [meta.mode(), meta.uid(), meta.gid()]);
+    let made = std::fs::symlink_metadata(path)?;
+    let [mode, uid, gid] = left.or(unix.file).unwrap_or([0o755, made.uid(), made.gid()]);
+    if (uid, gid) != (made.uid(), made.gid()) {
+        std::os::unix::fs::lchown(path, Some(uid), Some(gid))
+            .map_err(|error| Trouble::new(format!("the owner {uid}:{gid} of its file: {error}")))?;
     }
-    Ok(())
+    Ok(std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777))?)
 }
 
 /// A connection made through the listening socket: `[connecting, accepted]`.
@@ -125,7 +127,7 @@ fn accepted(
         // Nobody knows any more where a relative name began.
         let lost = path(&address).is_relative() && client.directory.is_none();
         if !lost || path(&address).as_os_str().is_empty() {
-            within(client, || bind(connecting.as_fd(), &address))?;
+            within(client, || bind(connecting.as_fd(), &address, client))?;
         }
     }
     within(described, || connect(&connecting, listener))?;
