@@ -1,5 +1,6 @@
 //! Descriptors, and the open file descriptions behind them: each description is described once, whoever holds it.
 
+use super::areas::removed_on_nfs;
 use super::contents::Contents;
 use super::inotify::{self, Places};
 use super::memories::{Memories, device, is_memory, read_file};
@@ -246,6 +247,9 @@ impl Objects {
         if (named.dev(), named.ino()) != (seen.metadata.dev(), seen.metadata.ino()) {
             return Err(seen.refuse("another file lies under that name now"));
         }
+        if file_type.is_file() && removed_on_nfs(&path) {
+            return self.content_of(contents, seen, &path);
+        }
         if path.starts_with("/proc/") {
             return Err(seen.refuse("files of /proc describe what runs now"));
         }
@@ -265,6 +269,10 @@ impl Objects {
         if seen.metadata.nlink() > 0 {
             return Err(seen.refuse("the name under which it was opened is gone, and it has another one"));
         }
+        self.content_of(contents, seen, name)
+    }
+
+    fn content_of(&mut self, contents: &mut Contents, seen: &Seen<'_>, name: &str) -> Result<Kind> {
         let key = (seen.metadata.dev(), seen.metadata.ino());
         let number = match self.deleted.get(&key) {
             Some(number) => *number,
