@@ -266,6 +266,9 @@ pub(crate) enum Kind {
         mode: u32,
         /// `files/<n>` with its content, where the file has no name any more.
         deleted: Option<u32>,
+        /// Its uid and gid then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        whose: Option<[u32; 2]>,
     },
     Directory {
         path: String,
@@ -400,6 +403,9 @@ pub(crate) enum MemorySource {
         /// Permission bits; 0 where no descriptor told them.
         #[serde(default)]
         mode: u32,
+        /// Uid and gid, where a descriptor told them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        whose: Option<[u32; 2]>,
     },
     /// A file of a tmpfs that still has its name.
     Path { path: String, mode: u32 },

@@ -255,7 +255,7 @@ impl Objects {
         }
         if file_type.is_file() {
             let mode = seen.metadata.mode() & 0o7777;
-            Ok(Kind::File { file: identity_of(&path, &seen.metadata), mode, deleted: None })
+            Ok(Kind::File { file: identity_of(&path, &seen.metadata), mode, deleted: None, whose: None })
         } else if file_type.is_dir() {
             Ok(Kind::Directory { path })
         } else if file_type.is_fifo() {
@@ -286,7 +286,8 @@ impl Objects {
             }
         };
         let mode = seen.metadata.mode() & 0o7777;
-        Ok(Kind::File { file: identity_of(name, &seen.metadata), mode, deleted: Some(number) })
+        let whose = Some([seen.metadata.uid(), seen.metadata.gid()]);
+        Ok(Kind::File { file: identity_of(name, &seen.metadata), mode, deleted: Some(number), whose })
     }
 }
 

@@ -98,7 +98,7 @@ impl Memories {
             return Ok(*index);
         }
         let index = self.save_file(contents, key, &file, name)?;
-        if let Some(SharedMemory { source: MemorySource::Memfd { seals, mode, .. }, .. }) =
+        if let Some(SharedMemory { source: MemorySource::Memfd { seals, mode, whose, .. }, .. }) =
             self.saved.get_mut(index)
         {
             // Through an O_PATH descriptor nothing is told.
@@ -107,6 +107,7 @@ impl Memories {
                 .map_err(|error| unreadable(name, &error.into()))?
                 .cast_unsigned();
             *mode = metadata.mode() & 0o7777;
+            *whose = Some([metadata.uid(), metadata.gid()]);
         }
         Ok(index)
     }
@@ -144,7 +145,7 @@ pub(crate) fn is_memory(path: &str, mapped: bool) -> bool {
 
 fn memfd(name: &str) -> MemorySource {
     let name = name.strip_prefix("/memfd:").and_then(|name| name.strip_suffix(" (deleted)"));
-    let memfd = |name: &str| MemorySource::Memfd { name: name.to_owned(), seals: 0, mode: 0 };
+    let memfd = |name: &str| MemorySource::Memfd { name: name.to_owned(), seals: 0, mode: 0, whose: None };
     name.map_or(MemorySource::Anonymous, memfd)
 }
 
