@@ -80,6 +80,7 @@ pub(crate) fn describe(
         local: named.then(|| hex(&local)),
         directory,
         file,
+        peer_ids: socket::peer_ids(&seen.copy),
         listening: listens.then(|| i32::try_from(state.backlog).unwrap_or(i32::MAX)),
         peer: None,
         orphan,

@@ -39,6 +39,9 @@ pub(crate) struct Unix {
     /// Permission bits, uid and gid of its file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) file: Option<[u32; 3]>,
+    /// Uid and gid that it is told of its other end (SO_PEERCRED); a listening one tells its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) peer_ids: Option<[u32; 2]>,
     pub(crate) listening: Option<i32>,
     /// The object at the other end, which names this one (a connected pair) or is a bound datagram socket.
     pub(crate) peer: Option<usize>,

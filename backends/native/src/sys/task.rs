@@ -72,6 +72,19 @@ pub(crate) fn nice(tid: i32) -> Option<i32> {
     i32::try_from(Errno::result(rc).ok()?).ok().map(|n| 20 - n)
 }
 
+/// The effective uid and gid of this thread, of no other.
+pub(crate) fn set_effective([uid, gid]: [u32; 2]) -> Result<(), Errno> {
+    let same = -1_i64;
+    // Back to root the uid comes first: it takes a privilege to change the other.
+    let calls = [(libc::SYS_setresgid, gid), (libc::SYS_setresuid, uid)];
+    let order = if uid == 0 { [1, 0] } else { [0, 1] };
+    for (call, id) in order.into_iter().filter_map(|at: usize| calls.get(at)) {
+        // SAFETY: plain numbers.
+        Errno::result(unsafe { libc::syscall(*call, same, i64::from(*id), same) })?;
+    }
+    Ok(())
+}
+
 /// By how many nanoseconds a thread's timers may be late. Only privilege over its user namespace is told.
 pub(crate) fn slack(tid: i32) -> Option<u64> {
     std::fs::read_to_string(format!("/proc/{tid}/timerslack_ns")).ok()?.trim().parse().ok()

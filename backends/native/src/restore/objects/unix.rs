@@ -3,7 +3,7 @@
 use super::{Maker, Tried, Trouble, sockets};
 use crate::model::{Kind, Unix};
 use crate::restore::check::unhex;
-use crate::sys::fd;
+use crate::sys::{fd, task};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use stasis_plugin_api::prelude::*;
@@ -38,9 +38,15 @@ pub(super) fn make(maker: &Maker<'_>) -> Result<Vec<(usize, OwnedFd)>> {
                 .map(|(i, l)| (*i, *l))
         };
         let pair = match (listener(unix), other.and_then(|(_, o)| listener(o))) {
-            (Some(at), _) => accepted(&made, at, other.map(|(_, o)| o), unix).map(|[far, near]| [near, far]),
-            (_, Some(at)) => accepted(&made, at, Some(unix), unix),
-            _ => fd::socketpair(unix.socket_type).map_err(Trouble::from),
+            (Some(at), _) => {
+                let ends = accepted(&made, at, other.map(|(_, o)| o), unix);
+                ends.map(|[far, near]| [near, far])
+            }
+            (_, Some(at)) => accepted(&made, at, Some(unix), other.map_or(unix, |(_, o)| o)),
+            _ => {
+                let ids = unix.peer_ids.or(other.and_then(|(_, o)| o.peer_ids));
+                known_as(ids, || Ok(fd::socketpair(unix.socket_type)?))
+            }
         };
         let [near, far] = pair.map_err(of(*index))?;
         made.insert(*index, near);
@@ -68,7 +74,7 @@ fn alone(unix: &Unix) -> Tried<OwnedFd> {
         within(unix, || bind(made.as_fd(), &address, unix))?;
     }
     if let Some(backlog) = unix.listening {
-        fd::listen(made.as_fd(), backlog)?;
+        known_as(unix.peer_ids, || Ok(fd::listen(made.as_fd(), backlog)?))?;
     }
     Ok(made)
 }
@@ -77,6 +83,21 @@ fn alone(unix: &Unix) -> Tried<OwnedFd> {
 fn path(address: &[u8]) -> &Path {
     let name = address.get(2..).unwrap_or_default();
     Path::new(std::ffi::OsStr::from_bytes(name.split(|b| *b == 0).next().unwrap_or_default()))
+}
+
+/// Does something for which the kernel remembers who did it, as a user. Only root becomes others, and comes back as who it
+/// was; elsewhere there mostly is one user only.
+fn known_as<T>(ids: Option<[u32; 2]>, act: impl FnOnce() -> Tried<T>) -> Tried<T> {
+    let own = [nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()];
+    let Some(ids) = ids.filter(|ids| own[0] == 0 && *ids != own) else { return act() };
+    let traceable = task::prctl(libc::PR_GET_DUMPABLE, 0)? == 1;
+    // Ids that are none here nobody can have.
+    let _ = task::set_effective(ids);
+    let done = act();
+    task::set_effective(own)?;
+    // It is over with other ids, and whoever is made from here on has to be traced.
+    task::prctl(libc::PR_SET_DUMPABLE, traceable.into())?;
+    done
 }
 
 /// Does something where a relative name of this socket leads to it.
@@ -117,11 +138,11 @@ fn accepted(
     made: &HashMap<usize, OwnedFd>,
     listener: (usize, &Unix),
     client: Option<&Unix>,
-    kind: &Unix,
+    server: &Unix,
 ) -> Tried<[OwnedFd; 2]> {
     let (listener, described) = listener;
     let listener = made.get(&listener).ok_or(Errno::EINVAL)?;
-    let connecting = fd::socket(libc::AF_UNIX, kind.socket_type | libc::SOCK_CLOEXEC, 0)?;
+    let connecting = fd::socket(libc::AF_UNIX, server.socket_type | libc::SOCK_CLOEXEC, 0)?;
     if let Some((client, local)) = client.and_then(|client| Some((client, client.local.as_ref()?))) {
         let address = unhex(local).ok_or(Errno::EINVAL)?;
         // Nobody knows any more where a relative name began.
@@ -130,7 +151,7 @@ fn accepted(
             within(client, || bind(connecting.as_fd(), &address, client))?;
         }
     }
-    within(described, || connect(&connecting, listener))?;
+    within(described, || known_as(server.peer_ids, || connect(&connecting, listener)))?;
     Ok([connecting, fd::accept(listener.as_fd())?])
 }
 
@@ -228,4 +249,20 @@ impl Room {
 
 fn set(socket: &OwnedFd, name: i32, value: i32) -> Tried<()> {
     Ok(fd::set_option(socket.as_fd(), libc::SOL_SOCKET, name, &value.to_ne_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_remembers_whom_it_is_told() {
+        let own = [nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()];
+        let pair = |ids| known_as(ids, || Ok(fd::socketpair(libc::SOCK_STREAM)?));
+        let told = |ids| crate::sys::socket::peer_ids(&pair(ids).unwrap()[0]);
+        assert_eq!(told(None), Some(own));
+        assert_eq!(told(Some([7, 8])), Some(if own[0] == 0 { [7, 8] } else { own }));
+        assert_eq!(told(None), Some(own));
+        assert_eq!(task::prctl(libc::PR_GET_DUMPABLE, 0), Ok(1));
+    }
 }
