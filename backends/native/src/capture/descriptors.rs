@@ -183,7 +183,13 @@ impl Objects {
                 other => return Err(seen.refuse(format!("it has a lock of the kind {other}"))),
             }
         }
-        let over = if seen.metadata.is_file() { NOT_STATUS | NOT_OF_A_FILE } else { NOT_STATUS };
+        // PIDFD_THREAD, which a pidfd keeps, is O_EXCL.
+        let of_pidfd = seen.target.starts_with("pidfd:") || seen.target == "anon_inode:[pidfd]";
+        let over = match seen.metadata.is_file() {
+            _ if of_pidfd => NOT_STATUS & !libc::O_EXCL.cast_unsigned(),
+            true => NOT_STATUS | NOT_OF_A_FILE,
+            false => NOT_STATUS,
+        };
         self.all.push(Object {
             flags: seen.info.flags & !over,
             offset: seen.info.position,

@@ -77,7 +77,8 @@ pub(super) fn descriptors(remote: &Remote, image: &Image, process: &Process) -> 
 
 fn pidfd(remote: &Remote, descriptor: &Descriptor, pid: i32, flags: u32) -> Result<()> {
     let what = format!("the pidfd {}", descriptor.fd);
-    let flags = u64::from(flags) & libc::O_NONBLOCK as u64;
+    // PIDFD_NONBLOCK and PIDFD_THREAD.
+    let flags = u64::from(flags) & (libc::O_NONBLOCK | libc::O_EXCL) as u64;
     let made =
         remote.single(remote.pid, &what, libc::SYS_pidfd_open, &[i64::from(pid).cast_unsigned(), flags])?;
     let wanted = i64::from(descriptor.fd).cast_unsigned();

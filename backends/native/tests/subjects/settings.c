@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 enum { MDWE = 65, GET_MDWE, MERGE, GET_MERGE, MOST = 16 };
-static int timer;
+static int timer, self;
 static long other;
 static sem_t begun;
 static struct { const char *name; long value; } was[MOST];
@@ -58,6 +58,7 @@ static void look(void)
     is("policy", syscall(SYS_get_mempolicy, &policy, nodes, 1024L, 0, 0) ? -1 : policy);
     is("nodes", nodes[0]);
     snprintf(path, sizeof path, "/proc/self/fdinfo/%d", timer);
+    is("a pidfd for a thread", fcntl(self, F_GETFL) & O_EXCL);
     is("flags of a timer", in_file(path, "settime flags: ", 8));
     is("its moment", !timerfd_gettime(timer, &left) && left.it_value.tv_sec > 0);
     if (!bad && !first)
@@ -88,6 +89,7 @@ int main(void)
     int filter = open("/proc/self/coredump_filter", O_WRONLY);
     if (write(filter, "0x7", 3) != 3 || close(filter) || prctl(PR_SET_TIMERSLACK, 60000))
         return 3;
+    self = syscall(SYS_pidfd_open, getpid(), O_EXCL);
     timer = timerfd_create(CLOCK_REALTIME, 0);
     if (timerfd_settime(timer, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &late, 0) || syscall(SYS_ioprio_set, 1, 0, 2 << 13 | 6))
         return 4;
