@@ -20,6 +20,7 @@ const PR_GET_MEMORY_MERGE: u64 = 68;
 const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
 /// The state of a matrix unit (AMX), which a process has to ask for.
 const DYNAMIC_STATE: u64 = 1 << 18;
+const PR_THP_DISABLE_EXCEPT_ADVISED: i64 = 1 << 1;
 const SIGNALS: u64 = 64;
 /// Tells what the process has registered for, since Linux 6.3.
 const GET_REGISTRATIONS: u64 = 1 << 9;
@@ -173,7 +174,10 @@ fn understand(site: &Site, held: &Held, results: &[i64], mut timers: Vec<PosixTi
         thp_disable: result(71) != 0,
         personality: result(72).cast_unsigned(),
         barriers: barriers(results.get(BARRIER..SETTINGS).unwrap_or_default()),
-        settings: settings(results.get(SETTINGS..FIXED).unwrap_or_default(), &words),
+        settings: Settings {
+            huge_when_advised: result(71) & PR_THP_DISABLE_EXCEPT_ADVISED != 0,
+            ..settings(results.get(SETTINGS..FIXED).unwrap_or_default(), &words)
+        },
         ..Answers::default()
     })
 }
@@ -191,7 +195,7 @@ fn settings(answers: &[i64], words: &[u64]) -> Settings {
         merges: answer(1) == Some(1),
         extended_state: answer(2).map_or(0, |_| word(STATE) & DYNAMIC_STATE),
         placement: (mode != 0).then_some(Placement { mode, nodes }),
-        core_filter: None,
+        ..Settings::default()
     }
 }
 
@@ -261,7 +265,7 @@ mod tests {
             merges: true,
             extended_state: DYNAMIC_STATE,
             placement: Some(Placement { mode: 2, nodes: vec![0, 5] }),
-            core_filter: None,
+            ..Settings::default()
         };
         assert_eq!(settings(&[1, 1, 0, 0], &words), told);
     }

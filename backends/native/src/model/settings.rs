@@ -14,6 +14,9 @@ pub(crate) struct Settings {
     /// PR_SET_MEMORY_MERGE: equal pages may become one.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) merges: bool,
+    /// Huge pages are disabled, but for memory that asks for them (PR_THP_DISABLE_EXCEPT_ADVISED).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) huge_when_advised: bool,
     /// Bits of the extended state that the process has asked for (ARCH_REQ_XCOMP_PERM).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) extended_state: u64,

@@ -37,6 +37,13 @@ pub(crate) fn prctl(option: i32, value: u64) -> Result<i32, Errno> {
     Errno::result(unsafe { libc::prctl(option, value, 0u64, 0u64, 0u64) })
 }
 
+/// PR_SET_THP_DISABLE, for all memory or for all that does not ask for them.
+pub(crate) fn disable_huge_pages(unless_advised: bool) -> Result<(), Errno> {
+    let flags = if unless_advised { 2u64 } else { 0 };
+    // SAFETY: plain numbers.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1u64, flags, 0u64, 0u64) }).map(drop)
+}
+
 /// Soft and hard limit of another process.
 pub(crate) fn set_limit(pid: i32, resource: u32, limit: [u64; 2]) -> Result<(), Errno> {
     let new = libc::rlimit { rlim_cur: limit[0], rlim_max: limit[1] };

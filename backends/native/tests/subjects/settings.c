@@ -50,6 +50,7 @@ static void look(void)
     is("core filter", in_file("/proc/self/coredump_filter", "", 16));
     is("no new code", prctl(GET_MDWE, 0, 0, 0, 0));
     is("equal pages", prctl(GET_MERGE, 0, 0, 0, 0));
+    is("huge pages", prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0));
     is("slack", prctl(PR_GET_TIMERSLACK));
     snprintf(path, sizeof path, "/proc/%ld/timerslack_ns", other);
     is("slack of a thread", in_file(path, "", 10));
@@ -94,6 +95,9 @@ int main(void)
     if (timerfd_settime(timer, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &late, 0) || syscall(SYS_ioprio_set, 1, 0, 2 << 13 | 6))
         return 4;
     syscall(SYS_set_mempolicy, 3, &node, 64L);
+    // But for memory that asks for them, since Linux 6.18.
+    if (prctl(PR_SET_THP_DISABLE, 1, 2, 0, 0))
+        prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
     prctl(MERGE, 1, 0, 0, 0);
     prctl(MDWE, 1, 0, 0, 0);
     if (pthread_create(&thread, 0, rest, 0) || sem_wait(&begun))
