@@ -36,6 +36,9 @@ pub(crate) struct Unix {
     /// Where a path that is relative begins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) directory: Option<String>,
+    /// The name of its file, where that has got another one since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) moved: Option<String>,
     /// Permission bits, uid and gid of its file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) file: Option<[u32; 3]>,

@@ -286,6 +286,7 @@ fn objects(image: &Image) -> Option<String> {
             Kind::Unix(unix) => {
                 unix.peer.is_none_or(|peer| peer < image.objects.len())
                     && unix.directory.as_deref().is_none_or(path)
+                    && unix.moved.as_deref().is_none_or(path)
             }
             Kind::Pty(pty) => pty.index < 1 << 20,
             _ => true,

@@ -12,8 +12,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-static int listener, client, server, near, near_client, near_server, bound, talker, orphan, half[2], hidden, tcp, tcp6, udp, udp_peer, fifo_read, fifo_write, path_fd;
-static char name[256], other[256];
+static int listener, client, server, near, near_client, near_server, first, second, third, bound, talker, orphan, half[2], hidden, tcp, tcp6, udp, udp_peer, fifo_read, fifo_write, path_fd;
+static char name[256], other[256], moved[256];
 
 #ifndef SO_BUF_LOCK
 #define SO_BUF_LOCK 72
@@ -66,6 +66,8 @@ static int look(void)
     CHECK("half", recv(half[0], text, 64, 0) == 0 && send(half[0], "x", 1, 0) == 1 && recv(half[1], text, 64, 0) == 1);
     CHECK("relative", !to(late = make(SOCK_STREAM, 0), "near") && (got = accept(near, 0, 0)) >= 0 && !close(got) && !close(late));
     CHECK("relative pair", recv(near_server, text, 64, 0) == 4 && send(near_client, "near", 4, 0) == 4);
+    CHECK("moved", !to(late = make(SOCK_STREAM, 0), moved) && (got = accept(first, 0, 0)) >= 0 && !close(got) && !close(late));
+    CHECK("moved pair", recv(third, text, 64, 0) == 5 && send(second, "moved", 5, 0) == 5);
     struct stat about;
     CHECK("who may connect", !stat(name, &about) && (about.st_mode & 07777) == 0746);
     size = sizeof address;
@@ -106,6 +108,13 @@ int main(int count, char **words)
     client = make(SOCK_STREAM, 0);
     if (to(client, name) || (server = accept(listener, 0, 0)) < 0 || send(client, "hello", 5, 0) != 5 || send(server, "yes", 3, 0) != 3)
         return 3;
+    // As those do who want to be found only once they listen.
+    snprintf(moved, sizeof moved, "%s/first", words[1]);
+    listen(first = make(SOCK_STREAM, moved), 5);
+    snprintf(other, sizeof other, "%s/moved", words[1]);
+    if (rename(moved, other) || to(second = make(SOCK_STREAM, 0), strcpy(moved, other)) || (third = accept(first, 0, 0)) < 0 || send(second, "moved", 5, 0) != 5)
+        return 3;
+    snprintf(other, sizeof other, "%s/datagrams", words[1]);
     // A name that begins where the program works.
     if (chdir(words[1]) || listen(near = make(SOCK_STREAM, "near"), 5) || to(near_client = make(SOCK_STREAM, "near-client"), "near"))
         return 3;

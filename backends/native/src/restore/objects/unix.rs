@@ -118,19 +118,37 @@ fn bind(socket: BorrowedFd<'_>, address: &[u8], unix: &Unix) -> Tried<()> {
     if path.as_os_str().is_empty() {
         return Ok(fd::bind(socket, address)?);
     }
-    let left = std::fs::symlink_metadata(path).ok().filter(|meta| meta.file_type().is_socket());
-    if left.is_some() {
+    let last = unix.moved.as_deref().map_or(path, Path::new);
+    let socket_at = |path: &Path| {
+        let meta = std::fs::symlink_metadata(path).ok().filter(|meta| meta.file_type().is_socket())?;
+        Some([meta.mode(), meta.uid(), meta.gid()])
+    };
+    let left = socket_at(last);
+    if socket_at(path).is_some() {
         std::fs::remove_file(path)?;
     }
     fd::bind(socket, address)?;
-    let left = left.map(|meta| [meta.mode(), meta.uid(), meta.gid()]);
     let made = std::fs::symlink_metadata(path)?;
     let [mode, uid, gid] = left.or(unix.file).unwrap_or([0o755, made.uid(), made.gid()]);
     if (uid, gid) != (made.uid(), made.gid()) {
         std::os::unix::fs::lchown(path, Some(uid), Some(gid))
             .map_err(|error| Trouble::new(format!("the owner {uid}:{gid} of its file: {error}")))?;
     }
-    Ok(std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777))?)
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777))?;
+    if last != path {
+        std::fs::rename(path, last)
+            .map_err(|error| Trouble::new(format!("its file cannot become {}: {error}", last.display())))?;
+    }
+    Ok(())
+}
+
+/// The address under which a socket is reached.
+fn reached(unix: &Unix, own: Vec<u8>) -> Vec<u8> {
+    let family = own.get(..2).unwrap_or_default();
+    match &unix.moved {
+        Some(moved) => [family, moved.as_bytes(), &[0]].concat(),
+        None => own,
+    }
 }
 
 /// A connection made through the listening socket: `[connecting, accepted]`.
@@ -151,13 +169,13 @@ fn accepted(
             within(client, || bind(connecting.as_fd(), &address, client))?;
         }
     }
-    within(described, || known_as(server.peer_ids, || connect(&connecting, listener)))?;
+    within(described, || known_as(server.peer_ids, || connect(&connecting, listener, described)))?;
     Ok([connecting, fd::accept(listener.as_fd())?])
 }
 
-/// Connects to a socket by its own name.
-fn connect(from: &OwnedFd, to: &OwnedFd) -> Tried<()> {
-    let address = crate::sys::socket::local(to)?;
+/// Connects to a socket by its name.
+fn connect(from: &OwnedFd, to: &OwnedFd, unix: &Unix) -> Tried<()> {
+    let address = reached(unix, crate::sys::socket::local(to)?);
     Ok(fd::connect(from.as_fd(), &address)?)
 }
 
@@ -186,6 +204,7 @@ fn finish(
         if !paired(all, *index, unix)
             && let Some((target, local)) = target.and_then(|(_, u)| Some((*u, unhex(u.local.as_deref()?)?)))
         {
+            let local = reached(target, local);
             within(target, || Ok(fd::connect(socket.as_fd(), &local)?)).map_err(|e| (*index, e))?;
         }
         let how = match unix.shutdown & 3 {
@@ -209,7 +228,7 @@ fn say(far: Option<&OwnedFd>, socket: &OwnedFd, unix: &Unix) -> Tried<()> {
     for message in &messages {
         let stranger = fd::socket(libc::AF_UNIX, unix.socket_type | libc::SOCK_CLOEXEC, 0)?;
         Room::make(&stranger)?;
-        within(unix, || connect(&stranger, socket))?;
+        within(unix, || connect(&stranger, socket, unix))?;
         send(&stranger, message)?;
     }
     Ok(())
