@@ -4,7 +4,6 @@
 use crate::capture::inotify::Places;
 use crate::capture::{self, Request, detach};
 use crate::refuse;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use stasis_plugin_api::prelude::*;
 use std::io::Write as _;
@@ -84,10 +83,8 @@ fn handled(error: nix::errno::Errno) -> BackendError {
 fn dump(arguments: &[String]) -> Result<Value> {
     let request = request(arguments)?;
     crate::sys::process::interruptible().map_err(handled)?;
-    // A descriptor for each process of the tree; as many as are allowed.
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
-    }
+    // A descriptor for each process of the tree, for example.
+    crate::sys::process::take_what_is_allowed();
     let report = capture::dump(&request)?;
     let line = json!({
         "pause_us": report.pause.as_micros(),

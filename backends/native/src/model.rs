@@ -3,11 +3,13 @@
 //! image has to treat every value as hostile.
 
 mod registers;
+mod settings;
 mod sockets;
 mod thread;
 
 pub(crate) use registers::Registers;
 use serde::{Deserialize, Serialize};
+pub(crate) use settings::{Placement, Settings};
 pub(crate) use sockets::{Socket, SocketOption, Unix};
 
 pub(crate) use thread::{AltStack, PosixTimer, Rseq, SignalAction, Thread};
@@ -81,6 +83,8 @@ pub(crate) struct Process {
     /// What the process registered for with `membarrier`: bits 2, 4, 6 and 8, which are the registering commands.
     #[serde(default)]
     pub(crate) barriers: u32,
+    #[serde(default)]
+    pub(crate) settings: Settings,
     /// Index of the pty (see [`Kind::Pty`]) that is its controlling terminal.
     pub(crate) terminal: Option<u32>,
     pub(crate) mm: Layout,
@@ -262,6 +266,9 @@ pub(crate) enum Kind {
         mode: u32,
         /// `files/<n>` with its content, where the file has no name any more.
         deleted: Option<u32>,
+        /// Its uid and gid then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        whose: Option<[u32; 2]>,
     },
     Directory {
         path: String,
@@ -296,6 +303,9 @@ pub(crate) enum Kind {
         /// Nanoseconds until it fires; 0 with an interval means that it fires at once.
         value: u64,
         interval: u64,
+        /// Nanoseconds since the epoch, where it waits for a moment of the wall clock: that goes on while nobody runs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<u64>,
     },
     Signal {
         mask: u64,
@@ -393,6 +403,9 @@ pub(crate) enum MemorySource {
         /// Permission bits; 0 where no descriptor told them.
         #[serde(default)]
         mode: u32,
+        /// Uid and gid, where a descriptor told them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        whose: Option<[u32; 2]>,
     },
     /// A file of a tmpfs that still has its name.
     Path { path: String, mode: u32 },

@@ -4,7 +4,7 @@
 use crate::capture::areas::{Class, Part, understand};
 use crate::capture::descriptors::Objects;
 use crate::capture::inotify::Places;
-use crate::model::Kind;
+use crate::model::{Kind, Registers};
 use crate::proc::status::Status;
 use crate::proc::{link, maps, numbers, read, stat, status};
 use stasis_plugin_api::error::{BackendError, Result, kind};
@@ -17,15 +17,19 @@ use std::os::unix::fs::MetadataExt as _;
 const NAMESPACES: [&str; 10] =
     ["user", "pid", "pid_for_children", "mnt", "ipc", "uts", "net", "cgroup", "time", "time_for_children"];
 
+/// Those that a thread can have of its own. Without another working directory it has no other mounts.
+const OF_THREADS: [&str; 4] = ["ipc", "uts", "net", "cgroup"];
+
 /// Flags of mappings (`VmFlags`) that cannot be saved.
 /// Not `uw`: the engine's own watching of writes shows so, and an application that does the like holds a userfaultfd.
-const FLAGS: [(&str, &str); 8] = [
+const FLAGS: [(&str, &str); 9] = [
     ("ht", "it consists of huge pages of hugetlbfs"),
     ("io", "it shows the memory of a device"),
     ("pf", "it shows the memory of a device"),
     ("mm", "it shows the memory of a device"),
     ("ss", "it is a shadow stack"),
     ("sl", "it is sealed (mseal)"),
+    ("sf", "it shows persistent memory without a cache between"),
     ("um", "a userfaultfd watches it"),
     (maps::KEYED, "it has a memory protection key"),
 ];
@@ -175,6 +179,9 @@ pub(crate) fn process(pid: i32) -> Result<Vec<Finding>> {
     if status.shadow_stack {
         fatal("shadow-stack", "it runs with a shadow stack", "switch it off by GLIBC_TUNABLES");
     }
+    if status.tagged {
+        fatal("tagged", "it keeps words of its own in addresses (linear address masking)", "switch that off");
+    }
     if link(pid, "root")? != "/" {
         fatal("chroot", "its root directory is another one", "start it without chroot");
     }
@@ -267,8 +274,9 @@ fn narrow(pid: i32) -> bool {
     read.is_ok() && head.get(4) == Some(&1)
 }
 
-/// Threads have the same rights as their process.
+/// Threads have the same rights as their process, and nothing else of their own.
 fn threads(pid: i32, who: &str, of_process: &Status) -> Result<Option<Finding>> {
+    let namespaces = OF_THREADS.map(|name| (name, link(pid, &format!("ns/{name}")).ok()));
     for tid in numbers(&format!("/proc/{pid}/task"))?.into_iter().filter(|tid| *tid != pid) {
         let Ok(text) = read(pid, &format!("task/{tid}/status")) else { continue };
         let status = status::parse(&text)?;
@@ -282,8 +290,47 @@ fn threads(pid: i32, who: &str, of_process: &Status) -> Result<Option<Finding>> 
                 "change them for the whole process",
             )));
         }
+        let other = namespaces.iter().find(|(name, of_process)| {
+            // A thread that ends has none.
+            let own = link(pid, &format!("task/{tid}/ns/{name}"));
+            own.is_ok_and(|own| of_process.as_ref().is_some_and(|of_process| *of_process != own))
+        });
+        let what = match other {
+            Some((name, _)) => Some(format!("a {name} namespace")),
+            None => crate::sys::kcmp::apart(pid, tid).map(str::to_owned),
+        };
+        if let Some(what) = what {
+            let object = format!("thread {tid} of {who}");
+            let why = format!("it has {what} of its own");
+            let help = "let it share what the other threads have";
+            return Ok(Some(Finding::fatal("thread-apart", object, &why, help)));
+        }
     }
     Ok(None)
+}
+
+/// A thread whose system calls are turned into signals: nothing could be asked of it, and another one would not do so.
+pub(crate) fn redirected(pid: i32, mut tids: impl Iterator<Item = i32>) -> Option<Finding> {
+    let tid = tids.find(|tid| crate::sys::ptrace::redirects(*tid))?;
+    let why = "its system calls are turned into signals (PR_SET_SYSCALL_USER_DISPATCH)";
+    let help = "run the program without what emulates another system for it";
+    Some(Finding::fatal("dispatch", format!("thread {tid} of process {pid}"), why, help))
+}
+
+/// A thread in code of 32 bits, or with segments that its process has made itself (modify_ldt, set_thread_area).
+pub(crate) fn segments(pid: i32, tid: i32, registers: &Registers) -> Option<Finding> {
+    const CODE: u64 = 0x33;
+    let r = registers;
+    let own = |selector: u64| selector & 4 != 0 || (12..=14).contains(&(selector >> 3));
+    let why = if r.cs != CODE {
+        "it is in code of 32 bits"
+    } else if [r.ss, r.ds, r.es, r.fs, r.gs].into_iter().any(own) {
+        "it uses a segment that its process has made"
+    } else {
+        return None;
+    };
+    let help = "run the program without what emulates another system for it";
+    Some(Finding::fatal("segments", format!("thread {tid} of process {pid}"), why, help))
 }
 
 /// Mappings whose flags say that they cannot be saved.
@@ -372,6 +419,17 @@ mod tests {
         for refused in ["io", maps::KEYED] {
             let device = HashMap::from([(1, vec!["rd".to_owned(), refused.to_owned()])]);
             assert_eq!(flags(1, &device).len(), 1);
+        }
+    }
+
+    #[test]
+    fn threads_of_other_segments_are_told() {
+        let usual = Registers { cs: 0x33, ss: 0x2b, ..Registers::default() };
+        assert_eq!(segments(1, 1, &usual), None);
+        for odd in
+            [Registers { cs: 0x23, ..usual }, Registers { fs: 0x63, ..usual }, Registers { ds: 7, ..usual }]
+        {
+            assert_eq!(segments(1, 1, &odd).map(|finding| finding.kind), Some("segments".to_owned()));
         }
     }
 

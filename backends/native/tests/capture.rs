@@ -131,7 +131,7 @@ fn check_objects(core: &Value, image: &Path) {
     assert_eq!(object(core, 22)["offset"], 3);
     let file = &object(core, 23);
     assert_eq!((&file["kind"], &file["file"]["size"]), (&json!("file"), &json!(100_000)));
-    assert_eq!(&content(image, &file["deleted"])[..7], b"deleted");
+    assert_eq!((&content(image, &file["deleted"])[..7], &file["whose"]), (&b"deleted"[..], &json!([0, 0])));
     assert_eq!((&object(core, 24)["kind"], &object(core, 24)["path"]), (&json!("directory"), &json!("/")));
     assert_eq!((&object(core, 25)["kind"], &object(core, 25)["minor"]), (&json!("device"), &json!(5)));
     assert_eq!((&object(core, 27)["master"], &object(core, 28)["master"]), (&json!(true), &json!(false)));
@@ -139,7 +139,10 @@ fn check_objects(core: &Value, image: &Path) {
 
     let memories = core["memories"].as_array().unwrap();
     assert_eq!(memories.len(), 2);
-    assert_eq!(memories[0]["source"], json!({"kind": "memfd", "name": "mine", "seals": 2, "mode": 0o777}));
+    assert_eq!(
+        memories[0]["source"],
+        json!({"kind": "memfd", "name": "mine", "seals": 2, "mode": 0o777, "whose": [0, 0]})
+    );
     assert_eq!(&content(image, &memories[0]["content"])[4096..4101], b"memfd");
     assert_eq!(memories[1]["source"], json!({"kind": "anonymous"}));
     assert_eq!(&content(image, &memories[1]["content"])[12345..12351], b"shared");

@@ -109,8 +109,25 @@ fn sockets_keep_what_is_under_way() {
     inside("sockets_keep_what_is_under_way", sockets_inside);
 }
 
+/// The files of sockets in a memory file system are not there any more at a restart.
 fn sockets_inside() {
-    generations(&compile("sockets", &[]), "", &ALL[..2]);
+    let program = compile("sockets", &[]);
+    let _ = fs::remove_file(here("output"));
+    round(None, &program, "", ["--copy", "--fork"], "image-0");
+    round(Some("image-0"), &program, "", ["--map", "--fork"], "image-1");
+    for name in ["files/listener", "files/near"] {
+        fs::remove_file(here(name)).unwrap();
+    }
+    round(Some("image-1"), &program, "", ["--copy", "--plain"], "image-2");
+}
+
+#[test]
+fn sockets_keep_their_options() {
+    inside("sockets_keep_their_options", options_inside);
+}
+
+fn options_inside() {
+    generations(&compile("options", &[]), "-USR1", &ALL[..2]);
 }
 
 #[test]
@@ -286,6 +303,24 @@ fn sleeper_inside() {
 }
 
 #[test]
+fn a_timer_that_fires_while_the_rest_is_saved_has_fired() {
+    inside("a_timer_that_fires_while_the_rest_is_saved_has_fired", timers_inside);
+}
+
+fn timers_inside() {
+    generations(&compile("timers", &["-lrt", "-pthread"]), "", &ALL[..2]);
+}
+
+#[test]
+fn what_a_process_has_set_stays_set() {
+    inside("what_a_process_has_set_stays_set", settings_inside);
+}
+
+fn settings_inside() {
+    generations(&compile("settings", &["-pthread"]), "-USR1", &ALL[..2]);
+}
+
+#[test]
 fn memory_grows_and_is_given_back_as_before() {
     inside("memory_grows_and_is_given_back_as_before", memory_inside);
 }
@@ -295,6 +330,23 @@ fn memory_inside() {
     generations(&program, "-USR1 -USR2", &[["--copy", "--fork"], ["--copy", "--plain"]]);
     // A mapped image does not stand for what is given back; for what grows it does.
     generations(&program, "-USR1", &[["--map", "--fork"], ["--map", "--plain"]]);
+}
+
+#[test]
+fn memory_is_locked_dropped_and_guarded_as_before() {
+    inside("memory_is_locked_dropped_and_guarded_as_before", advice_inside);
+}
+
+/// Locked memory is never saved from a copy. The limit is one that the program raises itself.
+fn advice_inside() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap();
+    setrlimit(Resource::RLIMIT_MEMLOCK, 64 << 10, most).unwrap();
+    let program = compile("advice", &["-pthread"]);
+    let _ = fs::remove_file(here("output"));
+    round(None, &program, "-USR1", ["--copy", "--plain"], "image-0");
+    round(Some("image-0"), &program, "-USR1", ["--map", "--plain"], "image-1");
+    round(Some("image-1"), &program, "-USR1", ["--copy", "--plain"], "");
 }
 
 #[test]

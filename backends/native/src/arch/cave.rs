@@ -87,7 +87,7 @@ unsafe extern "C" {
 /// Bytes of the region.
 pub(crate) const REGION: usize = 16384;
 /// The number of calls that a table of the helper has room for.
-pub(crate) const CALLS: usize = 112;
+pub(crate) const CALLS: usize = 128;
 /// One call in a table: number, six arguments, result.
 pub(crate) const CALL: u64 = 64;
 /// What a result is before its call was made.

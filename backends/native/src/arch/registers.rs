@@ -63,12 +63,14 @@ fn endless(registers: &Registers) -> bool {
 /// thread will go on).
 pub(crate) fn call_before(code: &[u8]) -> Option<u64> {
     let code = code.strip_suffix(&SYSCALL)?;
-    // mov eax, imm32, somewhere in the last instructions before.
+    // mov eax, imm32, somewhere in the last instructions before. Behind a prefix (0x40 to 0x4f) it is another register.
     let mut ends = (5..=code.len()).rev();
-    let found = ends.find_map(|end| match code.get(end - 5..end) {
-        Some([0xb8, a, b, c, d]) => Some(u64::from(u32::from_le_bytes([*a, *b, *c, *d]))),
-        _ => None,
-    });
+    let found =
+        ends.find_map(|end| match (end.checked_sub(6).and_then(|at| code.get(at)), code.get(end - 5..end)) {
+            (Some(0x40..0x50), Some([0xb8, ..])) => Some(u64::MAX),
+            (_, Some([0xb8, a, b, c, d])) => Some(u64::from(u32::from_le_bytes([*a, *b, *c, *d]))),
+            _ => None,
+        });
     found.filter(|number| *number < 512)
 }
 
@@ -141,6 +143,9 @@ mod tests {
         let sleep = [0x90, 0xb8, 0xe6, 0, 0, 0, 0x0f, 0x05];
         assert_eq!(call_before(&sleep), Some(230));
         assert_eq!(call_before(&[0xb8, 0xff, 0xff, 0xff, 0xff, 0x0f, 0x05]), None);
+        // mov eax, 202; mov r8d, 1: not a write.
+        let other = [0xb8, 0xca, 0, 0, 0, 0x41, 0xb8, 1, 0, 0, 0, 0x0f, 0x05];
+        assert_eq!(call_before(&other), None);
         assert_eq!(call_before(&[0x90; 8]), None);
     }
 }

@@ -59,12 +59,19 @@ pub(crate) fn classify(map: &Mapping) -> Class {
         name if name.starts_with("/anon_hugepage") || name.starts_with("/hugepages") => {
             return Class::Refused("huge pages of hugetlbfs");
         }
+        name if name.starts_with("/secretmem") => {
+            return Class::Refused("secret memory, which only the process itself can read");
+        }
         name if name.starts_with("/dev/zero") && map.shared => return Class::Memory,
         name if name.starts_with('/') => {}
         _ => return Class::Refused("a mapping of an unknown kind"),
     }
     match (map.shared, map.deleted()) {
+        (true, false) if removed_on_nfs(&map.name) => {
+            Class::Refused("NFS keeps this file only until it is closed, and it is shared")
+        }
         (false, true) => Class::Whole,
+        (false, false) if removed_on_nfs(&map.name) => Class::Whole,
         (false, false) if is_image(&map.name) => Class::Whole,
         (true, true) => Class::Memory,
         (shared, false) => of_file(&map.name, shared),
@@ -76,6 +83,20 @@ pub(crate) fn is_image(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     let numbers = name.strip_prefix("pages-").and_then(|rest| rest.strip_suffix(".img"));
     numbers.is_some_and(|numbers| numbers.splitn(2, '-').all(|number| number.parse::<u64>().is_ok()))
+}
+
+/// A file that was removed while it was open on NFS: it has another name until the last of this machine closes it.
+pub(crate) fn removed_on_nfs(path: &str) -> bool {
+    is_removed(path) && nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type().0 == NFS)
+}
+
+const NFS: i64 = 0x6969;
+
+/// `.nfs` and digits.
+fn is_removed(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let number = name.strip_prefix(".nfs").unwrap_or_default();
+    number.len() >= 16 && number.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
 fn of_file(path: &str, shared: bool) -> Class {
@@ -166,7 +187,11 @@ mod tests {
         );
         assert_eq!(class("anon_inode:[io_uring]", true), Class::Refused("a mapping of an unknown kind"));
         assert_eq!(class("/SYSV00000000 (deleted)", true), Class::Refused("shared memory of System V"));
+        let secret = Class::Refused("secret memory, which only the process itself can read");
+        assert_eq!(class("/secretmem (deleted)", true), secret);
         assert_eq!(class("/dev/null", true), Class::Refused("a device"));
         assert_eq!(class("/proc/self/exe", false), Class::File);
+        assert!(is_removed("/home/u/.nfs00000000034a1b2c00000007") && !removed_on_nfs("/proc/self/exe"));
+        assert!(!is_removed("/home/.nfs00000000034a1b2c00000007/x") && !is_removed("/home/u/.nfsmount.conf"));
     }
 }

@@ -1,5 +1,6 @@
 //! Descriptors, and the open file descriptions behind them: each description is described once, whoever holds it.
 
+use super::areas::removed_on_nfs;
 use super::contents::Contents;
 use super::inotify::{self, Places};
 use super::memories::{Memories, device, is_memory, read_file};
@@ -182,7 +183,13 @@ impl Objects {
                 other => return Err(seen.refuse(format!("it has a lock of the kind {other}"))),
             }
         }
-        let over = if seen.metadata.is_file() { NOT_STATUS | NOT_OF_A_FILE } else { NOT_STATUS };
+        // PIDFD_THREAD, which a pidfd keeps, is O_EXCL.
+        let of_pidfd = seen.target.starts_with("pidfd:") || seen.target == "anon_inode:[pidfd]";
+        let over = match seen.metadata.is_file() {
+            _ if of_pidfd => NOT_STATUS & !libc::O_EXCL.cast_unsigned(),
+            true => NOT_STATUS | NOT_OF_A_FILE,
+            false => NOT_STATUS,
+        };
         self.all.push(Object {
             flags: seen.info.flags & !over,
             offset: seen.info.position,
@@ -246,12 +253,15 @@ impl Objects {
         if (named.dev(), named.ino()) != (seen.metadata.dev(), seen.metadata.ino()) {
             return Err(seen.refuse("another file lies under that name now"));
         }
+        if file_type.is_file() && removed_on_nfs(&path) {
+            return self.content_of(contents, seen, &path);
+        }
         if path.starts_with("/proc/") {
             return Err(seen.refuse("files of /proc describe what runs now"));
         }
         if file_type.is_file() {
             let mode = seen.metadata.mode() & 0o7777;
-            Ok(Kind::File { file: identity_of(&path, &seen.metadata), mode, deleted: None })
+            Ok(Kind::File { file: identity_of(&path, &seen.metadata), mode, deleted: None, whose: None })
         } else if file_type.is_dir() {
             Ok(Kind::Directory { path })
         } else if file_type.is_fifo() {
@@ -265,6 +275,10 @@ impl Objects {
         if seen.metadata.nlink() > 0 {
             return Err(seen.refuse("the name under which it was opened is gone, and it has another one"));
         }
+        self.content_of(contents, seen, name)
+    }
+
+    fn content_of(&mut self, contents: &mut Contents, seen: &Seen<'_>, name: &str) -> Result<Kind> {
         let key = (seen.metadata.dev(), seen.metadata.ino());
         let number = match self.deleted.get(&key) {
             Some(number) => *number,
@@ -278,7 +292,8 @@ impl Objects {
             }
         };
         let mode = seen.metadata.mode() & 0o7777;
-        Ok(Kind::File { file: identity_of(name, &seen.metadata), mode, deleted: Some(number) })
+        let whose = Some([seen.metadata.uid(), seen.metadata.gid()]);
+        Ok(Kind::File { file: identity_of(name, &seen.metadata), mode, deleted: Some(number), whose })
     }
 }
 
@@ -330,17 +345,30 @@ fn anonymous(seen: &Seen<'_>, name: &str) -> Result<Kind> {
             semaphore: seen.info.get("eventfd-semaphore") == Some("1"),
         }),
         "eventpoll" => epoll(seen),
-        "timerfd" => Ok(Kind::Timer {
-            clock: seen.info.decimal("clockid")?,
-            settime: seen.info.get("settime flags").and_then(|f| u32::from_str_radix(f, 8).ok()).unwrap_or(0),
-            ticks: seen.info.decimal("ticks")?,
-            value: seen.info.time("it_value")?,
-            interval: seen.info.time("it_interval")?,
-        }),
+        "timerfd" => timer(seen),
         "signalfd" => Ok(Kind::Signal { mask: seen.info.hex("sigmask")? }),
         "pidfd" => pid(seen),
         other => Err(seen.refuse(format!("the engine does not know descriptors of the kind {other}"))),
     }
+}
+
+fn timer(seen: &Seen<'_>) -> Result<Kind> {
+    const ABSOLUTE: u32 = 1;
+    const WALL_CLOCKS: [i32; 2] = [libc::CLOCK_REALTIME, libc::CLOCK_REALTIME_ALARM];
+    let settime = seen.info.get("settime flags").and_then(|f| u32::from_str_radix(f, 8).ok()).unwrap_or(0);
+    let clock = seen.info.decimal("clockid")?;
+    let value = seen.info.time("it_value")?;
+    let waits = value > 0 && settime & ABSOLUTE != 0 && WALL_CLOCKS.contains(&clock);
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_err(|error| seen.failed(error))?;
+    let now = u64::try_from(now.as_nanos()).map_err(|error| seen.failed(error))?;
+    Ok(Kind::Timer {
+        clock,
+        settime,
+        ticks: seen.info.decimal("ticks")?,
+        value,
+        interval: seen.info.time("it_interval")?,
+        until: waits.then(|| now.saturating_add(value)),
+    })
 }
 
 fn pid(seen: &Seen<'_>) -> Result<Kind> {
@@ -354,9 +382,12 @@ fn pid(seen: &Seen<'_>) -> Result<Kind> {
 /// A watch names a descriptor as it was when it was added; it has to be there still, as the same description.
 fn epoll(seen: &Seen<'_>) -> Result<Kind> {
     let mut targets = Vec::new();
-    for watch in seen.info.watches()? {
+    let watches = seen.info.watches()?;
+    for (index, watch) in watches.iter().enumerate() {
+        // Of several by one number the kernel tells only the first.
+        let alone = watches.iter().take(index).all(|other| other.fd != watch.fd);
         let same = kcmp::watches((seen.pid, seen.fd), watch.fd, (seen.pid, watch.fd));
-        if !matches!(same, Ok(true)) {
+        if !alone || !matches!(same, Ok(true)) {
             let why = format!(
                 "it watches a descriptor {} that was closed or replaced while a copy lives",
                 watch.fd

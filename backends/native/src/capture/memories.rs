@@ -4,9 +4,10 @@
 use super::areas::{Class, Part, in_memory};
 use super::contents::Contents;
 use super::seize::Held;
+use super::tracking::pagemap_of;
 use crate::model::{MemorySource, SharedMemory};
 use crate::proc::maps::Mapping;
-use crate::sys::process;
+use crate::sys::{pagemap, process};
 use stasis_plugin_api::error::{BackendError, Result};
 use std::collections::HashMap;
 use std::fs::File;
@@ -73,10 +74,7 @@ impl Memories {
             return self.save_file(contents, key, &file, &name).map(drop);
         }
         let size = parts.iter().map(|(_, map)| map.offset + map.length()).max().unwrap_or(0);
-        let content = contents.stream(size, &|offset, bytes| {
-            read_mapped(&parts, offset, bytes);
-            Ok(())
-        })?;
+        let content = contents.stream(size, &|offset, bytes| read_mapped(&parts, offset, bytes))?;
         let source = memfd(&first.name);
         self.add(key, SharedMemory { size, content: Some(content), source });
         Ok(())
@@ -100,7 +98,7 @@ impl Memories {
             return Ok(*index);
         }
         let index = self.save_file(contents, key, &file, name)?;
-        if let Some(SharedMemory { source: MemorySource::Memfd { seals, mode, .. }, .. }) =
+        if let Some(SharedMemory { source: MemorySource::Memfd { seals, mode, whose, .. }, .. }) =
             self.saved.get_mut(index)
         {
             // Through an O_PATH descriptor nothing is told.
@@ -109,6 +107,7 @@ impl Memories {
                 .map_err(|error| unreadable(name, &error.into()))?
                 .cast_unsigned();
             *mode = metadata.mode() & 0o7777;
+            *whose = Some([metadata.uid(), metadata.gid()]);
         }
         Ok(index)
     }
@@ -146,7 +145,7 @@ pub(crate) fn is_memory(path: &str, mapped: bool) -> bool {
 
 fn memfd(name: &str) -> MemorySource {
     let name = name.strip_prefix("/memfd:").and_then(|name| name.strip_suffix(" (deleted)"));
-    let memfd = |name: &str| MemorySource::Memfd { name: name.to_owned(), seals: 0, mode: 0 };
+    let memfd = |name: &str| MemorySource::Memfd { name: name.to_owned(), seals: 0, mode: 0, whose: None };
     name.map_or(MemorySource::Anonymous, memfd)
 }
 
@@ -170,15 +169,27 @@ pub(crate) fn read_file(file: &File, offset: u64, bytes: &mut [u8]) -> std::io::
 }
 
 /// Page by page through whichever mapping shows it; what none shows, or lies behind the end, nobody can see.
-fn read_mapped(parts: &[(&Held, &Mapping)], offset: u64, bytes: &mut [u8]) {
+fn read_mapped(parts: &[(&Held, &Mapping)], offset: u64, bytes: &mut [u8]) -> std::io::Result<()> {
     for (index, page) in bytes.chunks_mut(4096).enumerate() {
         let at = offset + index as u64 * 4096;
-        let shown = parts.iter().find(|(_, map)| map.offset <= at && at < map.offset + map.length());
-        let read = shown.is_some_and(|(held, map)| {
-            held.memory.read_exact_at(page, map.start + (at - map.offset)).is_ok()
-        });
-        if !read {
-            page.fill(0);
+        let shows = |(_, map): &&(&Held, &Mapping)| map.offset <= at && at < map.offset + map.length();
+        let address = |map: &Mapping| map.start + (at - map.offset);
+        let mut shown = parts.iter().filter(shows);
+        if shown.any(|(held, map)| held.memory.read_exact_at(page, address(map)).is_ok()) {
+            continue;
         }
+        // Under a guard page the content is there, and comes back when the guard goes.
+        if let Some((held, map)) = parts.iter().filter(shows).find(|(held, map)| guarded(held, address(map)))
+        {
+            let place = format!("{:x} of process {}", address(map), held.pid);
+            return Err(std::io::Error::other(format!("shared memory lies under a guard page at {place}")));
+        }
+        page.fill(0);
     }
+    Ok(())
+}
+
+fn guarded(held: &Held, address: u64) -> bool {
+    let guards = pagemap_of(held.pid).map(|map| pagemap::guards(&map, address, address + 4096));
+    guards.is_ok_and(|guards| guards.is_ok_and(|guards| !guards.is_empty()))
 }

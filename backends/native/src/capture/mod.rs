@@ -29,7 +29,7 @@ pub(crate) mod unix;
 use crate::model::{Area, FORMAT, Image, Kind, Machine, OLDEST, Process};
 use crate::proc::{self, maps};
 use crate::refuse;
-use crate::restore::skeleton;
+use crate::restore::{check, skeleton};
 use areas::{Class, Part};
 use building::{Building, Flags};
 use contents::Contents;
@@ -37,7 +37,7 @@ use descriptors::Objects;
 use increments::Known;
 use inject::Site;
 use inotify::Places;
-use seize::Tree;
+use seize::{HeldThread, Tree};
 use snapshot::Snapshot;
 use stasis_plugin_api::error::{BackendError, Result};
 use stasis_plugin_api::report::Finding;
@@ -226,6 +226,7 @@ fn describe(contents: &Contents, image: &mut Image) -> Result<()> {
     if image.processes.iter().all(|process| process.layers.is_empty()) {
         image.format = OLDEST;
     }
+    check::sound(image)?;
     contents.describe(image)
 }
 
@@ -331,6 +332,9 @@ fn refused(request: &Request, frozen: &Frozen) -> Result<Vec<Finding>> {
     for (held, parts) in tree.processes.iter().zip(&frozen.parts) {
         findings.extend(refuse::process(held.pid)?);
         findings.extend(refuse::mappings(held.pid, parts));
+        let segments = |thread: &HeldThread| refuse::segments(held.pid, thread.tid, &thread.registers);
+        findings.extend(held.threads.iter().find_map(segments));
+        findings.extend(refuse::redirected(held.pid, held.threads.iter().map(|thread| thread.tid)));
     }
     for (pid, _) in &tree.zombies {
         findings.extend(refuse::process(*pid)?);
@@ -383,8 +387,7 @@ fn terminal(pid: i32, objects: &Objects) -> Result<Option<u32>> {
 /// What only the processes themselves can tell.
 fn ask(frozen: &Frozen, processes: &mut [Process]) -> Result<()> {
     for ((held, site), process) in frozen.tree.processes.iter().zip(&frozen.sites).zip(processes) {
-        let timers = proc::timers::parse(&proc::read(held.pid, "timers")?)?;
-        process::complete(process, queries::ask(site, held, timers)?);
+        process::ask(site, held, process)?;
     }
     Ok(())
 }
@@ -396,6 +399,9 @@ fn copies(frozen: &Frozen, processes: &[Process]) -> std::result::Result<Vec<Sna
         stasis_plugin_api::error::kind::FAILED => Failure::NoCopy(error.to_string()),
         _ => Failure::Error(error),
     };
+    if let Some(why) = frozen.tree.processes.iter().find_map(|held| mode::locked(held.pid)) {
+        return Err(Failure::NoCopy(why));
+    }
     let mut helpers = HashMap::new();
     let copies = copies_by(frozen, processes, &mut helpers);
     if copies.is_err() {

@@ -39,8 +39,18 @@ pub(crate) fn not_copied(pid: i32, smaps: &str) -> Option<String> {
 
 /// Bytes of its own that a process has in memory.
 pub(crate) fn memory(pid: i32) -> u64 {
+    status(pid, "RssAnon:")
+}
+
+/// Why a process that stands still should not be copied after all: it has locked memory since it was looked at, and the
+/// copy would not tell.
+pub(crate) fn locked(pid: i32) -> Option<String> {
+    (status(pid, "VmLck:") > 0).then(|| format!("process {pid} has memory that is locked"))
+}
+
+fn status(pid: i32, name: &str) -> u64 {
     let status = proc::read(pid, "status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kib = line.and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or(0) << 10
 }

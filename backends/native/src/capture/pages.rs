@@ -57,14 +57,21 @@ pub(crate) fn save(
     let areas = &mut process.areas;
     let mut end = 0_u64;
     for mut area in std::mem::take(areas) {
-        if !saved(&area) {
-            areas.push(area);
-            continue;
-        }
         let unreadable = |error: nix::errno::Errno| {
             let what = format!("the page map of process {} cannot be read at {:x}", source.pid, area.start);
             BackendError::failed(what).because(error.desc())
         };
+        if matches!(area.backing, Backing::Vdso | Backing::Vvar { .. } | Backing::Vsyscall) {
+            areas.push(area);
+            continue;
+        }
+        if !saved(&area) {
+            if may_be_guarded(&area) {
+                area.guards = pagemap::guards(&map, area.start, area.end).map_err(unreadable)?;
+            }
+            areas.push(area);
+            continue;
+        }
         let guards = pagemap::guards(&map, area.start, area.end).map_err(unreadable)?;
         if let Some(mapping) = known.and_then(|known| known.mappings.get(&[area.start, area.end])) {
             area.guards = guards;
@@ -197,6 +204,13 @@ fn parts(area: Area, runs: &[[u64; 2]]) -> Vec<(Area, Vec<[u64; 2]>)> {
         Some((Area { start, end, guards, ..area.clone() }, within(runs, start, end)))
     };
     cuts.windows(2).filter_map(part).collect()
+}
+
+/// Looking at all page tables of what is not saved takes long where there is much of it. Newer kernels tell (`gu`) where
+/// there may be guard pages.
+fn may_be_guarded(area: &Area) -> bool {
+    const LITTLE: u64 = 256 << 20;
+    area.end - area.start <= LITTLE || area.vm_flags.iter().any(|flag| flag == "gu")
 }
 
 /// What the kernel or a file gives back needs no saving; what it may drop at any time (the state of random numbers, for

@@ -1,16 +1,17 @@
 //! What one process is, gathered while it stands still: from `/proc`, ptrace and its own answers.
 
-use super::queries::Answers;
+use super::inject::Site;
+use super::queries::{self, Answers};
 use super::seize::{Held, HeldThread, failed};
 use crate::arch::registers::{RESTART_SYSCALL, call_before, call_to_continue, continues_another};
-use crate::model::{FileIdentity, Layout, Process, State, Thread};
+use crate::model::{FileIdentity, Layout, PosixTimer, Process, Settings, State, Thread};
 use crate::proc::stat::Stat;
 use crate::proc::status::Status;
 use crate::proc::{self, stat, status};
 use crate::sys::process as system;
-use crate::sys::ptrace;
+use crate::sys::{ptrace, task};
 use nix::errno::Errno;
-use stasis_plugin_api::error::{BackendError, Result};
+use stasis_plugin_api::error::{BackendError, Result, kind};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 /// Bytes as hex.
@@ -62,14 +63,77 @@ pub(crate) fn gather(held: &Held) -> Result<Process> {
         },
         oom_score_adj: score.trim().parse().unwrap_or(0),
         mm: layout(pid, &stat)?,
+        settings: Settings { core_filter: core_filter(pid), ..Settings::default() },
         threads,
-        pending: pending(pid, true)?,
         ..Process::default()
     })
 }
 
+/// How often a process is asked before what it says is taken although signals came meanwhile.
+const QUESTIONS: usize = 8;
+
+/// What only the process itself can tell, and the signals that wait. Its timers run on while it stands still: one that
+/// fires between the two questions is seen by neither, or by both. Where no signal has come they are of one moment.
+pub(crate) fn ask(site: &Site, held: &Held, process: &mut Process) -> Result<()> {
+    let mut waits = Waiting::of(held)?;
+    for question in 1.. {
+        let answers = queries::ask(site, held, timers(held)?)?;
+        let before = std::mem::replace(&mut waits, Waiting::of(held)?);
+        if before == waits || question >= QUESTIONS {
+            complete(process, answers);
+            break;
+        }
+    }
+    process.pending = waits.process;
+    for (thread, pending) in process.threads.iter_mut().zip(waits.threads) {
+        thread.pending = pending;
+    }
+    Ok(())
+}
+
+/// The timers of a process, each with a clock that is the same whoever makes it.
+fn timers(held: &Held) -> Result<Vec<PosixTimer>> {
+    const THREAD: i32 = libc::CLOCK_THREAD_CPUTIME_ID;
+    // As the kernel keeps it, without a number: the processor time of whoever made the timer.
+    const OF_MAKER: i32 = of_thread(0);
+    let mut all = proc::timers::parse(&proc::read(held.pid, "timers")?)?;
+    for timer in all.iter_mut().filter(|timer| [THREAD, OF_MAKER].contains(&timer.clock)) {
+        timer.clock = match held.threads.as_slice() {
+            [only] => of_thread(only.tid),
+            // Who is told of its own time has asked for it.
+            _ if timer.notify & 4 != 0 => of_thread(timer.tid),
+            _ => {
+                let what = format!("timer {} of process {} cannot be saved", timer.id, held.pid);
+                return Err(BackendError::new(kind::UNSUPPORTED, what)
+                    .because("it measures the time of one thread, and the kernel does not tell of which")
+                    .help("let it tell that thread (SIGEV_THREAD_ID)"));
+            }
+        };
+    }
+    Ok(all)
+}
+
+/// The clock of a thread's processor time.
+const fn of_thread(tid: i32) -> i32 {
+    (!tid << 3) | 6
+}
+
+/// Signals that wait, for the process and for each of its threads.
+#[derive(Debug, PartialEq, Eq)]
+struct Waiting {
+    process: Vec<String>,
+    threads: Vec<Vec<String>>,
+}
+
+impl Waiting {
+    fn of(held: &Held) -> Result<Self> {
+        let threads = held.threads.iter().map(|thread| pending(thread.tid, false)).collect::<Result<_>>()?;
+        Ok(Self { process: pending(held.pid, true)?, threads })
+    }
+}
+
 /// What the process told of itself.
-pub(crate) fn complete(process: &mut Process, answers: Answers) {
+fn complete(process: &mut Process, answers: Answers) {
     process.credentials.securebits = answers.securebits;
     process.dumpable = answers.dumpable;
     process.pdeathsig = answers.pdeathsig;
@@ -77,6 +141,7 @@ pub(crate) fn complete(process: &mut Process, answers: Answers) {
     process.thp_disable = answers.thp_disable;
     process.personality = answers.personality;
     process.barriers = answers.barriers;
+    process.settings = Settings { core_filter: process.settings.core_filter, ..answers.settings };
     process.mm.brk = answers.brk;
     process.signals = answers.signals;
     process.itimers = answers.itimers;
@@ -112,6 +177,12 @@ fn pending(tid: i32, shared: bool) -> Result<Vec<String>> {
     Ok(all.iter().map(|info| hex(info)).collect())
 }
 
+/// `None` under a kernel that writes no core files.
+fn core_filter(pid: i32) -> Option<u32> {
+    let text = proc::read(pid, "coredump_filter").ok()?;
+    u32::from_str_radix(text.trim(), 16).ok()
+}
+
 fn layout(pid: i32, stat: &Stat) -> Result<Layout> {
     let path = format!("/proc/{pid}/auxv");
     let auxv = std::fs::read(&path)
@@ -136,6 +207,12 @@ fn layout(pid: i32, stat: &Stat) -> Result<Layout> {
 fn describe(held: &Held, thread: &HeldThread) -> Result<Thread> {
     let tid = thread.tid;
     let xstate = ptrace::extended_state(tid).map_err(|error| failed("reading the state of", tid, error))?;
+    if matrices(&xstate) {
+        let what = format!("thread {tid} of process {} cannot be saved", held.pid);
+        return Err(BackendError::new(kind::UNSUPPORTED, what)
+            .because("its matrix registers (AMX) are in use, and cannot be given to a new thread")
+            .help("try again: programs release them behind each piece of work"));
+    }
     let (policy, priority) = system::scheduling(tid).map_err(system_error("the scheduling", tid))?;
     let stat: Stat = stat::parse(&proc::read(held.pid, &format!("task/{tid}/stat"))?)?;
     Ok(Thread {
@@ -145,15 +222,23 @@ fn describe(held: &Held, thread: &HeldThread) -> Result<Thread> {
         call: interrupted_call(held, thread),
         xstate: hex(&xstate),
         sigmask: thread.mask,
-        pending: pending(tid, false)?,
         rseq: thread.rseq,
         robust_list: system::robust_list(tid).map_err(system_error("the robust list", tid))?,
         affinity: system::affinity(tid).map_err(system_error("the processors", tid))?,
         policy,
         priority,
         nice: stat.nice,
+        slack: task::slack(tid),
+        io_priority: task::io_priority(tid).unwrap_or(0),
         ..Thread::default()
     })
+}
+
+/// Whether the extended state has something in the tiles of the matrix unit: the header says which parts it has.
+fn matrices(xstate: &[u8]) -> bool {
+    const TILES: u64 = 1 << 18;
+    let header = xstate.get(512..520).and_then(|word| word.try_into().ok()).map_or(0, u64::from_ne_bytes);
+    header & TILES != 0
 }
 
 /// The true number of a timed wait that an earlier stop made the kernel continue by restart_syscall; that of
@@ -175,6 +260,15 @@ fn interrupted_call(held: &Held, thread: &HeldThread) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn matrices_are_seen_in_the_header() {
+        let mut state = vec![0xff; 4096];
+        state[512..520].copy_from_slice(&0x2_02e7_u64.to_ne_bytes());
+        assert!(!matrices(&state) && !matrices(&[]));
+        state[512..520].copy_from_slice(&0x6_02e7_u64.to_ne_bytes());
+        assert!(matrices(&state));
+    }
 
     #[test]
     fn bytes_as_hex() {

@@ -4,7 +4,7 @@
 use super::inject::{Call, Site, unexpected, wait};
 use super::seize::{Held, HeldThread, failed};
 use crate::arch::cave::at;
-use crate::model::{AltStack, PosixTimer, SignalAction};
+use crate::model::{AltStack, Placement, PosixTimer, Settings, SignalAction};
 use crate::sys::ptrace::{self, Stop};
 use nix::errno::Errno;
 use stasis_plugin_api::error::{BackendError, Result};
@@ -15,6 +15,12 @@ const PR_GET_SECUREBITS: u64 = 27;
 const PR_GET_CHILD_SUBREAPER: u64 = 37;
 const PR_GET_TID_ADDRESS: u64 = 40;
 const PR_GET_THP_DISABLE: u64 = 42;
+const PR_GET_MDWE: u64 = 66;
+const PR_GET_MEMORY_MERGE: u64 = 68;
+const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
+/// The state of a matrix unit (AMX), which a process has to ask for.
+const DYNAMIC_STATE: u64 = 1 << 18;
+const PR_THP_DISABLE_EXCEPT_ADVISED: i64 = 1 << 1;
 const SIGNALS: u64 = 64;
 /// Tells what the process has registered for, since Linux 6.3.
 const GET_REGISTRATIONS: u64 = 1 << 9;
@@ -37,6 +43,7 @@ pub(crate) struct Answers {
     pub(crate) personality: u64,
     pub(crate) pdeathsig: i32,
     pub(crate) barriers: u32,
+    pub(crate) settings: Settings,
     /// In the order of the held threads.
     pub(crate) threads: Vec<OfThread>,
 }
@@ -53,12 +60,19 @@ pub(crate) struct OfThread {
 const ACTIONS: u64 = at::DATA;
 const ITIMERS: u64 = ACTIONS + SIGNALS * 32;
 const SUBREAPER: u64 = ITIMERS + 3 * 32;
-const TIMERS: u64 = SUBREAPER + 8;
+const STATE: u64 = SUBREAPER + 8;
+const POLICY: u64 = STATE + 8;
+const NODES: u64 = POLICY + 8;
+/// As many nodes as any kernel of today knows.
+const MOST_NODES: u64 = 1024;
+const TIMERS: u64 = NODES + MOST_NODES / 8;
 
 /// How many calls come before those of the POSIX timers.
-const FIXED: usize = BARRIER + 1 + BARRIERS.len();
-/// Where those about barriers begin. They may fail.
+const FIXED: usize = SETTINGS + 4;
+/// Where those about barriers begin. They, and all up to the timers, may fail: not every kernel knows them.
 const BARRIER: usize = 1 + 64 + 3 + 5;
+/// Where those about settings begin.
+const SETTINGS: usize = BARRIER + 1 + BARRIERS.len();
 
 fn calls(site: &Site, timers: &[PosixTimer]) -> Vec<Call> {
     let mut calls = vec![Call::new(libc::SYS_brk, &[0])];
@@ -77,6 +91,11 @@ fn calls(site: &Site, timers: &[PosixTimer]) -> Vec<Call> {
     for command in [GET_REGISTRATIONS].into_iter().chain(BARRIERS) {
         calls.push(Call::new(libc::SYS_membarrier, &[command]));
     }
+    calls.push(Call::new(libc::SYS_prctl, &[PR_GET_MDWE]));
+    calls.push(Call::new(libc::SYS_prctl, &[PR_GET_MEMORY_MERGE]));
+    calls.push(Call::new(libc::SYS_arch_prctl, &[ARCH_GET_XCOMP_PERM, site.address(STATE)]));
+    let [policy, nodes] = [POLICY, NODES].map(|offset| site.address(offset));
+    calls.push(Call::new(libc::SYS_get_mempolicy, &[policy, nodes, MOST_NODES]));
     for (index, timer) in timers.iter().enumerate() {
         let id = u64::from(timer.id.cast_unsigned());
         let answer = site.address(TIMERS + index as u64 * 32);
@@ -107,8 +126,8 @@ pub(crate) fn ask(site: &Site, held: &Held, timers: Vec<PosixTimer>) -> Result<A
         other => return Err(unexpected(helper, other)),
     }
     let results = site.results(&held.memory, calls.len())?;
-    for (call, result) in calls.iter().zip(&results) {
-        if (-4095..0).contains(result) && call.number != libc::SYS_membarrier {
+    for (index, (call, result)) in calls.iter().zip(&results).enumerate() {
+        if (-4095..0).contains(result) && !(BARRIER..FIXED).contains(&index) {
             let why = Errno::from_raw(i32::try_from(-result).unwrap_or(0));
             let what = format!("process {} may not make system call {}", held.pid, call.number);
             return Err(BackendError::failed(what).because(why.desc()));
@@ -154,9 +173,30 @@ fn understand(site: &Site, held: &Held, results: &[i64], mut timers: Vec<PosixTi
         securebits: u32::try_from(result(70)).unwrap_or(0),
         thp_disable: result(71) != 0,
         personality: result(72).cast_unsigned(),
-        barriers: barriers(results.get(BARRIER..FIXED).unwrap_or_default()),
+        barriers: barriers(results.get(BARRIER..SETTINGS).unwrap_or_default()),
+        settings: Settings {
+            huge_when_advised: result(71) & PR_THP_DISABLE_EXCEPT_ADVISED != 0,
+            ..settings(results.get(SETTINGS..FIXED).unwrap_or_default(), &words)
+        },
         ..Answers::default()
     })
+}
+
+/// What it told of its settings: the calls' answers, and what they left.
+fn settings(answers: &[i64], words: &[u64]) -> Settings {
+    let answer = |index: usize| answers.get(index).copied().filter(|answer| *answer >= 0);
+    let place = |offset: u64| usize::try_from((offset - at::DATA) / 8).unwrap_or(0);
+    let word = |offset: u64| words.get(place(offset)).copied().unwrap_or(0);
+    let mode = answer(3).map_or(0, |_| word(POLICY) as u32);
+    let mut nodes = words.get(place(NODES)..place(TIMERS)).unwrap_or_default().to_vec();
+    nodes.truncate(nodes.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1));
+    Settings {
+        no_new_code: answer(0).and_then(|bits| u32::try_from(bits).ok()).unwrap_or(0),
+        merges: answer(1) == Some(1),
+        extended_state: answer(2).map_or(0, |_| word(STATE) & DYNAMIC_STATE),
+        placement: (mode != 0).then_some(Placement { mode, nodes }),
+        ..Settings::default()
+    }
 }
 
 /// What the process has registered for, from the answers to the calls about it.
@@ -209,6 +249,26 @@ fn ask_thread(site: &Site, held: &Held, thread: &HeldThread) -> Result<OfThread>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_that_the_kernel_does_not_know_are_none() {
+        let mut words = vec![0; usize::try_from((TIMERS - at::DATA) / 8).unwrap()];
+        let mut put =
+            |offset: u64, word: u64| words[usize::try_from((offset - at::DATA) / 8).unwrap()] = word;
+        put(STATE, DYNAMIC_STATE | 7);
+        put(POLICY, 0xffff_ffff_0000_0002);
+        put(NODES + 8, 5);
+        let unknown = [-i64::from(libc::EINVAL); 4];
+        assert_eq!(settings(&unknown, &words), Settings::default());
+        let told = Settings {
+            no_new_code: 1,
+            merges: true,
+            extended_state: DYNAMIC_STATE,
+            placement: Some(Placement { mode: 2, nodes: vec![0, 5] }),
+            ..Settings::default()
+        };
+        assert_eq!(settings(&[1, 1, 0, 0], &words), told);
+    }
 
     #[test]
     fn registrations_for_barriers() {

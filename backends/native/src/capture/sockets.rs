@@ -20,14 +20,35 @@ const IPV6: i32 = libc::IPPROTO_IPV6;
 const SO_BUF_LOCK: i32 = 72;
 
 /// Options of every socket whose value is what was set: keep alive, broadcast, out of band inline, linger, low water
-/// mark, time limits, priority, time stamps, credentials, port sharing, routing, from where it peeks.
-const GENERAL: [i32; 15] = [9, 6, 10, 13, 18, 20, 21, 12, 29, 35, 16, 15, 5, 34, 42];
-/// No delay, keep alive times and count, deferred accept, user time limit, fast open.
-const OF_TCP: [i32; 7] = [1, 4, 5, 6, 9, 18, 23];
-/// Type of service, time to live, multicast time to live and loop, multicasts for others, packet info, errors.
-const OF_IP: [i32; 7] = [1, 2, 33, 34, 49, 8, 11];
-/// Only IPv6 first; hops, multicast hops and loop, multicasts for others, packet info, errors, traffic class.
-const OF_IPV6: [i32; 8] = [26, 16, 18, 19, 29, 49, 25, 67];
+/// mark, time limits, priority, time stamps, credentials, port sharing, routing, from where it peeks; check sums, mark,
+/// time stamping, drops, filter lock, error queue, pacing, zero copies, time of sending, time stamps of the newer kind,
+/// hashing, mark and priority of what is received, pidfds, descriptors.
+const GENERAL: [i32; 32] = [
+    9, 6, 10, 13, 18, 20, 21, 12, 29, 35, 16, 15, 5, 34, 42, 11, 36, 37, 40, 44, 45, 47, 60, 61, 63, 64, 65,
+    74, 75, 82, 76, 83,
+];
+/// No delay, keep alive times and count, deferred accept, user time limit, fast open; segment size, corking, attempts,
+/// lingering, thin streams, congestion control, what waits unsent, first packets, the client's fast open, its cookies,
+/// what is left to read, delay.
+const OF_TCP: [i32; 20] = [1, 4, 5, 6, 9, 18, 23, 2, 3, 7, 8, 16, 17, 13, 25, 27, 30, 34, 36, 37];
+/// Check sums that version 6 goes without, many datagrams at once, sent and received.
+const OF_UDP: [i32; 4] = [101, 102, 103, 104];
+/// Type of service, time to live, multicast time to live and loop, multicasts for others, packet info, errors; options,
+/// those received and returned, discovery of path sizes, time to live and type of service told, addresses that are not
+/// there, security, foreign addresses, first destinations, least time to live, check sums, late ports, sizes of
+/// fragments, range of ports.
+const OF_IP: [i32; 23] =
+    [1, 2, 33, 34, 49, 8, 11, 4, 6, 7, 10, 12, 13, 15, 18, 19, 20, 21, 23, 24, 25, 26, 51];
+/// Only IPv6 first; hops, multicast hops and loop, multicasts for others, packet info, errors, traffic class; discovery of
+/// path sizes, flow of what is sent, hops, options, routing and path sizes told, no fragments, traffic class told, flow
+/// labels, preferred addresses, least hops, first destinations, foreign addresses, sizes of fragments, addresses that are
+/// not there.
+const OF_IPV6: [i32; 25] =
+    [26, 16, 18, 19, 29, 49, 25, 67, 23, 31, 33, 51, 53, 56, 58, 60, 62, 66, 70, 72, 73, 74, 75, 77, 78];
+/// Of netlink: packet info, errors of broadcasts, silence about losses, all namespaces, short and long answers, strict
+/// checks.
+const OF_NETLINK: [i32; 7] = [3, 4, 5, 8, 10, 11, 12];
+const NETLINK: i32 = libc::SOL_NETLINK;
 
 /// The device itself; by which interface multicasts and everything else is sent, by both protocols.
 const INTERFACES: [(i32, i32); 5] =
@@ -113,8 +134,19 @@ fn internet(seen: &Seen<'_>, family: i32, socket_type: i32, protocol: i32) -> Re
     let mut options_found = general_options(seen);
     match family {
         libc::AF_INET => options_found.extend(options(seen, IP, &OF_IP)),
-        libc::AF_INET6 => options_found.extend(options(seen, IPV6, &OF_IPV6)),
+        libc::AF_INET6 => {
+            options_found.extend(options(seen, IPV6, &OF_IPV6));
+            // For addresses of version 4 in those of 6.
+            options_found.extend(options(seen, IP, &OF_IP));
+        }
+        libc::AF_NETLINK => {
+            options_found.extend(options(seen, NETLINK, &OF_NETLINK));
+            options_found.extend(memberships(seen));
+        }
         _ => {}
+    }
+    if family != libc::AF_NETLINK && !stream {
+        options_found.extend(options(seen, libc::IPPROTO_UDP, &OF_UDP));
     }
     if stream {
         options_found.extend(options(seen, TCP, &OF_TCP));
@@ -131,6 +163,17 @@ fn internet(seen: &Seen<'_>, family: i32, socket_type: i32, protocol: i32) -> Re
         options: options_found,
         reuse_address: reuse,
     }))
+}
+
+/// The groups of a netlink socket, each as what joins it.
+fn memberships(seen: &Seen<'_>) -> Vec<SocketOption> {
+    const ADD_MEMBERSHIP: i32 = 1;
+    const LIST_MEMBERSHIPS: i32 = 9;
+    let told = socket::option(&seen.copy, NETLINK, LIST_MEMBERSHIPS).unwrap_or_default();
+    let joined = (1_u32..).zip(told.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)));
+    let join =
+        |group: u32| SocketOption { level: NETLINK, name: ADD_MEMBERSHIP, value: hex(&group.to_ne_bytes()) };
+    joined.filter(|(_, joined)| *joined).map(|(group, _)| join(group)).collect()
 }
 
 /// Interfaces have other numbers and names elsewhere.

@@ -4,13 +4,18 @@ use super::descriptors::Seen;
 use super::process::hex;
 use super::sockets::{Sockets, general_options};
 use crate::model::{Kind, Object, Unix};
+use crate::proc::link;
 use crate::sys::fd;
 use crate::sys::netlink::UnixState;
 use crate::sys::socket::{self, Waiting};
 use nix::poll::PollFlags;
 use stasis_plugin_api::error::{BackendError, Result, kind};
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::Path;
 
 const ESTABLISHED: u8 = 1;
 const LISTEN: u8 = 10;
@@ -56,6 +61,7 @@ pub(crate) fn describe(
     let local = socket::local(&seen.copy).map_err(seen.errno())?;
     // An accepted socket shows its listener's address: it is accepted again where the listener is there as well.
     let named = local.len() > 2;
+    let Place { directory, moved, file } = place(seen, &local, &state, connected)?;
     let queue = if listens || seen.runs { Vec::new() } else { queue(seen, &state, socket_type)? };
     let mut found = Found {
         object: index,
@@ -72,6 +78,10 @@ pub(crate) fn describe(
     Ok(Kind::Unix(Unix {
         socket_type,
         local: named.then(|| hex(&local)),
+        directory,
+        moved,
+        file,
+        peer_ids: socket::peer_ids(&seen.copy),
         listening: listens.then(|| i32::try_from(state.backlog).unwrap_or(i32::MAX)),
         peer: None,
         orphan,
@@ -79,6 +89,70 @@ pub(crate) fn describe(
         queue: queue.iter().map(|message| hex(message)).collect(),
         options: general_options(seen),
     }))
+}
+
+/// Where the socket's own file lies.
+#[derive(Debug, Default)]
+struct Place {
+    /// From where a relative name leads to it.
+    directory: Option<String>,
+    /// Its name, where it is no longer that of the socket.
+    moved: Option<String>,
+    /// Permission bits, uid and gid.
+    file: Option<[u32; 3]>,
+}
+
+/// More entries of a directory are not looked at for a file that has been renamed.
+const ENTRIES: usize = 10_000;
+
+/// The name of a connection may be its listener's, which nobody needs to find.
+fn place(seen: &Seen<'_>, local: &[u8], state: &UnixState, connected: bool) -> Result<Place> {
+    let name = local.get(2..).and_then(|name| name.split(|byte| *byte == 0).next()).unwrap_or_default();
+    let (name, Some(inode)) = (Path::new(OsStr::from_bytes(name)), state.file) else {
+        return Ok(Place::default());
+    };
+    if name.as_os_str().is_empty() {
+        return Ok(Place::default());
+    }
+    if name.is_absolute() {
+        // One whose file is gone gets it again.
+        return match found(name, inode) {
+            Some(place) => Ok(place),
+            None if connected || std::fs::symlink_metadata(name).is_err() => Ok(Place::default()),
+            None => {
+                let why = format!("something else lies under its name {} now", name.display());
+                Err(seen.refuse(why).help("let the application close it before saving"))
+            }
+        };
+    }
+    let mut places = std::iter::once(&seen.pid).chain(seen.members).filter_map(|pid| link(*pid, "cwd").ok());
+    let own = places.find_map(|from| {
+        let place = found(&Path::new(&from).join(name), inode)?;
+        Some(Place { directory: Some(from), ..place })
+    });
+    if own.is_none() && !connected {
+        let why = format!("its name {} leads to it from no working directory any more", name.display());
+        return Err(seen.refuse(why).help("let the application bind it to an absolute name"));
+    }
+    Ok(own.unwrap_or_default())
+}
+
+/// The socket file of this inode: under its name, or beside it, where programs move it to once they listen.
+fn found(name: &Path, inode: u32) -> Option<Place> {
+    let own = |path: &Path| {
+        let there = std::fs::symlink_metadata(path).ok()?;
+        let own = there.file_type().is_socket() && there.ino() as u32 == inode;
+        own.then(|| [there.mode() & 0o7777, there.uid(), there.gid()])
+    };
+    if let Some(file) = own(name) {
+        return Some(Place { file: Some(file), ..Place::default() });
+    }
+    let beside = std::fs::read_dir(name.parent()?).ok()?.take(ENTRIES).flatten();
+    beside.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket())).find_map(|entry| {
+        let path = entry.path();
+        let file = own(&path)?;
+        Some(Place { file: Some(file), moved: Some(path.to_str()?.to_owned()), directory: None })
+    })
 }
 
 /// What waits in the socket, left there: one entry for a stream, one a message otherwise.

@@ -33,6 +33,18 @@ pub(crate) struct Unix {
     pub(crate) socket_type: i32,
     /// `struct sockaddr_un` in hex; absent when not bound. A path begins with a byte other than 0.
     pub(crate) local: Option<String>,
+    /// Where a path that is relative begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) directory: Option<String>,
+    /// The name of its file, where that has got another one since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) moved: Option<String>,
+    /// Permission bits, uid and gid of its file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) file: Option<[u32; 3]>,
+    /// Uid and gid that it is told of its other end (SO_PEERCRED); a listening one tells its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) peer_ids: Option<[u32; 2]>,
     pub(crate) listening: Option<i32>,
     /// The object at the other end, which names this one (a connected pair) or is a bound datagram socket.
     pub(crate) peer: Option<usize>,

@@ -27,6 +27,16 @@ pub(crate) struct Thread {
     pub(crate) policy: u32,
     pub(crate) priority: i32,
     pub(crate) nice: i32,
+    /// Nanoseconds by which its timers may be late (PR_SET_TIMERSLACK), where the kernel tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) slack: Option<u64>,
+    /// `ioprio_get`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) io_priority: i32,
+}
+
+fn is_default(number: &i32) -> bool {
+    *number == 0
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,6 +12,8 @@ pub(crate) struct Status {
     pub(crate) umask: u32,
     pub(crate) seccomp: u32,
     pub(crate) shadow_stack: bool,
+    /// Not all bits of an address count.
+    pub(crate) tagged: bool,
     pub(crate) credentials: Credentials,
     /// How many pid namespaces it is in, seen from here.
     pub(crate) namespaces: usize,
@@ -37,6 +39,7 @@ pub(crate) fn parse(text: &str) -> Result<Status> {
         umask: field("Umask").and_then(|mask| u32::from_str_radix(mask, 8).ok()).unwrap_or(0o22),
         seccomp: field("Seccomp").and_then(|mode| mode.parse().ok()).unwrap_or(0),
         shadow_stack: field("x86_Thread_features").is_some_and(|f| f.contains("shstk")),
+        tagged: field("untag_mask").is_some_and(|mask| mask != "0xffffffffffffffff"),
         credentials: Credentials {
             uids: four("Uid")?,
             gids: four("Gid")?,
@@ -69,6 +72,13 @@ x86_Thread_features:\t\n";
         assert_eq!(status.credentials.uids, [1, 2, 3, 4]);
         assert_eq!(status.credentials.groups, [10, 20]);
         assert_eq!((status.credentials.bounding, status.credentials.no_new_privs), (0x1ff, true));
+    }
+
+    #[test]
+    fn what_is_only_told_by_some_processors() {
+        let with = |line: &str| parse(&format!("{TEXT}{line}\n")).unwrap().tagged;
+        assert!(!with("") && !with("untag_mask:\t0xffffffffffffffff"));
+        assert!(with("untag_mask:\t0x81ffffffffffffff"));
     }
 
     #[test]

@@ -78,6 +78,15 @@ pub(crate) fn parse(text: &[u8]) -> Result<Image> {
     }
 }
 
+/// Whether what is being saved would be taken back.
+pub(crate) fn sound(image: &Image) -> Result<()> {
+    let refused = |why: String| {
+        BackendError::new(kind::UNSUPPORTED, "the application cannot be saved")
+            .because(format!("it could not be brought back: {why}"))
+    };
+    wrong(image).map_or(Ok(()), |why| Err(refused(why)))
+}
+
 /// Whether this very process stands where one of the image has to be.
 pub(super) fn not_of(image: &Image) -> Result<()> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
@@ -149,6 +158,9 @@ fn process(image: &Image, process: &Process) -> Option<String> {
     if process.layers.len() > MOST_LAYERS || !process.layers.iter().all(layer) {
         return Some("the files of its memory".to_owned());
     }
+    if process.mm.brk >= USER_END {
+        return Some("its heap ends behind all addresses".to_owned());
+    }
     if process.mm.auxv.len() > 128 {
         return Some(format!("an auxiliary vector of {} words", process.mm.auxv.len()));
     }
@@ -177,6 +189,9 @@ fn areas(image: &Image, process: &Process) -> Option<String> {
     for area in &process.areas {
         let told = |what: &str| Some(format!("mapping {:x}-{:x}: {what}", area.start, area.end));
         if area.backing == Backing::Vsyscall {
+            if !area.runs.is_empty() || !area.pieces.is_empty() || !area.guards.is_empty() {
+                return told("pages of the kernel's");
+            }
             continue;
         }
         let aligned = area.start.is_multiple_of(PAGE) && area.end.is_multiple_of(PAGE);
@@ -268,7 +283,11 @@ fn objects(image: &Image) -> Option<String> {
                     && numbers.is_sorted_by(|one, next| one < next)
                     && watches.iter().all(|watch| path(&watch.path))
             }
-            Kind::Unix(unix) => unix.peer.is_none_or(|peer| peer < image.objects.len()),
+            Kind::Unix(unix) => {
+                unix.peer.is_none_or(|peer| peer < image.objects.len())
+                    && unix.directory.as_deref().is_none_or(path)
+                    && unix.moved.as_deref().is_none_or(path)
+            }
             Kind::Pty(pty) => pty.index < 1 << 20,
             _ => true,
         };
@@ -337,6 +356,14 @@ mod tests {
     }
 
     #[test]
+    fn what_would_not_be_taken_back_is_not_saved() {
+        let mut image = sound();
+        super::sound(&image).unwrap();
+        image.processes[1].areas[0].start = 0;
+        insta::assert_snapshot!(super::sound(&image).unwrap_err(), @"the application cannot be saved: it could not be brought back: process 1000001: mapping 0-4000: its place");
+    }
+
+    #[test]
     fn every_lie_is_found() {
         let first = |change: fn(&mut Process)| told(move |i| change(&mut i.processes[0]));
         insta::assert_snapshot!(told(|i| i.format = 9), @"unsupported: the image cannot be understood: it has format 9, and this engine reads up to 2");
@@ -370,6 +397,8 @@ mod tests {
             first(|p| p.layers = vec![Layer { file: "pages-1-2-3.img".into(), bytes: 0 }]),
             first(|p| p.areas[0].backing = Backing::Memory { memory: 0, offset: 0 }),
             first(|p| p.areas.push(p.areas[0].clone())),
+            first(|p| p.areas[0].backing = Backing::Vsyscall),
+            first(|p| p.mm.brk = u64::MAX),
             first(|p| p.descriptors[0].object = 1),
             first(|p| p.descriptors[0].fd = -1),
             first(|p| p.descriptors[0].locks = vec![Lock { start: 2, end: Some(1), ..Lock::default() }]),

@@ -12,6 +12,8 @@ use std::os::fd::AsRawFd as _;
 const TIOCSPGRP: u64 = 0x5410;
 const EPOLL_CTL_ADD: u64 = 1;
 const SIGTRAP: u64 = 5;
+const PR_SET_MDWE: u64 = 65;
+const PR_SET_MEMORY_MERGE: u64 = 67;
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 /// The registering commands of `membarrier`.
 const REGISTRATIONS: [u32; 4] = [1 << 2, 1 << 4, 1 << 6, 1 << 8];
@@ -75,7 +77,8 @@ pub(super) fn descriptors(remote: &Remote, image: &Image, process: &Process) -> 
 
 fn pidfd(remote: &Remote, descriptor: &Descriptor, pid: i32, flags: u32) -> Result<()> {
     let what = format!("the pidfd {}", descriptor.fd);
-    let flags = u64::from(flags) & libc::O_NONBLOCK as u64;
+    // PIDFD_NONBLOCK and PIDFD_THREAD.
+    let flags = u64::from(flags) & (libc::O_NONBLOCK | libc::O_EXCL) as u64;
     let made =
         remote.single(remote.pid, &what, libc::SYS_pidfd_open, &[i64::from(pid).cast_unsigned(), flags])?;
     let wanted = i64::from(descriptor.fd).cast_unsigned();
@@ -241,6 +244,14 @@ pub(super) fn last(remote: &Remote, process: &Process) -> Result<()> {
     let prctl = libc::SYS_prctl;
     for command in REGISTRATIONS.iter().filter(|command| process.barriers & **command != 0) {
         remote.single(leader, "its memory barriers", libc::SYS_membarrier, &[u64::from(*command)])?;
+    }
+    if process.settings.merges {
+        // Only a matter of how much memory it takes.
+        let _ = remote.single(leader, "equal pages", prctl, &[PR_SET_MEMORY_MERGE, 1]);
+    }
+    if process.settings.no_new_code != 0 {
+        let bits = u64::from(process.settings.no_new_code);
+        remote.single(leader, "no new code", prctl, &[PR_SET_MDWE, bits, 0, 0, 0])?;
     }
     // Whoever changed its ids on the way has lost it. 2 can only be had, not set; it is 0 for all but root.
     let dumpable = u64::from(process.dumpable == 1);

@@ -1,6 +1,5 @@
 //! The mappings of the saved process with their content.
 
-use super::check::USER_END;
 use super::objects::{Access, Made};
 use super::remote::Remote;
 use super::table::Table;
@@ -28,6 +27,8 @@ const MOST: u64 = 1 << 30;
 /// `vm.max_map_count` is 65530: file mappings do not merge as anonymous ones do.
 const MOST_MAPPED: usize = 20_000;
 pub(crate) const MADV_HUGEPAGE: u64 = 14;
+/// Instead of MAP_PRIVATE: the kernel may empty it at any time.
+const MAP_DROPPABLE: i32 = 8;
 const MADV_GUARD_INSTALL: u64 = 102;
 /// What `VmFlags` say about an area and the advice that makes it so.
 pub(crate) const ADVICE: [(&str, u64); 7] =
@@ -44,12 +45,24 @@ pub(super) fn fill(remote: &Remote, process: &Process, made: &Made, how: How) ->
         how: if process.areas.len() + pieces > MOST_MAPPED { How::Copy } else { how },
     };
     let mut table = remote.table();
+    place(process, &mut table);
     for area in &process.areas {
         filling.area(remote, &mut table, area)?;
         remote.make_room(remote.pid, &mut table)?;
     }
     layout(process, made, &mut table)?;
     remote.run(remote.pid, &mut table)
+}
+
+/// Where memory is to be from now on; threads and children inherit it. Another machine may not have these nodes.
+fn place(process: &Process, table: &mut Table) {
+    let Some(placement) = &process.settings.placement else { return };
+    let nodes: Vec<u8> = placement.nodes.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    // The kernel takes one bit less than it is told.
+    let bits = nodes.len() as u64 * 8 + 1;
+    let at = table.put(&nodes);
+    let what = "the nodes of its memory";
+    table.try_call(what, libc::SYS_set_mempolicy, &[placement.mode.into(), at, bits]);
 }
 
 struct Filling<'a> {
@@ -143,7 +156,12 @@ impl Filling<'_> {
 
     /// Descriptor, offset and flags that say what the area shows; `None` for the kernel's own.
     fn source(&self, area: &Area) -> Result<Option<(i32, u64, i32)>> {
-        let sharing = if area.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        let droppable = area.vm_flags.iter().any(|flag| flag == "dp");
+        let sharing = match area.shared {
+            true => libc::MAP_SHARED,
+            false if droppable => MAP_DROPPABLE,
+            false => libc::MAP_PRIVATE,
+        };
         let missing = || BackendError::failed(told(area, "cannot map")).because("its file was not opened");
         Ok(Some(match &area.backing {
             Backing::Vdso | Backing::Vvar { .. } | Backing::Vsyscall => return Ok(None),
@@ -223,7 +241,12 @@ fn advise(remote: &Remote, table: &mut Table, area: &Area) -> Result<()> {
         remote.make_room(remote.pid, table)?;
     }
     if has("lo") {
-        table.call(told(area, "locking"), libc::SYS_mlock, &[area.start, length]);
+        // First without touching anything: not all of it can be touched where a stack ends in pages without any right.
+        let what = told(area, "locking");
+        table.call(what.clone(), libc::SYS_mlock2, &[area.start, length, u64::from(libc::MLOCK_ONFAULT)]);
+        if !has("lf") {
+            table.try_call(what, libc::SYS_mlock, &[area.start, length]);
+        }
     }
     Ok(())
 }
@@ -256,7 +279,6 @@ fn layout(process: &Process, made: &Made, table: &mut Table) -> Result<()> {
     let (option, map) = (libc::PR_SET_MM as u64, libc::PR_SET_MM_MAP as u64);
     let at = table.put(&bytes);
     table.call("the places of its parts", libc::SYS_prctl, &[option, map, at, bytes.len() as u64, 0]);
-    debug_assert!(mm.brk < USER_END);
     Ok(())
 }
 

@@ -71,6 +71,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     surroundings::fit(&image.machine)?;
     skeleton::kinship(&image)?;
     let engine = engine()?;
+    process::take_what_is_allowed();
     let how = order.how.unwrap_or(How::Copy);
     let checked = began.elapsed();
     let made = objects::make(&order.dir, &image)?;
@@ -213,6 +214,12 @@ fn scheduling(process: &Process) {
             let _ = task::set_nice(thread.tid, thread.nice);
         }
         affinity(thread.tid, &thread.affinity);
+        if let Some(slack) = thread.slack.filter(|slack| task::slack(thread.tid) != Some(*slack)) {
+            let _ = task::set_slack(thread.tid, slack);
+        }
+        if task::io_priority(thread.tid) != Ok(thread.io_priority) {
+            let _ = task::set_io_priority(thread.tid, thread.io_priority);
+        }
     }
 }
 

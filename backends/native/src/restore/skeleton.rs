@@ -289,7 +289,11 @@ impl Family<'_> {
                 .help("put the directory back, or take another generation")
         })?;
         if process.thp_disable {
-            task::prctl(libc::PR_SET_THP_DISABLE, 1).map_err(told("huge pages"))?;
+            task::disable_huge_pages(process.settings.huge_when_advised).map_err(told("huge pages"))?;
+        }
+        if let Some(filter) = process.settings.core_filter {
+            // Nobody has to have one.
+            let _ = std::fs::write("/proc/self/coredump_filter", format!("{filter:#x}"));
         }
         // Lower values than the engine's are for privilege; the kernel then kills it a little earlier.
         let _ = std::fs::write("/proc/self/oom_score_adj", process.oom_score_adj.to_string());

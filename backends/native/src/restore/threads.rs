@@ -9,6 +9,9 @@ use crate::sys::ptrace;
 use stasis_plugin_api::prelude::*;
 
 const SS_ONSTACK: i32 = 1;
+const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+/// The state of the matrix unit (AMX).
+const MATRICES: u64 = 1 << 18;
 const CAP_SETPCAP: u64 = 8;
 const HIGHEST_CAPABILITY: u64 = 63;
 const PR_CAP_AMBIENT: u64 = 47;
@@ -57,6 +60,10 @@ pub(super) fn settle(
         own(&mut table, thread, process);
         if thread.tid == process.pid {
             limits(&mut table, process, here);
+            if process.settings.extended_state & MATRICES != 0 {
+                let arguments = [ARCH_REQ_XCOMP_PERM, MATRICES.trailing_zeros().into()];
+                table.call("its matrix registers", libc::SYS_arch_prctl, &arguments);
+            }
         }
         become_user(&mut table, &process.credentials, engine);
         remote.run(thread.tid, &mut table)?;

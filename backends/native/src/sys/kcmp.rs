@@ -44,6 +44,13 @@ pub(crate) fn shared(pids: &[i32]) -> Option<(&'static str, i32, i32)> {
     })
 }
 
+/// What a thread has by itself of that which threads share.
+pub(crate) fn apart(pid: i32, tid: i32) -> Option<&'static str> {
+    let kinds = [(FILES, "descriptors"), (FS, "a working directory")];
+    let other = |kind| compare(pid, tid, kind, 0, 0).is_ok_and(Ordering::is_ne);
+    kinds.into_iter().find(|(kind, _)| other(*kind)).map(|(_, name)| name)
+}
+
 /// Whether a watch of an epoll instance is on this descriptor: the instance as pid and descriptor, the watch by its
 /// number, the candidate as pid and descriptor.
 pub(crate) fn watches(epoll: (i32, i32), target: i32, candidate: (i32, i32)) -> Result<bool, Errno> {

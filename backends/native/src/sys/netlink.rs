@@ -9,6 +9,7 @@ const BY_FAMILY: u16 = 20;
 const REQUEST: u16 = 1;
 const ERROR: u16 = 2;
 const SHOW: u32 = 1 | 2 | 4 | 8 | 16; // name, vfs, peer, icons, rqlen
+const VFS: u16 = 1;
 const PEER: u16 = 2;
 const ICONS: u16 = 3;
 const RQLEN: u16 = 4;
@@ -20,6 +21,8 @@ pub(crate) struct UnixState {
     pub(crate) inode: u32,
     /// TCP_ESTABLISHED 1, TCP_LISTEN 10 and so on.
     pub(crate) state: u8,
+    /// The inode of the file that it is bound to, as far as 32 bits go.
+    pub(crate) file: Option<u32>,
     pub(crate) peer: Option<u32>,
     /// Sockets that wait to be accepted.
     pub(crate) waiting: Vec<u32>,
@@ -89,6 +92,7 @@ fn parse(message: &[u8]) -> Result<UnixState, Errno> {
         let length = usize::from(length);
         let Some(value) = length.checked_sub(4).and_then(|_| body.get(at + 4..at + length)) else { break };
         match kind {
+            VFS => state.file = word(value, 0),
             PEER => state.peer = word(value, 0),
             ICONS => state.waiting = (0..value.len() / 4).filter_map(|n| word(value, n * 4)).collect(),
             RQLEN => {
@@ -114,6 +118,8 @@ mod tests {
         message.extend([1, 1, 1, 0]);
         message.extend(77_u32.to_ne_bytes());
         message.extend([0; 8]);
+        message.extend([12, 0, 1, 0]);
+        message.extend([79_u32.to_ne_bytes(), 1_u32.to_ne_bytes()].concat());
         message.extend([8, 0, 2, 0]);
         message.extend(78_u32.to_ne_bytes());
         message.extend([12, 0, 4, 0]);
@@ -121,6 +127,7 @@ mod tests {
         message.extend([5, 0, 6, 0, 2, 0, 0, 0]);
         let state = parse(&message).unwrap();
         assert_eq!((state.inode, state.peer, state.queued, state.shutdown), (77, Some(78), 5, 2));
+        assert_eq!(state.file, Some(79));
         let mut error = vec![0_u8; 36];
         error[4..6].copy_from_slice(&ERROR.to_ne_bytes());
         error[16..20].copy_from_slice(&(-2_i32).to_ne_bytes());

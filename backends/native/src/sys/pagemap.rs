@@ -103,7 +103,7 @@ fn scan(map: &File, start: u64, end: u64, what: Arguments) -> Result<Vec<[u64; 2
     let mut regions = vec![Region::default(); 1024];
     let mut at = start;
     while at < end {
-        let arguments = Arguments {
+        let mut arguments = Arguments {
             size: size_of::<Arguments>() as u64,
             start: at,
             end,
@@ -111,18 +111,16 @@ fn scan(map: &File, start: u64, end: u64, what: Arguments) -> Result<Vec<[u64; 2
             count: regions.len() as u64,
             ..what
         };
-        // SAFETY: both structures live through the call, and the count is that of the regions.
-        let found = unsafe { libc::ioctl(map.as_raw_fd(), SCAN, &raw const arguments) };
+        // SAFETY: both structures live through the call and may be written, and the count is that of the regions.
+        let found = unsafe { libc::ioctl(map.as_raw_fd(), SCAN, &raw mut arguments) };
         let found = usize::try_from(Errno::result(found)?).unwrap_or(0);
         for region in regions.get(..found).unwrap_or(&[]) {
             append(&mut runs, region.start, region.end);
         }
-        // SAFETY: the kernel wrote it.
-        let walked = unsafe { std::ptr::read_volatile(&raw const arguments.walk_end) };
-        if walked <= at {
+        if arguments.walk_end <= at {
             return Err(Errno::EIO);
         }
-        at = walked;
+        at = arguments.walk_end;
     }
     Ok(runs)
 }

@@ -103,6 +103,28 @@ pub(crate) fn limits(pid: i32) -> Result<Vec<[u64; 2]>> {
     Ok(all)
 }
 
+/// As much memory, descriptors, processes and signals as are allowed: for what this process does in the memory of others,
+/// where its own limits count, and for processes that it makes until they get theirs.
+pub(crate) fn take_what_is_allowed() {
+    let resources = [
+        libc::RLIMIT_AS,
+        libc::RLIMIT_DATA,
+        libc::RLIMIT_MEMLOCK,
+        libc::RLIMIT_NOFILE,
+        libc::RLIMIT_NPROC,
+        libc::RLIMIT_SIGPENDING,
+        libc::RLIMIT_STACK,
+    ];
+    let limits = limits(0).unwrap_or_default();
+    for resource in resources {
+        let hard = limits.get(resource as usize).filter(|[soft, hard]| soft != hard).map(|[_, hard]| *hard);
+        if let Some(hard) = hard {
+            // What is too little then is told where it is met.
+            let _ = super::task::set_limit(0, resource, [hard, hard]);
+        }
+    }
+}
+
 /// The scheduling policy and real-time priority of a thread.
 pub(crate) fn scheduling(tid: i32) -> Result<(u32, i32)> {
     let mut parameters = libc::sched_param { sched_priority: 0 };

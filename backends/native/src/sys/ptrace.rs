@@ -11,6 +11,7 @@ const EXITKILL: usize = 0x10_0000;
 const NT_PRSTATUS: usize = 1;
 const NT_X86_XSTATE: usize = 0x202;
 const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
+const GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
 const PEEKSIGINFO: u32 = 0x4209;
 const GETSIGMASK: u32 = 0x420a;
 const SETSIGMASK: u32 = 0x420b;
@@ -153,6 +154,15 @@ pub(crate) fn rseq(tid: i32) -> Result<Rseq> {
     }
     let address = u64::from(words[0]) | (u64::from(words[1]) << 32);
     Ok(Rseq { address, size: words[2], signature: words[3], flags: words[4] })
+}
+
+/// Whether the thread's system calls may become signals. A kernel before 6.4 does not tell.
+pub(crate) fn redirects(tid: i32) -> bool {
+    // Whether it is on, where the switch lies, and which addresses are left out.
+    let mut words = [0_u64; 4];
+    let asked =
+        request(GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size_of_val(&words), words.as_mut_ptr().addr());
+    asked.is_ok() && words[0] != 0
 }
 
 /// The pid or tid that a birth was about.

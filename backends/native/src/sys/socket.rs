@@ -62,6 +62,14 @@ pub(crate) fn peer(socket: &OwnedFd) -> Result<Option<Vec<u8>>> {
     Ok(Some(address))
 }
 
+/// Uid and gid of whoever made the other end of a unix socket, or listens at it; `None` where it has none.
+pub(crate) fn peer_ids(socket: &OwnedFd) -> Option<[u32; 2]> {
+    let told = option(socket, libc::SOL_SOCKET, libc::SO_PEERCRED).ok()?;
+    let word = |at: usize| told.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+    // Pid, uid, gid.
+    Some([word(4)?, word(8)?]).filter(|ids| *ids != [u32::MAX; 2])
+}
+
 /// Whether the socket has joined this group on the interface with this number.
 pub(crate) fn is_member(socket: &OwnedFd, interface: u32, group: IpAddr) -> bool {
     const MCAST_MSFILTER: i32 = 48;

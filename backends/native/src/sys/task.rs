@@ -36,6 +36,13 @@ pub(crate) fn prctl(option: i32, value: u64) -> Result<i32, Errno> {
     Errno::result(unsafe { libc::prctl(option, value, 0u64, 0u64, 0u64) })
 }
 
+/// PR_SET_THP_DISABLE, for all memory or for all that does not ask for them.
+pub(crate) fn disable_huge_pages(unless_advised: bool) -> Result<(), Errno> {
+    let flags = if unless_advised { 2u64 } else { 0 };
+    // SAFETY: plain numbers.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1u64, flags, 0u64, 0u64) }).map(drop)
+}
+
 /// Soft and hard limit of another process.
 pub(crate) fn set_limit(pid: i32, resource: u32, limit: [u64; 2]) -> Result<(), Errno> {
     let new = libc::rlimit { rlim_cur: limit[0], rlim_max: limit[1] };
@@ -69,6 +76,45 @@ pub(crate) fn nice(tid: i32) -> Option<i32> {
     // SAFETY: plain numbers. The kernel's own call answers with 20 minus the value.
     let rc = unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, tid) };
     i32::try_from(Errno::result(rc).ok()?).ok().map(|n| 20 - n)
+}
+
+/// The effective uid and gid of this thread, of no other.
+pub(crate) fn set_effective([uid, gid]: [u32; 2]) -> Result<(), Errno> {
+    let same = -1_i64;
+    // Back to root the uid comes first: it takes a privilege to change the other.
+    let calls = [(libc::SYS_setresgid, gid), (libc::SYS_setresuid, uid)];
+    let order = if uid == 0 { [1, 0] } else { [0, 1] };
+    for (call, id) in order.into_iter().filter_map(|at: usize| calls.get(at)) {
+        // SAFETY: plain numbers.
+        Errno::result(unsafe { libc::syscall(*call, same, i64::from(*id), same) })?;
+    }
+    Ok(())
+}
+
+/// By how many nanoseconds a thread's timers may be late. Only privilege over its user namespace is told.
+pub(crate) fn slack(tid: i32) -> Option<u64> {
+    std::fs::read_to_string(format!("/proc/{tid}/timerslack_ns")).ok()?.trim().parse().ok()
+}
+
+/// Sets it.
+pub(crate) fn set_slack(tid: i32, slack: u64) -> std::io::Result<()> {
+    std::fs::write(format!("/proc/{tid}/timerslack_ns"), slack.to_string())
+}
+
+const IOPRIO_WHO_PROCESS: i32 = 1;
+
+/// Class and level with which a thread's input and output is done, as the kernel writes it.
+pub(crate) fn io_priority(tid: i32) -> Result<i32, Errno> {
+    // SAFETY: plain numbers.
+    let answer = Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) })?;
+    i32::try_from(answer).map_err(|_| Errno::EINVAL)
+}
+
+/// Sets it.
+pub(crate) fn set_io_priority(tid: i32, priority: i32) -> Result<(), Errno> {
+    // SAFETY: plain numbers.
+    let answer = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, tid, priority) };
+    Errno::result(answer).map(drop)
 }
 
 /// Ends this process without running anything of the C library.

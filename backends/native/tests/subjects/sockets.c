@@ -12,8 +12,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-static int listener, client, server, bound, talker, orphan, half[2], hidden, tcp, tcp6, udp, udp_peer, fifo_read, fifo_write, path_fd;
-static char name[256], other[256];
+static int listener, client, server, near, near_client, near_server, first, second, third, bound, talker, orphan, half[2], hidden, tcp, tcp6, udp, udp_peer, fifo_read, fifo_write, path_fd;
+static char name[256], other[256], moved[256];
 
 #ifndef SO_BUF_LOCK
 #define SO_BUF_LOCK 72
@@ -64,6 +64,14 @@ static int look(void)
     CHECK("datagrams on", send(talker, "one", 3, 0) == 3 && send(talker, "later", 5, 0) == 5);
     CHECK("orphan", recv(orphan, text, 64, MSG_PEEK) == 4 && !memcmp(text, "last", 4) && send(orphan, "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE);
     CHECK("half", recv(half[0], text, 64, 0) == 0 && send(half[0], "x", 1, 0) == 1 && recv(half[1], text, 64, 0) == 1);
+    CHECK("relative", !to(late = make(SOCK_STREAM, 0), "near") && (got = accept(near, 0, 0)) >= 0 && !close(got) && !close(late));
+    CHECK("relative pair", recv(near_server, text, 64, 0) == 4 && send(near_client, "near", 4, 0) == 4);
+    CHECK("moved", !to(late = make(SOCK_STREAM, 0), moved) && (got = accept(first, 0, 0)) >= 0 && !close(got) && !close(late));
+    CHECK("moved pair", recv(third, text, 64, 0) == 5 && send(second, "moved", 5, 0) == 5);
+    struct stat about;
+    CHECK("who may connect", !stat(name, &about) && (about.st_mode & 07777) == 0746);
+    size = sizeof address;
+    CHECK("relative name", !getsockname(near, (void *)&address, &size) && !strcmp(address.sun_path, "near"));
     CHECK("hidden", (late = make(SOCK_SEQPACKET, 0)) >= 0);
     struct sockaddr_un abstract = { AF_UNIX, "\0stasis-hidden" };
     abstract.sun_path[20] = (char)getpid();
@@ -79,7 +87,6 @@ static int look(void)
     size = sizeof mine;
     CHECK("udp", !getsockname(udp, (void *)&mine, &size) && mine.sin_port && send(udp_peer, "x", 1, 0) == 1 && recv(udp, text, 64, 0) == 1);
     CHECK("fifo", read(fifo_read, text, 64) == 5 && !memcmp(text, "queue", 5) && write(fifo_write, text, 5) == 5);
-    struct stat about;
     CHECK("path only", !fstat(path_fd, &about) && S_ISDIR(about.st_mode) && fcntl(path_fd, F_GETFL) & O_PATH);
     CHECK("buffer sizes", sizes(udp, 100000, 60000, 3) && sizes(half[0], 0, 50000, 2) && sizes(half[1], 40000, 0, 1));
     CHECK("sizes of the kernel", sizes(tcp, 0, 0, 0) && sizes(udp_peer, 0, 0, 0) && sizes(client, 0, 0, 0));
@@ -96,9 +103,22 @@ int main(int count, char **words)
     snprintf(name, sizeof name, "%s/listener", words[1]);
     snprintf(other, sizeof other, "%s/datagrams", words[1]);
     listener = make(SOCK_STREAM, name);
-    listen(listener, 5);
+    if (listen(listener, 5) || chmod(name, 0746))
+        return 3;
     client = make(SOCK_STREAM, 0);
     if (to(client, name) || (server = accept(listener, 0, 0)) < 0 || send(client, "hello", 5, 0) != 5 || send(server, "yes", 3, 0) != 3)
+        return 3;
+    // As those do who want to be found only once they listen.
+    snprintf(moved, sizeof moved, "%s/first", words[1]);
+    listen(first = make(SOCK_STREAM, moved), 5);
+    snprintf(other, sizeof other, "%s/moved", words[1]);
+    if (rename(moved, other) || to(second = make(SOCK_STREAM, 0), strcpy(moved, other)) || (third = accept(first, 0, 0)) < 0 || send(second, "moved", 5, 0) != 5)
+        return 3;
+    snprintf(other, sizeof other, "%s/datagrams", words[1]);
+    // A name that begins where the program works.
+    if (chdir(words[1]) || listen(near = make(SOCK_STREAM, "near"), 5) || to(near_client = make(SOCK_STREAM, "near-client"), "near"))
+        return 3;
+    if ((near_server = accept(near, 0, 0)) < 0 || send(near_client, "near", 4, 0) != 4)
         return 3;
     bound = make(SOCK_DGRAM, other);
     talker = make(SOCK_DGRAM, 0);

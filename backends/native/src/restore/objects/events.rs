@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 /// `TFD_IOC_SET_TICKS`.
 const SET_TICKS: u64 = 0x4008_5400;
+/// `TFD_TIMER_ABSTIME` and `TFD_TIMER_CANCEL_ON_SET`.
+const ABSOLUTE_OR_TOLD: u32 = 3;
 
 /// One of them, a timer unarmed, an epoll instance without watches.
 pub(super) fn make(object: &Object) -> Tried<OwnedFd> {
@@ -35,13 +37,19 @@ pub(super) fn make(object: &Object) -> Tried<OwnedFd> {
 /// Starts the timers: the last thing that is done before the processes run.
 pub(in crate::restore) fn arm(image: &Image, made: &Made) -> Result<()> {
     for (object, parked) in image.objects.iter().zip(&made.objects) {
-        let (Kind::Timer { ticks, value, interval, .. }, Some(parked)) = (&object.kind, parked) else {
+        let (Kind::Timer { settime, ticks, value, interval, until, .. }, Some(parked)) =
+            (&object.kind, parked)
+        else {
             continue;
         };
         let failed = |e: Errno| BackendError::failed("cannot start a timer").because(e.desc());
         // A periodic timer that was just about to fire says 0, which would stop it.
         let first = if *value == 0 && *interval > 0 { 1 } else { *value };
-        if first > 0 {
+        if let Some(until) = until {
+            // Also whether it is to be told when somebody sets the clock.
+            let flags = (settime & ABSOLUTE_OR_TOLD) as i32;
+            fd::set_timer(parked.as_fd(), flags, *until, *interval).map_err(failed)?;
+        } else if first > 0 {
             fd::set_timer(parked.as_fd(), 0, first, *interval).map_err(failed)?;
         }
         if *ticks > 0 {

@@ -1,6 +1,6 @@
 //! Files, directories and harmless devices, opened by their names again. A file without a name is made anew.
 
-use super::{Maker, Tried, Trouble, copy_sparse, kept, reopen};
+use super::{Maker, Tried, Trouble, copy_sparse, give, kept, reopen};
 use crate::model::{Kind, Object};
 use crate::sys::fd;
 use nix::errno::Errno;
@@ -21,9 +21,11 @@ pub(super) struct Deleted(HashMap<u32, File>);
 pub(super) fn make(maker: &Maker<'_>, object: &Object, deleted: &mut Deleted) -> Tried<OwnedFd> {
     let flags = object.flags as i32;
     let opened = match &object.kind {
-        Kind::File { file, mode, deleted: Some(number) } => {
+        Kind::File { file, mode, deleted: Some(number), whose } => {
             if !deleted.0.contains_key(number) {
-                deleted.0.insert(*number, nameless(maker, &file.path, *mode, *number)?);
+                let made = nameless(maker, &file.path, *mode, *number)?;
+                give(&made, *whose)?;
+                deleted.0.insert(*number, made);
             }
             let file = deleted.0.get(number).ok_or(Errno::ENOENT)?;
             reopen(file, flags)?

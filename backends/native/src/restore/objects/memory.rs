@@ -1,6 +1,6 @@
 //! Memory that outlives a mapping: a memfd each, or the file of a tmpfs that still has its name.
 
-use super::{Made, Maker, Tried, copy_sparse, reopen};
+use super::{Made, Maker, Tried, copy_sparse, give, reopen};
 use crate::model::{Image, MemorySource, Object, SharedMemory};
 use crate::sys::fd;
 use nix::errno::Errno;
@@ -104,7 +104,8 @@ fn open(memory: &SharedMemory) -> std::io::Result<File> {
     let made = fd::memfd(&text, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)?;
     let file = File::from(made);
     file.set_len(memory.size)?;
-    if let MemorySource::Memfd { mode: mode @ 1.., .. } = memory.source {
+    if let MemorySource::Memfd { mode: mode @ 1.., whose, .. } = memory.source {
+        give(&file, whose)?;
         file.set_permissions(std::fs::Permissions::from_mode(mode & 0o7777))?;
     }
     Ok(file)

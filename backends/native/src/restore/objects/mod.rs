@@ -380,6 +380,20 @@ fn open_pages(maker: &Maker<'_>, name: &str, need: u64) -> Result<(File, u64)> {
     Ok((File::from(maker.park(file.into())?), size))
 }
 
+/// Gives a new file to whom it was. Ids that are none here, as those of others in a namespace of one user, cannot be given.
+fn give(file: &File, whose: Option<[u32; 2]>) -> std::io::Result<()> {
+    let meta = file.metadata()?;
+    if let Some([uid, gid]) = whose.filter(|whose| *whose != [meta.uid(), meta.gid()]) {
+        match std::os::unix::fs::fchown(file, Some(uid), Some(gid)) {
+            Err(error) if ![Some(libc::EPERM), Some(libc::EINVAL)].contains(&error.raw_os_error()) => {
+                return Err(error);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Copies a sparse file: holes stay holes.
 fn copy_sparse(from: &File, to: &File) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt as _;
@@ -402,4 +416,20 @@ fn copy_sparse(from: &File, to: &File) -> std::io::Result<()> {
         at += n as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only root gives files away; an id that cannot be given is no failure.
+    #[test]
+    fn files_are_given_where_they_can_be() {
+        let file = tempfile::tempfile().unwrap();
+        let before = file.metadata().unwrap();
+        give(&file, None).unwrap();
+        give(&file, Some([before.uid(), 7])).unwrap();
+        let gid = file.metadata().unwrap().gid();
+        assert_eq!(gid == 7, nix::unistd::geteuid().is_root() || before.gid() == 7);
+    }
 }

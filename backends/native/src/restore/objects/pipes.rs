@@ -24,7 +24,8 @@ pub(super) fn make(maker: &Maker<'_>) -> Result<Vec<(usize, OwnedFd)>> {
             let flags = object.flags as i32;
             let side = if flags & libc::O_ACCMODE == libc::O_WRONLY { &sides[1] } else { &sides[0] };
             // Without O_NONBLOCK it would not block either: the other side is open.
-            let end = reopen(side, flags).map_err(|e| maker.of(index, e.into()))?;
+            // O_DIRECT (packets) no pipe is opened with; it is set like the others.
+            let end = reopen(side, flags & !libc::O_DIRECT).map_err(|e| maker.of(index, e.into()))?;
             all.push((index, maker.park(end)?));
         }
     }

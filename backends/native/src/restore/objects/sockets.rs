@@ -18,7 +18,12 @@ const BUFFERS: [i32; 2] = [libc::SO_SNDBUF, libc::SO_RCVBUF];
 pub(super) fn make(socket: &Socket, _: &Object) -> Tried<OwnedFd> {
     let made = fd::socket(socket.family, socket.socket_type | libc::SOCK_CLOEXEC, socket.protocol)?;
     options(&made, &socket.options)?;
-    fd::set_option(made.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, &ON)?;
+    // What is left of connections does not keep a listener from its address. A datagram socket would share its address
+    // with others.
+    let stream = socket.socket_type == libc::SOCK_STREAM;
+    if stream || socket.reuse_address {
+        fd::set_option(made.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, &ON)?;
+    }
     if let Some(local) = &socket.local {
         let address = unhex(local).ok_or(Errno::EINVAL)?;
         fd::bind(made.as_fd(), &address).map_err(|errno| taken(errno, socket))?;
@@ -29,7 +34,7 @@ pub(super) fn make(socket: &Socket, _: &Object) -> Tried<OwnedFd> {
     if let Some(backlog) = socket.listening {
         fd::listen(made.as_fd(), backlog).map_err(|errno| taken(errno, socket))?;
     }
-    if !socket.reuse_address {
+    if stream && !socket.reuse_address {
         fd::set_option(made.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, &OFF)?;
     }
     Ok(made)
@@ -70,7 +75,8 @@ pub(super) fn options(socket: &OwnedFd, options: &[SocketOption]) -> Tried<()> {
             continue;
         }
         match fd::set_option(socket.as_fd(), option.level, option.name, &value) {
-            Ok(()) | Err(Errno::EPERM | Errno::ENOPROTOOPT) => {}
+            // This kernel may have no such congestion control (ENOENT).
+            Ok(()) | Err(Errno::EPERM | Errno::ENOPROTOOPT | Errno::ENOENT) => {}
             Err(errno) => {
                 return Err(Trouble::new(format!(
                     "option {}/{}: {}",

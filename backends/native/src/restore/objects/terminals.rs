@@ -105,6 +105,9 @@ fn settle(leader: &OwnedFd, follower: &OwnedFd, settings: &Pty, pty: &Pty) -> Tr
         fd::ioctl_number(follower.as_fd(), TIOCEXCL, 0)?;
     }
     if settings.mode != 0 {
+        let (uid, gid) = (settings.uid.into(), settings.gid.into());
+        // Only root gives terminals away, and an id may be none here.
+        let _ = nix::unistd::fchown(follower.as_fd(), Some(uid), Some(gid));
         fchmod(follower.as_fd(), Mode::from_bits_truncate(settings.mode & 0o7777))?;
     }
     if pty.locked {

@@ -3,13 +3,14 @@
 use super::{Maker, Tried, Trouble, sockets};
 use crate::model::{Kind, Unix};
 use crate::restore::check::unhex;
-use crate::sys::fd;
+use crate::sys::{fd, task};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use stasis_plugin_api::prelude::*;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 /// All of them, parked, by the index of their object.
@@ -34,12 +35,18 @@ pub(super) fn make(maker: &Maker<'_>) -> Result<Vec<(usize, OwnedFd)>> {
             let local = u.local.as_ref()?;
             all.iter()
                 .find(|(_, l)| l.listening.is_some() && l.local.as_ref() == Some(local))
-                .map(|(i, _)| *i)
+                .map(|(i, l)| (*i, *l))
         };
         let pair = match (listener(unix), other.and_then(|(_, o)| listener(o))) {
-            (Some(at), _) => accepted(&made, at, other.map(|(_, o)| o), unix).map(|[far, near]| [near, far]),
-            (_, Some(at)) => accepted(&made, at, Some(unix), unix),
-            _ => fd::socketpair(unix.socket_type).map_err(Trouble::from),
+            (Some(at), _) => {
+                let ends = accepted(&made, at, other.map(|(_, o)| o), unix);
+                ends.map(|[far, near]| [near, far])
+            }
+            (_, Some(at)) => accepted(&made, at, Some(unix), other.map_or(unix, |(_, o)| o)),
+            _ => {
+                let ids = unix.peer_ids.or(other.and_then(|(_, o)| o.peer_ids));
+                known_as(ids, || Ok(fd::socketpair(unix.socket_type)?))
+            }
         };
         let [near, far] = pair.map_err(of(*index))?;
         made.insert(*index, near);
@@ -63,51 +70,113 @@ fn alone(unix: &Unix) -> Tried<OwnedFd> {
     let made = fd::socket(libc::AF_UNIX, unix.socket_type | libc::SOCK_CLOEXEC, 0)?;
     sockets::options(&made, &unix.options)?;
     if let Some(local) = &unix.local {
-        bind(made.as_fd(), &unhex(local).ok_or(Errno::EINVAL)?)?;
+        let address = unhex(local).ok_or(Errno::EINVAL)?;
+        within(unix, || bind(made.as_fd(), &address, unix))?;
     }
     if let Some(backlog) = unix.listening {
-        fd::listen(made.as_fd(), backlog)?;
+        known_as(unix.peer_ids, || Ok(fd::listen(made.as_fd(), backlog)?))?;
     }
     Ok(made)
 }
 
-/// Binds to a name. A socket file that the saved process left there gives way.
-fn bind(socket: BorrowedFd<'_>, address: &[u8]) -> Tried<()> {
+/// The name of a socket as a path; empty for one of another kind.
+fn path(address: &[u8]) -> &Path {
     let name = address.get(2..).unwrap_or_default();
-    let path = name.split(|b| *b == 0).next().unwrap_or_default();
-    let path = Path::new(std::ffi::OsStr::from_bytes(path));
-    let mut mode = 0o755;
-    if path.is_absolute()
-        && let Ok(meta) = std::fs::symlink_metadata(path)
-        && meta.file_type().is_socket()
-    {
-        mode = meta.permissions().mode();
+    Path::new(std::ffi::OsStr::from_bytes(name.split(|b| *b == 0).next().unwrap_or_default()))
+}
+
+/// Does something for which the kernel remembers who did it, as a user. Only root becomes others, and comes back as who it
+/// was; elsewhere there mostly is one user only.
+fn known_as<T>(ids: Option<[u32; 2]>, act: impl FnOnce() -> Tried<T>) -> Tried<T> {
+    let own = [nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()];
+    let Some(ids) = ids.filter(|ids| own[0] == 0 && *ids != own) else { return act() };
+    let traceable = task::prctl(libc::PR_GET_DUMPABLE, 0)? == 1;
+    // Ids that are none here nobody can have.
+    let _ = task::set_effective(ids);
+    let done = act();
+    task::set_effective(own)?;
+    // It is over with other ids, and whoever is made from here on has to be traced.
+    task::prctl(libc::PR_SET_DUMPABLE, traceable.into())?;
+    done
+}
+
+/// Does something where a relative name of this socket leads to it.
+fn within<T>(unix: &Unix, act: impl FnOnce() -> Tried<T>) -> Tried<T> {
+    let Some(directory) = &unix.directory else { return act() };
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let before = nix::fcntl::open(".", flags, nix::sys::stat::Mode::empty())?;
+    nix::unistd::chdir(directory.as_str())
+        .map_err(|errno| Trouble::new(format!("the directory {directory}: {}", errno.desc())))?;
+    let done = act();
+    nix::unistd::fchdir(&before)?;
+    done
+}
+
+/// Binds to its name. A socket file that the saved process left there gives way; the new one is as it was.
+fn bind(socket: BorrowedFd<'_>, address: &[u8], unix: &Unix) -> Tried<()> {
+    let path = path(address);
+    if path.as_os_str().is_empty() {
+        return Ok(fd::bind(socket, address)?);
+    }
+    let last = unix.moved.as_deref().map_or(path, Path::new);
+    let socket_at = |path: &Path| {
+        let meta = std::fs::symlink_metadata(path).ok().filter(|meta| meta.file_type().is_socket())?;
+        Some([meta.mode(), meta.uid(), meta.gid()])
+    };
+    let left = socket_at(last);
+    if socket_at(path).is_some() {
         std::fs::remove_file(path)?;
     }
     fd::bind(socket, address)?;
-    if path.is_absolute() {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777))?;
+    let made = std::fs::symlink_metadata(path)?;
+    let [mode, uid, gid] = left.or(unix.file).unwrap_or([0o755, made.uid(), made.gid()]);
+    if (uid, gid) != (made.uid(), made.gid()) {
+        std::os::unix::fs::lchown(path, Some(uid), Some(gid))
+            .map_err(|error| Trouble::new(format!("the owner {uid}:{gid} of its file: {error}")))?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777))?;
+    if last != path {
+        std::fs::rename(path, last)
+            .map_err(|error| Trouble::new(format!("its file cannot become {}: {error}", last.display())))?;
     }
     Ok(())
+}
+
+/// The address under which a socket is reached.
+fn reached(unix: &Unix, own: Vec<u8>) -> Vec<u8> {
+    let family = own.get(..2).unwrap_or_default();
+    match &unix.moved {
+        Some(moved) => [family, moved.as_bytes(), &[0]].concat(),
+        None => own,
+    }
 }
 
 /// A connection made through the listening socket: `[connecting, accepted]`.
 fn accepted(
     made: &HashMap<usize, OwnedFd>,
-    listener: usize,
+    listener: (usize, &Unix),
     client: Option<&Unix>,
-    kind: &Unix,
+    server: &Unix,
 ) -> Tried<[OwnedFd; 2]> {
+    let (listener, described) = listener;
     let listener = made.get(&listener).ok_or(Errno::EINVAL)?;
-    let connecting = fd::socket(libc::AF_UNIX, kind.socket_type | libc::SOCK_CLOEXEC, 0)?;
-    if let Some(local) = client.and_then(|c| c.local.as_ref()) {
-        bind(connecting.as_fd(), &unhex(local).ok_or(Errno::EINVAL)?)?;
+    let connecting = fd::socket(libc::AF_UNIX, server.socket_type | libc::SOCK_CLOEXEC, 0)?;
+    if let Some((client, local)) = client.and_then(|client| Some((client, client.local.as_ref()?))) {
+        let address = unhex(local).ok_or(Errno::EINVAL)?;
+        // Nobody knows any more where a relative name began.
+        let lost = path(&address).is_relative() && client.directory.is_none();
+        if !lost || path(&address).as_os_str().is_empty() {
+            within(client, || bind(connecting.as_fd(), &address, client))?;
+        }
     }
-    let address = nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(
-        std::os::fd::AsRawFd::as_raw_fd(listener),
-    )?;
-    nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&connecting), &address)?;
+    within(described, || known_as(server.peer_ids, || connect(&connecting, listener, described)))?;
     Ok([connecting, fd::accept(listener.as_fd())?])
+}
+
+/// Connects to a socket by its name.
+fn connect(from: &OwnedFd, to: &OwnedFd, unix: &Unix) -> Tried<()> {
+    let address = reached(unix, crate::sys::socket::local(to)?);
+    Ok(fd::connect(from.as_fd(), &address)?)
 }
 
 /// What is under way, options of pairs, connections of datagram sockets, ends that are shut. The options come behind the
@@ -133,9 +202,10 @@ fn finish(
         }
         let target = unix.peer.and_then(|peer| all.iter().find(|(i, _)| *i == peer));
         if !paired(all, *index, unix)
-            && let Some(local) = target.and_then(|(_, u)| u.local.as_deref()).and_then(unhex)
+            && let Some((target, local)) = target.and_then(|(_, u)| Some((*u, unhex(u.local.as_deref()?)?)))
         {
-            fd::connect(socket.as_fd(), &local).map_err(|e| (*index, e.into()))?;
+            let local = reached(target, local);
+            within(target, || Ok(fd::connect(socket.as_fd(), &local)?)).map_err(|e| (*index, e))?;
         }
         let how = match unix.shutdown & 3 {
             0 => continue,
@@ -158,10 +228,7 @@ fn say(far: Option<&OwnedFd>, socket: &OwnedFd, unix: &Unix) -> Tried<()> {
     for message in &messages {
         let stranger = fd::socket(libc::AF_UNIX, unix.socket_type | libc::SOCK_CLOEXEC, 0)?;
         Room::make(&stranger)?;
-        let address = nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(
-            std::os::fd::AsRawFd::as_raw_fd(socket),
-        )?;
-        nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&stranger), &address)?;
+        within(unix, || connect(&stranger, socket, unix))?;
         send(&stranger, message)?;
     }
     Ok(())
@@ -201,4 +268,20 @@ impl Room {
 
 fn set(socket: &OwnedFd, name: i32, value: i32) -> Tried<()> {
     Ok(fd::set_option(socket.as_fd(), libc::SOL_SOCKET, name, &value.to_ne_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_remembers_whom_it_is_told() {
+        let own = [nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()];
+        let pair = |ids| known_as(ids, || Ok(fd::socketpair(libc::SOCK_STREAM)?));
+        let told = |ids| crate::sys::socket::peer_ids(&pair(ids).unwrap()[0]);
+        assert_eq!(told(None), Some(own));
+        assert_eq!(told(Some([7, 8])), Some(if own[0] == 0 { [7, 8] } else { own }));
+        assert_eq!(told(None), Some(own));
+        assert_eq!(task::prctl(libc::PR_GET_DUMPABLE, 0), Ok(1));
+    }
 }
