@@ -189,10 +189,10 @@ impl Kept {
         for name in self.dir.names()? {
             let digest =
                 name.to_str().and_then(|name| name.strip_prefix(GONE)).filter(|name| is_digest(name));
+            let Some(digest) = digest else { continue };
             // Else somebody is removing it this moment.
-            if let Some(digest) = digest
-                && self.lock_file(digest)?.try_lock().is_ok()
-            {
+            let lock = self.lock_file(digest)?;
+            if lock.try_lock().is_ok() {
                 remove(&self.dir, &name)?;
             }
         }
