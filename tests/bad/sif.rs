@@ -237,6 +237,36 @@ fn an_interrupted_build() {
     }
 }
 
+/// A tool outlives whoever started it by a moment. Until it is gone nobody else unpacks, or the two would write into the
+/// same place.
+#[test]
+fn the_tool_that_unpacks_holds_the_lock() {
+    need!(image, squashfs, userns);
+    let mut env = Env::new(Who::User).unwrap();
+    let sif = env.sif("small", "image.sif").unwrap().to_string_lossy().into_owned();
+    let tool = env.write("home/unsquashfs", "#!/bin/sh\nexec sleep 600\n").unwrap();
+    fs::set_permissions(&tool, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    env.set("PATH", &format!("{}:{path}", env.path("home").display()));
+    let running = env.spawn(&["exec", "--unsquash", &sif, "true"]).unwrap();
+    let until = std::time::Instant::now() + crate::running::PATIENCE;
+    let tool = loop {
+        if let Some((pid, _)) = env.survivors().iter().find(|(_, words)| words.starts_with("sleep 600")) {
+            break *pid;
+        }
+        assert!(std::time::Instant::now() < until, "nothing is unpacked");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    };
+    let open = fs::read_dir(format!("/proc/{tool}/fd")).unwrap().flatten();
+    let open: Vec<_> = open.filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
+    assert!(open.iter().any(|path| path.ends_with("cache/_images/.lock")), "{open:?}");
+    running.signal(Signal::SIGKILL).unwrap();
+    running.wait().unwrap();
+    env.set("PATH", &path);
+    env.ok(&["exec", "--unsquash", &sif, "true"]).unwrap();
+    env.finish().unwrap();
+}
+
 #[test]
 fn a_disk_that_becomes_full() {
     need!(root, image, squashfs);

@@ -255,7 +255,7 @@ fn make_file_system(out: &Unnamed, parts: &Parts<'_>, at: u64, watched: Watched<
     }
     let what = format!("cannot make a file system of \"{}\"", parts.root.display());
     let grown = || out.file.metadata().map_or(0, |m| m.len().saturating_sub(at));
-    tools::run(command, &out.file, &what, &[], &mut |_| watched(grown(), 0))
+    tools::run(command, &[out.file.as_fd()], &what, &[], &mut |_| watched(grown(), 0))
 }
 
 /// Where containers mount something: made in the image where they are missing, as Apptainer does, because room for
