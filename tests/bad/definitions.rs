@@ -153,6 +153,55 @@ fn scripts_that_fail_bring_their_code_along() {
 }
 
 #[test]
+fn files_that_cannot_be_copied() {
+    need!(root, image, userns);
+    let env = place().unwrap();
+    env.make_dir("home/data").unwrap();
+    env.write("home/data/one", "").unwrap();
+    std::os::unix::fs::symlink("nowhere", env.path("home/data/loose")).unwrap();
+    let closed = env.path("home/closed");
+    std::fs::create_dir_all(closed.join("in")).unwrap();
+    std::fs::write(closed.join("in/file"), "").unwrap();
+    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let told = |line: &str| told(&env, &format!("Bootstrap: oci\nFrom: layout\n%files\n  {line}\n")).unwrap();
+    insta::assert_snapshot!(told("closed/in/file /x"), @r#"
+    exit 255
+    INFO:    Starting build...
+    FATAL:   image.def, line 4: "closed/in/file" cannot be looked for
+             because: permission denied
+    "#);
+    insta::assert_snapshot!(told("closed/in/* /x"), @r#"
+    exit 255
+    INFO:    Starting build...
+    FATAL:   image.def, line 4: "closed/in/*" cannot be looked for
+             because: permission denied
+    "#);
+    insta::assert_snapshot!(told("data /x"), @"
+    exit 255
+    INFO:    Starting build...
+    INFO:    Copying $DIR/home/data to /x
+    FATAL:   image.def, line 4: cannot copy $DIR/home/data/loose
+             because: it is a link that leads nowhere
+    ");
+    insta::assert_snapshot!(told("/dev/null /x"), @"
+    exit 255
+    INFO:    Starting build...
+    INFO:    Copying /dev/null to /x
+    FATAL:   image.def, line 4: cannot copy /dev/null
+             because: it is a device, a pipe or a socket
+             hint:    leave the line out: containers have the host's devices
+    ");
+    insta::assert_snapshot!(told("data/one /etc/hosts/x"), @"
+    exit 255
+    INFO:    Starting build...
+    INFO:    Copying $DIR/home/data/one to /etc/hosts/x
+    FATAL:   image.def, line 4: cannot copy $DIR/home/data/one
+             because: a part of the path is not a directory
+    ");
+    env.finish().unwrap();
+}
+
+#[test]
 fn what_is_there_is_not_touched() {
     need!(image, userns);
     let env = place().unwrap();

@@ -261,7 +261,7 @@ fn stages_hand_files_on() {
     registry.fill(&env, &env.path("home/layout"), "base/small:v1", &[]).unwrap();
     let text = format!(
         "Bootstrap: docker\nRegistry: 127.0.0.1:{}\nNamespace: base\nFrom: small:v1\nStage: tools\n\
-         %setup\n  cd \"$STASIS_ROOTFS\"; mkdir out; ln -s tool out/link; ln -s /etc/passwd out/away\n\
+         %setup\n  cd \"$STASIS_ROOTFS\"; mkdir out; ln -s tool out/link; ln -s /etc/hosts out/away\n\
          %post\n  echo made > /out/tool\n\
          Bootstrap: oci\nFrom: layout\n%files from tools\n  /out /got\n  /out/* /each/\n",
         registry.port
@@ -270,8 +270,12 @@ fn stages_hand_files_on() {
     env.ok(&["build", "--sandbox", "image", "image.def"]).unwrap();
     let at = |path: &str| env.path("home/image").join(path);
     assert_eq!(fs::read_to_string(at("got/tool")).unwrap(), "made\n");
-    assert_eq!(fs::read_link(at("each/link")).unwrap(), Path::new("tool"));
-    assert_eq!(fs::read_link(at("got/away")).unwrap(), Path::new("/etc/passwd"));
+    assert_eq!(fs::read_link(at("got/link")).unwrap(), Path::new("tool"));
+    assert_eq!(fs::read_link(at("got/away")).unwrap(), Path::new("/etc/hosts"));
+    // What is named, or what a pattern stands for, is followed: in the stage, whose `/etc/hosts` is empty.
+    assert_eq!(fs::read_to_string(at("each/link")).unwrap(), "made\n");
+    assert!(!at("each/link").is_symlink() && !at("each/away").is_symlink());
+    assert_eq!(fs::read_to_string(at("each/away")).unwrap(), "");
     env.finish().unwrap();
 }
 

@@ -98,7 +98,8 @@ pub(super) fn local(path: &Path, tree: &Tree, watch: &dyn Watch) -> Result<()> {
     }
     let image = Image::open(&name)?;
     let how = How { follow: false, owners: nix::unistd::geteuid().is_root() };
-    let left = copy_all(image.dir(), tree, how).map_err(|e| failed("copy the image", path, &e))?;
+    let left = copy_all(image.dir(), tree, how)
+        .map_err(|e| failed("copy", &e.below(Path::new(""), path), &e.error))?;
     left.tell(watch);
     Ok(())
 }
