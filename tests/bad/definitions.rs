@@ -222,7 +222,12 @@ fn what_is_there_is_not_touched() {
              hint:    choose another name, or move it away
     "#);
     assert_eq!(std::fs::read_to_string(env.path("home/out/precious")).unwrap(), "mine");
-    std::fs::create_dir_all(env.path("home/out/etc")).unwrap();
+    // A home, or a place where software is installed, is no image because of a name or two.
+    for name in ["bin", "etc", "usr"] {
+        std::fs::create_dir(env.path("home/out").join(name)).unwrap();
+        assert!(build(&["--force"]).contains("holds something else than an image"), "{name}");
+    }
+    std::fs::create_dir(env.path("home/out/.singularity.d")).unwrap();
     assert!(build(&["--force"]).contains("%post failed with exit code 1"));
     assert_eq!(std::fs::read_to_string(env.path("home/out/precious")).unwrap(), "mine");
     env.write("home/file", "x").unwrap();
