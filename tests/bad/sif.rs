@@ -156,9 +156,9 @@ fn what_cannot_be_built() {
     "#);
     insta::assert_snapshot!(env.fails(&["build", &out("no/such/place.sif"), &small]).unwrap(), @r#"
     exit 255
-    INFO:    Creating SIF file...
     FATAL:   cannot make image "$DIR/no/such/place.sif"
-             because: it does not exist
+             because: there is no directory $DIR/no/such
+             hint:    make it first, or choose another name
     "#);
     insta::assert_snapshot!(env.fails(&["build", &out("x.sif"), &out("home")]).unwrap(), @r#"
     exit 255
