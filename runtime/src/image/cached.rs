@@ -15,7 +15,7 @@ pub struct Item {
     pub name: String,
     /// In bytes.
     pub size: u64,
-    /// When it was used last. Of a layer: when it was downloaded.
+    /// When it was used last.
     pub used: SystemTime,
 }
 
