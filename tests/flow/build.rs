@@ -371,6 +371,10 @@ fn every_source_becomes_a_file_or_a_directory() {
 fn sources() -> Outcome<()> {
     let mut env = place(Who::User)?;
     let run = env.ok(&["pull", "oci:layout:v1"])?;
+    env.make_dir("home/pulled")?;
+    env.ok(&["pull", "--dir", "pulled", "oci:layout:v1"])?;
+    env.ok(&["pull", "--dir", "pulled", "named.sif", "oci:layout:v1"])?;
+    assert!(env.path("home/pulled/layout_v1.sif").is_file() && env.path("home/pulled/named.sif").is_file());
     env.set("APPTAINER_TMPDIR", &env.path("no/such/place").to_string_lossy());
     let told = env.fails(&["build", "other.sif", "oci:layout"])?;
     assert!(told.contains("there is no directory $DIR/no/such/place"), "{told}");

@@ -60,12 +60,18 @@ pub struct BuildArgs {
 
 /// `pull`.
 #[derive(Debug, Args)]
+#[command(allow_missing_positional = true)]
 pub struct PullArgs {
     #[command(flatten)]
     make: MakeArgs,
-    /// The new image, and where it comes from; of one word only, it is where it comes from
-    #[arg(required = true, num_args = 1..=2, value_names = ["OUT", "URI"])]
-    words: Vec<String>,
+    /// The directory in which the new image is made
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// The new image; without it, a name is made of where it comes from
+    out: Option<PathBuf>,
+    /// Where it comes from: docker://NAME[:TAG], oci:DIR, oci-archive:FILE, docker-archive:FILE
+    #[arg(value_name = "URI")]
+    from: String,
 }
 
 /// Runs `build`.
@@ -98,17 +104,15 @@ pub fn run(session: &Session, args: &BuildArgs) -> Result<()> {
 /// # Errors
 /// Why the image was not had.
 pub fn pull(session: &Session, args: &PullArgs) -> Result<()> {
-    let (out, from) = match args.words.as_slice() {
-        [from] => (None, from),
-        [out, from, ..] => (Some(PathBuf::from(out)), from),
-        [] => return Err(Error::usage("pull needs the name of an image")),
-    };
+    let from = &args.from;
     let uri = Uri::parse(from)?.ok_or_else(|| {
         Error::usage(format!("\"{from}\" is not the name of an image that can be pulled"))
             .help(format!("there are {FORMS}"))
     })?;
     let ending = if args.make.sandbox { "" } else { ".sif" };
-    let out = out.unwrap_or_else(|| PathBuf::from(format!("{}{ending}", images::default_name(&uri))));
+    let own = || PathBuf::from(format!("{}{ending}", images::default_name(&uri)));
+    let out = args.out.clone().unwrap_or_else(own);
+    let out = args.dir.as_ref().map_or(out.clone(), |dir| dir.join(&out));
     make(session, &Source::Named(uri), &out, &args.make, &options(session, &args.make)?)?;
     report::info(format!("Pulled: {}", out.display()));
     Ok(())
