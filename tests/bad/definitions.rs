@@ -83,6 +83,16 @@ fn mistakes_in_the_file() {
              because: there is no $DIR/home/no-such-file on the host
              hint:    check the spelling; a relative path on the host starts at the working directory
     "#);
+    insta::assert_snapshot!(told(&env, "Bootstrap: scratch\nInclude: x\nOSVersion: y\n%setup\n  exit 4\n").unwrap(), @"
+    exit 4
+    INFO:    Starting build...
+    WARNING: image.def: include means nothing to the bootstrap agent scratch
+    WARNING: image.def: osversion means nothing to the bootstrap agent scratch
+    INFO:    Running setup scriptlet
+    + exit 4
+    ERROR:   %setup failed with exit code 4
+             because: the image was not made
+    ");
     insta::assert_snapshot!(env.fails(&["build", "--sandbox", "image", "none.def"]).unwrap(), @"
     exit 255
     FATAL:   cannot read the definition file none.def
@@ -139,6 +149,14 @@ fn scripts_that_fail_bring_their_code_along() {
     INFO:    Running setup scriptlet
     + exit 4
     ERROR:   %setup failed with exit code 4
+             because: the image was not made
+    ");
+    insta::assert_snapshot!(told("%setup\n  set +x; kill -9 $$\n"), @"
+    exit 137
+    INFO:    Starting build...
+    INFO:    Running setup scriptlet
+    + set +x
+    ERROR:   %setup failed with exit code 137
              because: the image was not made
     ");
     insta::assert_snapshot!(told("%post -c /bin/no-such-shell\n  true\n"), @"

@@ -291,7 +291,7 @@ fn root_makes_no_directories_with_programs_that_give_rights() {
     env.ok(&["build", "--sandbox", "of-a-file", "image.sif"]).unwrap();
     env.ok(&["build", "--sandbox", "made", "image.def"]).unwrap();
     env.ok(&["build", "--sandbox", "copied", "made"]).unwrap();
-    for image in ["of-a-file", "copied"] {
+    for image in ["of-a-file", "made", "copied"] {
         let mode = fs::metadata(env.path("home").join(image).join("right")).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o755, "{image}");
     }

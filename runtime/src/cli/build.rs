@@ -43,9 +43,15 @@ pub struct BuildArgs {
     /// Leave %test out
     #[arg(short = 'T', long)]
     notest: bool,
+    /// Let %test write, into memory that is forgotten; else it can read the image only
+    #[arg(long)]
+    writable_tmpfs: bool,
     /// Show a path of the host to %post and %test
     #[arg(short = 'B', long, value_name = "SRC[:DST[:ro|rw]],...")]
     bind: Vec<String>,
+    /// The same, in long words
+    #[arg(long, value_name = "type=bind,src=SRC,dst=DST[,ro]")]
+    mount: Vec<String>,
     /// A value for {{ NAME }} in the definition file
     #[arg(long, value_name = "NAME=VALUE")]
     build_arg: Vec<String>,
@@ -90,8 +96,9 @@ pub fn run(session: &Session, args: &BuildArgs) -> Result<()> {
     }
     let options = Options {
         no_test: args.notest,
+        test_writes: args.writable_tmpfs,
         arguments: arguments(args)?,
-        binds: user_binds(&args.bind)?,
+        binds: user_binds(&args.bind, &args.mount)?,
         ..options(session, &args.make)?
     };
     make(session, &source, &args.image, &args.make, &options)?;
@@ -154,8 +161,8 @@ fn make(session: &Session, source: &Source, out: &Path, args: &MakeArgs, options
     build::to_file(source, out, &packing, options, &cache, &Shown)
 }
 
-fn user_binds(typed: &[String]) -> Result<Vec<(PathBuf, PathBuf, bool)>> {
-    let binds = binds::user_binds(typed, &[], &HostFacts::from_process())?;
+fn user_binds(binds: &[String], mounts: &[String]) -> Result<Vec<(PathBuf, PathBuf, bool)>> {
+    let binds = binds::user_binds(binds, mounts, &HostFacts::from_process())?;
     Ok(binds.into_iter().map(|bind| (bind.source, bind.target, bind.writable)).collect())
 }
 
