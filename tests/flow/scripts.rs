@@ -53,3 +53,23 @@ fn what_is_shown_to_a_build() {
     }
     env.finish().unwrap();
 }
+
+/// Where users have their definition file, and build.
+#[test]
+fn the_directory_in_which_it_is_built_can_be_copied() {
+    need!(image, userns, squashfs);
+    let text = "Stage: one\n%files\n  . /app\nBootstrap: oci\nFrom: layout\n%files from one\n  /app /first\n\
+                %files\n  . /second\n";
+    let env = place(Who::User, text).unwrap();
+    env.ok(&["build", "image.sif", "image.def"]).unwrap();
+    env.ok(&["build", "--sandbox", "image", "image.sif"]).unwrap();
+    for copy in ["first", "second"] {
+        let mut names: Vec<_> = fs::read_dir(env.path("home/image").join(copy))
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["image.def", "layout"], "{copy}");
+    }
+    env.finish().unwrap();
+}

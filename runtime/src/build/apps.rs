@@ -30,7 +30,7 @@ pub(super) fn files(stage: &Stage, tree: &Tree, work: &Work<'_>, definition: &Pa
         for section in &app.files {
             let copies = section.copies.iter().map(inside).collect();
             let section = Files { from: section.from.clone(), line: section.line, copies };
-            files::copy(&section, tree, &work.done, &work.options.fetch.cwd, definition, work.watch)?;
+            files::copy(&section, tree, work, definition)?;
         }
     }
     Ok(())

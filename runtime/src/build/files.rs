@@ -1,6 +1,6 @@
 //! `%files`: from the host or from an earlier stage, never to a place outside the image.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -13,11 +13,11 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, futimens, mkdirat};
 use nix::unistd::{linkat, symlinkat};
 
 use super::definition::{Copy, Files};
-use super::{glob, sparse};
+use super::{Work, glob, sparse};
 use crate::error::{self, Error};
 use crate::image::inside::file_type;
 use crate::image::io_words;
-use crate::image::tree::{Tree, allowed, create_in, list, remove_in, stat_in, time_of};
+use crate::image::tree::{Identity, Tree, allowed, create_in, list, remove_in, stat_in, time_of};
 use crate::image::watch::Watch;
 
 /// A link that leads back to where it is makes no end.
@@ -36,15 +36,9 @@ pub(super) struct How {
 }
 
 /// Copies what a section says.
-pub(super) fn copy(
-    files: &Files,
-    tree: &Tree,
-    stages: &BTreeMap<String, PathBuf>,
-    cwd: &Path,
-    definition: &Path,
-    watch: &dyn Watch,
-) -> error::Result<()> {
-    let stage = files.from.as_ref().and_then(|name| stages.get(name));
+pub(super) fn copy(files: &Files, tree: &Tree, work: &Work<'_>, definition: &Path) -> error::Result<()> {
+    let (cwd, watch) = (work.options.fetch.cwd.as_path(), work.watch);
+    let stage = files.from.as_ref().and_then(|name| work.done.get(name));
     let source = Tree::open(stage.map_or(Path::new("/"), PathBuf::as_path))?;
     let root = nix::unistd::geteuid().is_root();
     let how = How { follow: stage.is_none(), owners: stage.is_some() && root };
@@ -65,7 +59,7 @@ pub(super) fn copy(
             let to = destination(tree, copy, from, found.len() > 1);
             watch.info(&format!("Copying {} to {}", from.display(), to.display()));
             let cannot = |what: &Path| Error::new(format!("{}: cannot copy {}", line(), what.display()));
-            let left = copy_one(&source, from, tree, &to, how)
+            let left = copy_one(&source, from, tree, &to, how, &work.own)
                 .map_err(|failed| cannot(&failed.below(&to, from)).because(io_words(&failed.error)))?;
             if left.is_all(&to) && !is_pattern(&copy.from) {
                 return Err(cannot(from)
@@ -106,8 +100,9 @@ pub(super) fn copy_one(
     tree: &Tree,
     to: &Path,
     how: How,
+    own: &[Identity],
 ) -> Result<LeftOut, Failed> {
-    let mut copying = Copying::new(tree, how);
+    let mut copying = Copying::new(tree, how, own);
     let done = (|| {
         if to == Path::new("/") {
             let top = tree.open_at(Path::new(""), DIRECTORY)?;
@@ -127,7 +122,7 @@ pub(super) fn copy_one(
 
 /// Copies everything in a directory into an image.
 pub(super) fn copy_all(from: BorrowedFd<'_>, tree: &Tree, how: How) -> Result<LeftOut, Failed> {
-    let mut copying = Copying::new(tree, how);
+    let mut copying = Copying::new(tree, how, &[]);
     let top = tree.open_at(Path::new(""), DIRECTORY);
     let done = top.and_then(|to| copying.inside(from, to.as_fd(), Path::new(""), 0));
     copying.outcome(done)
@@ -208,6 +203,8 @@ struct Copying<'a> {
     tree: &'a Tree,
     how: How,
     left: LeftOut,
+    /// Directories in which this very build makes something: they often lie in what is copied.
+    own: Vec<Identity>,
     /// The deepest one of what could not be copied.
     failed: Option<PathBuf>,
     /// Files with several names, by device and inode: where the first name was copied to.
@@ -215,8 +212,9 @@ struct Copying<'a> {
 }
 
 impl<'a> Copying<'a> {
-    fn new(tree: &'a Tree, how: How) -> Self {
-        Self { tree, how, left: LeftOut::default(), failed: None, seen: HashMap::new() }
+    fn new(tree: &'a Tree, how: How, own: &[Identity]) -> Self {
+        let own = own.iter().copied().chain(tree.identity()).collect();
+        Self { tree, how, left: LeftOut::default(), own, failed: None, seen: HashMap::new() }
     }
 
     fn outcome(self, done: io::Result<()>) -> Result<LeftOut, Failed> {
@@ -269,6 +267,7 @@ impl<'a> Copying<'a> {
         let open = open | OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let place = here.join(new);
         match file_type(&stat) {
+            SFlag::S_IFDIR if self.own.contains(&(stat.st_dev, stat.st_ino)) => {}
             SFlag::S_IFDIR => {
                 if stat_in(to, new)?.is_none_or(|stat| file_type(&stat) != SFlag::S_IFDIR) {
                     remove_in(to, new)?;
@@ -359,14 +358,38 @@ mod tests {
         assert_eq!((left.entries, left.first.as_path()), (1, Path::new("pipe")));
     }
 
+    /// Many a definition file copies the directory in which it lies, and in which the image grows.
+    #[test]
+    fn what_is_being_made_is_not_copied_into_itself() {
+        let (top, _, _) = trees();
+        let all = Tree::open(top.path()).unwrap();
+        let stage = Tree::open(&top.path().join("outside")).unwrap();
+        let to = Tree::open(&top.path().join("to")).unwrap();
+        let how = How { follow: false, owners: false };
+        copy_one(&all, Path::new("/from/.."), &to, Path::new("/"), how, &[stage.identity().unwrap()])
+            .unwrap();
+        let names = |path: &str| list(Tree::open(&top.path().join(path)).unwrap().dir()).unwrap();
+        assert_eq!(names("to"), ["from"]);
+        fs::remove_dir_all(top.path().join("to/from")).unwrap();
+        copy_all(all.dir(), &to, how).unwrap();
+        assert_eq!(names("to"), ["from", "outside"]);
+    }
+
     #[test]
     fn holes_stay_holes() {
         let (top, from, to) = trees();
         let file = fs::File::create(top.path().join("from/sparse")).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, b"middle", 64 << 20).unwrap();
         file.set_len(128 << 20).unwrap();
-        copy_one(&from, Path::new("/sparse"), &to, Path::new("/sparse"), How { follow: true, owners: false })
-            .unwrap();
+        copy_one(
+            &from,
+            Path::new("/sparse"),
+            &to,
+            Path::new("/sparse"),
+            How { follow: true, owners: false },
+            &[],
+        )
+        .unwrap();
         let made = fs::metadata(top.path().join("to/sparse")).unwrap();
         assert_eq!(made.len(), 128 << 20);
         assert!(made.blocks() * 512 < 1 << 20, "{} blocks", made.blocks());
@@ -380,14 +403,14 @@ mod tests {
     fn from_the_host_links_are_followed_and_end() {
         let (top, from, to) = trees();
         let how = How { follow: true, owners: false };
-        copy_one(&from, Path::new("/link"), &to, Path::new("/x/y"), how).unwrap();
+        copy_one(&from, Path::new("/link"), &to, Path::new("/x/y"), how, &[]).unwrap();
         assert_eq!(fs::read_to_string(top.path().join("to/x/y")).unwrap(), "a");
         assert!(!top.path().join("to/x/y").is_symlink());
-        let e = copy_one(&from, Path::new("/dir"), &to, Path::new("/d"), how).unwrap_err();
+        let e = copy_one(&from, Path::new("/dir"), &to, Path::new("/d"), how, &[]).unwrap_err();
         assert_eq!(e.error.raw_os_error(), Some(Errno::ELOOP as i32));
         fs::remove_file(top.path().join("from/dir/loop")).unwrap();
         symlink("nowhere", top.path().join("from/dir/loose")).unwrap();
-        let e = copy_one(&from, Path::new("/dir"), &to, Path::new("/d"), how).unwrap_err();
+        let e = copy_one(&from, Path::new("/dir"), &to, Path::new("/d"), how, &[]).unwrap_err();
         assert_eq!(e.below(Path::new("/d"), Path::new("/dir")), Path::new("/dir/loose"));
         assert_eq!(e.error.to_string(), "it is a link that leads nowhere");
     }
@@ -409,7 +432,7 @@ mod tests {
         fs::write(at("outside/x"), "outside").unwrap();
         let copy = |name: &str| {
             let place = Path::new("/").join(name);
-            copy_one(&from, &place, &to, &place, How { follow: false, owners: false })
+            copy_one(&from, &place, &to, &place, How { follow: false, owners: false }, &[])
         };
         for name in ["view", "chain"] {
             copy(name).unwrap();
@@ -429,10 +452,10 @@ mod tests {
         symlink("../outside", top.path().join("to/up")).unwrap();
         let how = How { follow: false, owners: false };
         for path in ["/out/a", "/up/a"] {
-            assert!(copy_one(&from, Path::new("/dir/a"), &to, Path::new(path), how).is_err(), "{path}");
+            assert!(copy_one(&from, Path::new("/dir/a"), &to, Path::new(path), how, &[]).is_err(), "{path}");
         }
         // A link in the very place is replaced.
-        copy_one(&from, Path::new("/dir/a"), &to, Path::new("/out"), how).unwrap();
+        copy_one(&from, Path::new("/dir/a"), &to, Path::new("/out"), how, &[]).unwrap();
         assert_eq!(fs::read_to_string(top.path().join("to/out")).unwrap(), "a");
         assert_eq!(fs::read_dir(top.path().join("outside")).unwrap().count(), 0);
     }

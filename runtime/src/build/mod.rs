@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::image::oci::{self, Cache};
 use crate::image::output::Output;
 use crate::image::singularity;
-use crate::image::tree::Tree;
+use crate::image::tree::{Identity, Tree};
 use crate::image::watch::Watch;
 use crate::spec::RootWrite;
 use crate::sys::process;
@@ -58,6 +58,8 @@ struct Work<'a> {
     watch: &'a dyn Watch,
     /// Roots of the stages that are done, by name.
     done: BTreeMap<String, PathBuf>,
+    /// What grows, the image and its stages: nothing of that is copied from the host.
+    own: Vec<Identity>,
 }
 
 /// Makes an image directory.
@@ -79,7 +81,7 @@ pub fn to_directory(
 
 impl<'a> Work<'a> {
     fn new(options: &'a Options, cache: &'a Cache, watch: &'a dyn Watch) -> Self {
-        Self { options, cache, watch, done: BTreeMap::new() }
+        Self { options, cache, watch, done: BTreeMap::new(), own: Vec::new() }
     }
 }
 
@@ -89,16 +91,20 @@ impl Work<'_> {
         self.watch.info("Starting build...");
         let empty = || Error::new(format!("{} is empty", file.display()));
         let (last, earlier) = definition.stages.split_last().ok_or_else(empty)?;
+        let tree = output.tree()?;
+        self.own.extend(tree.identity());
         let mut kept = Vec::new();
         for (number, stage) in earlier.iter().enumerate() {
             let place = output.beside(&format!(".stage-{}", number + 1), self.options.fetch.guarded)?;
-            self.stage(stage, &place.tree()?, &definition)?;
+            let tree = place.tree()?;
+            self.own.extend(tree.identity());
+            self.stage(stage, &tree, &definition)?;
             if let Some(name) = &stage.name {
                 self.done.insert(name.clone(), place.path());
             }
             kept.push(place);
         }
-        self.stage(last, &output.tree()?, &definition)
+        self.stage(last, &tree, &definition)
     }
 
     fn stage(&self, stage: &Stage, tree: &Tree, definition: &Definition) -> Result<()> {
@@ -126,7 +132,7 @@ impl Work<'_> {
             on_host("%setup", script, tree)?;
         }
         for files in &stage.files {
-            files::copy(files, tree, &self.done, &self.options.fetch.cwd, &definition.file, self.watch)?;
+            files::copy(files, tree, self, &definition.file)?;
         }
         apps::files(stage, tree, self, &definition.file)?;
         if let Some(script) = &stage.post {
