@@ -154,6 +154,8 @@ impl Kept {
                 continue;
             }
             if !dry {
+                // One that was killed may have left another one half removed; the lock is ours.
+                remove(&self.dir, format!("{GONE}{digest}"))?;
                 // Under its name it is whole or not there.
                 self.dir.rename(digest, &self.dir, format!("{GONE}{digest}"))?;
                 self.forget(digest)?;
@@ -309,5 +311,9 @@ mod tests {
             !here.join(PARTIAL).exists()
         });
         assert!(swept);
+        // It was unpacked again before somebody cleaned up.
+        std::fs::create_dir_all(here.join(&gone).join("deep")).unwrap();
+        assert_eq!(went(&kept, false), 1);
+        assert!(!here.join(&gone).exists() && !here.join(DIGEST).exists());
     }
 }
