@@ -287,14 +287,18 @@ fn root_makes_no_directories_with_programs_that_give_rights() {
     let text = "Bootstrap: oci\nFrom: layout\n%setup\n  cp /bin/true \"$STASIS_ROOTFS/right\"; \
                 chmod 6755 \"$STASIS_ROOTFS/right\"\n";
     env.write("home/image.def", text).unwrap();
-    env.ok(&["build", "image.sif", "image.def"]).unwrap();
-    env.ok(&["build", "--sandbox", "of-a-file", "image.sif"]).unwrap();
+    let mode = |image: &str| {
+        let right = env.path("home").join(image).join("right");
+        fs::metadata(right).unwrap().permissions().mode() & 0o7777
+    };
     env.ok(&["build", "--sandbox", "made", "image.def"]).unwrap();
+    assert_eq!(mode("made"), 0o755);
+    // In what others have made there may be some.
+    fs::set_permissions(env.path("home/made/right"), fs::Permissions::from_mode(0o6755)).unwrap();
+    env.ok(&["build", "image.sif", "made"]).unwrap();
+    env.ok(&["build", "--sandbox", "of-a-file", "image.sif"]).unwrap();
     env.ok(&["build", "--sandbox", "copied", "made"]).unwrap();
-    for image in ["of-a-file", "made", "copied"] {
-        let mode = fs::metadata(env.path("home").join(image).join("right")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o7777, 0o755, "{image}");
-    }
+    assert_eq!((mode("made"), mode("of-a-file"), mode("copied")), (0o6755, 0o755, 0o755));
     env.finish().unwrap();
 }
 
