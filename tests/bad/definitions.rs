@@ -98,6 +98,12 @@ fn mistakes_in_the_file() {
     FATAL:   cannot read the definition file none.def
              because: it does not exist
     ");
+    env.write("home/arguments", "# Values\nA = 1\n\nnonsense\n").unwrap();
+    insta::assert_snapshot!(env.fails(&["build", "--sandbox", "--build-arg-file", "arguments", "image", "image.def"]).unwrap(), @r#"
+    exit 1
+    ERROR:   arguments, line 4: "nonsense" is no value for a name
+             hint:    write NAME=VALUE
+    "#);
     insta::assert_snapshot!(env.fails(&["build", "--sandbox", "--build-arg", "X", "image", "image.def"]).unwrap(), @r#"
     exit 1
     ERROR:   --build-arg "X" is no value for a name

@@ -224,6 +224,8 @@ open(\"/of-others/deep/file\", \"w\").close()
 os.chown(\"/of-others/deep/file\", 33, 44)
 os.chmod(\"/of-others/deep/file\", 0)
 os.chown(\"/of-others\", 5, 5)
+open(\"/right\", \"w\").close()
+os.chmod(\"/right\", 0o6755)
 os.setgroups([7]); os.setgid(8); os.setuid(9)
 print(\"went through\")'
 ";
@@ -246,6 +248,8 @@ fn files_given_away_come_back() {
         let run = env.ok(&["build", "--sandbox", "image", "image.def"]).unwrap();
         assert!(run.out.contains("went through"), "{}{}", run.out, run.err);
         assert_eq!(run.err.contains("no subordinate ids are granted to you"), who == Who::User);
+        let right = fs::metadata(env.path("home/image/right")).unwrap().permissions().mode();
+        assert_eq!(right & 0o7777, 0o755, "{who:?}");
         let out =
             env.program("sh").args(["-ec", "cat image/of-others/deep/file; rm -rf image"]).output().unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

@@ -73,3 +73,39 @@ fn the_directory_in_which_it_is_built_can_be_copied() {
     }
     env.finish().unwrap();
 }
+
+#[test]
+fn scripts_know_the_way_out_and_no_secrets() {
+    need!(image, userns);
+    let script = "%post\n  echo \"by $https_proxy, ${SECRET-nothing}, $HOME\"\n";
+    let mut env = place(Who::User, script).unwrap();
+    env.set("https_proxy", "http://proxy.example:3128");
+    env.set("SECRET", "word");
+    let run = env.ok(&["build", "--sandbox", "image", "image.def"]).unwrap();
+    assert_eq!(run.out, "by http://proxy.example:3128, nothing, /root\n", "{}", run.err);
+    env.finish().unwrap();
+}
+
+#[test]
+fn a_script_that_names_its_interpreter_keeps_it() {
+    need!(image, userns);
+    let env = place(Who::User, "%runscript\n#!/bin/sh -f\n  echo /*\n").unwrap();
+    env.ok(&["build", "--sandbox", "image", "image.def"]).unwrap();
+    assert_eq!(env.ok(&["run", "image"]).unwrap().out, "/*\n");
+    env.finish().unwrap();
+}
+
+/// An image is anybody's work, and is looked at in a terminal.
+#[test]
+fn what_an_image_says_changes_no_terminal() {
+    need!(image, userns, squashfs);
+    let text = "%labels\n  Title a\u{1b}[2Jb\n%help\n  c\u{1b}]0;d\n%apprun one\n  true\n";
+    let env = place(Who::User, text).unwrap();
+    env.ok(&["build", "--sandbox", "image", "image.def"]).unwrap();
+    env.ok(&["build", "image.sif", "image"]).unwrap();
+    for image in ["image", "image.sif"] {
+        let out = env.ok(&["inspect", "-l", "-H", "-d", image]).unwrap().out;
+        assert!(out.contains("Title: a") && out.contains("[2Jb") && !out.contains('\u{1b}'), "{out:?}");
+    }
+    env.finish().unwrap();
+}
