@@ -76,6 +76,34 @@ pub const REFUSED: &[(&str, &str)] = &[
     ("--warn-unused-build-args", "A value that nothing asks for is always an error."),
 ];
 
+/// Apptainer's commands that this runtime does not have, and what is the case instead, as a sentence.
+const COMMANDS: &[(&str, &str)] = &[
+    ("config", "Configuration is read from plugins.toml."),
+    ("delete", "Images in libraries are not managed."),
+    ("key", "Signatures are neither made nor checked."),
+    ("keyserver", "Signatures are neither made nor checked."),
+    ("oci", "There is one way to run a container."),
+    ("overlay", "An overlay is a directory: --overlay DIR."),
+    ("plugin", "The engines that save are listed by `stasis backend list`."),
+    ("push", "Copy the file, or push images of registries with skopeo."),
+    ("registry", "Log in with docker, podman or skopeo."),
+    ("remote", "Images come from registries by their name, as docker://HOST/NAME."),
+    ("run-help", "The help of an image is shown by `stasis inspect --helpfile IMAGE`."),
+    ("search", "Images in libraries are not searched for."),
+    ("sif", "What an image holds is shown by `stasis inspect --all IMAGE`."),
+    ("sign", "Signatures are neither made nor checked."),
+    ("test", "The test of an image is run by `stasis exec IMAGE /.singularity.d/test`."),
+    ("verify", "Signatures are neither made nor checked; saved states are, by `stasis checkpoint verify`."),
+    ("version", "It is told by `stasis --version`."),
+];
+
+/// The message for a word that is a command of Apptainer's and not of ours.
+#[must_use]
+pub fn refused_command(word: &str) -> Option<String> {
+    let (name, sentence) = COMMANDS.iter().find(|(name, _)| *name == word)?;
+    Some(format!("{name} is a command of Apptainer's that stasis does not have. {sentence}"))
+}
+
 /// The message for an argument that is a flag of Apptainer's and not of ours, `--flag` or `--flag=value`.
 #[must_use]
 pub fn refused(arg: &str) -> Option<String> {
