@@ -256,19 +256,9 @@ mod tests {
         (dir, kept)
     }
 
-    /// How many things went. A process that another test starts this moment holds every lock until its program runs.
+    /// How many things went.
     fn went(kept: &Kept, dry: bool) -> usize {
-        let clean = || kept.clean(Duration::ZERO, dry).unwrap().0.len();
-        (0..500)
-            .map(|_| clean())
-            .find(|count| {
-                let none = *count == 0;
-                if none {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                !none
-            })
-            .unwrap_or(0)
+        crate::image::cached::went(|| kept.clean(Duration::ZERO, dry).unwrap().0.len())
     }
 
     #[test]
