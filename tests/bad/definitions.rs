@@ -269,6 +269,21 @@ fn what_is_there_is_not_touched() {
     env.finish().unwrap();
 }
 
+#[test]
+fn what_appears_meanwhile_is_not_touched() {
+    need!(image, userns, squashfs);
+    let env = place().unwrap();
+    env.write("home/image.def", "Bootstrap: oci\nFrom: layout\n%setup\n  echo mine > late.sif; mkdir late\n")
+        .unwrap();
+    for (flags, image) in [(&[][..], "late.sif"), (&["--sandbox"], "late")] {
+        let told = env.fails(&[&["build"], flags, &[image, "image.def"]].concat()).unwrap();
+        assert!(told.to_lowercase().contains("exists"), "{told}");
+        assert_eq!(std::fs::read_to_string(env.path("home/late.sif")).unwrap(), "mine\n");
+        std::fs::remove_dir(env.path("home/late")).unwrap();
+    }
+    env.finish().unwrap();
+}
+
 /// However it ends, nothing stays: neither the half image nor what ran in it.
 #[test]
 fn an_interrupted_build_leaves_nothing() {
