@@ -21,6 +21,7 @@ mod native_deaths;
 mod oci;
 mod plugins;
 mod programs;
+mod registries;
 mod restarts;
 mod sif;
 mod strangers;

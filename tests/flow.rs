@@ -11,5 +11,6 @@ mod native;
 mod oci;
 mod programs;
 mod real;
+mod scripts;
 mod terminals;
 mod transcript;

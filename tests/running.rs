@@ -66,6 +66,11 @@ impl Running {
         self.out.so_far()
     }
 
+    /// What was written to the standard error so far.
+    pub(crate) fn complained(&self) -> String {
+        self.err.so_far()
+    }
+
     /// Whether it has closed its standard output, as it does at its end.
     pub(crate) fn ended(&self) -> bool {
         self.out.ended()

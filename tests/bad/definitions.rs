@@ -83,11 +83,27 @@ fn mistakes_in_the_file() {
              because: there is no $DIR/home/no-such-file on the host
              hint:    check the spelling; a relative path on the host starts at the working directory
     "#);
+    insta::assert_snapshot!(told(&env, "Bootstrap: scratch\nInclude: x\nOSVersion: y\n%setup\n  exit 4\n").unwrap(), @"
+    exit 4
+    INFO:    Starting build...
+    WARNING: image.def: include means nothing to the bootstrap agent scratch
+    WARNING: image.def: osversion means nothing to the bootstrap agent scratch
+    INFO:    Running setup scriptlet
+    + exit 4
+    ERROR:   %setup failed with exit code 4
+             because: the image was not made
+    ");
     insta::assert_snapshot!(env.fails(&["build", "--sandbox", "image", "none.def"]).unwrap(), @"
     exit 255
     FATAL:   cannot read the definition file none.def
              because: it does not exist
     ");
+    env.write("home/arguments", "# Values\nA = 1\n\nnonsense\n").unwrap();
+    insta::assert_snapshot!(env.fails(&["build", "--sandbox", "--build-arg-file", "arguments", "image", "image.def"]).unwrap(), @r#"
+    exit 1
+    ERROR:   arguments, line 4: "nonsense" is no value for a name
+             hint:    write NAME=VALUE
+    "#);
     insta::assert_snapshot!(env.fails(&["build", "--sandbox", "--build-arg", "X", "image", "image.def"]).unwrap(), @r#"
     exit 1
     ERROR:   --build-arg "X" is no value for a name
@@ -141,6 +157,14 @@ fn scripts_that_fail_bring_their_code_along() {
     ERROR:   %setup failed with exit code 4
              because: the image was not made
     ");
+    insta::assert_snapshot!(told("%setup\n  set +x; kill -9 $$\n"), @"
+    exit 137
+    INFO:    Starting build...
+    INFO:    Running setup scriptlet
+    + set +x
+    ERROR:   %setup failed with exit code 137
+             because: the image was not made
+    ");
     insta::assert_snapshot!(told("%post -c /bin/no-such-shell\n  true\n"), @"
     exit 255
     INFO:    Starting build...
@@ -148,6 +172,55 @@ fn scripts_that_fail_bring_their_code_along() {
     INFO:    Running post scriptlet
     FATAL:   %post cannot run: the image has no /bin/no-such-shell
              hint:    bootstrap from an image with a shell, or leave the section out
+    ");
+    env.finish().unwrap();
+}
+
+#[test]
+fn files_that_cannot_be_copied() {
+    need!(root, image, userns);
+    let env = place().unwrap();
+    env.make_dir("home/data").unwrap();
+    env.write("home/data/one", "").unwrap();
+    std::os::unix::fs::symlink("nowhere", env.path("home/data/loose")).unwrap();
+    let closed = env.path("home/closed");
+    std::fs::create_dir_all(closed.join("in")).unwrap();
+    std::fs::write(closed.join("in/file"), "").unwrap();
+    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let told = |line: &str| told(&env, &format!("Bootstrap: oci\nFrom: layout\n%files\n  {line}\n")).unwrap();
+    insta::assert_snapshot!(told("closed/in/file /x"), @r#"
+    exit 255
+    INFO:    Starting build...
+    FATAL:   image.def, line 4: "closed/in/file" cannot be looked for
+             because: permission denied
+    "#);
+    insta::assert_snapshot!(told("closed/in/* /x"), @r#"
+    exit 255
+    INFO:    Starting build...
+    FATAL:   image.def, line 4: "closed/in/*" cannot be looked for
+             because: permission denied
+    "#);
+    insta::assert_snapshot!(told("data /x"), @"
+    exit 255
+    INFO:    Starting build...
+    INFO:    Copying $DIR/home/data to /x
+    FATAL:   image.def, line 4: cannot copy $DIR/home/data/loose
+             because: it is a link that leads nowhere
+    ");
+    insta::assert_snapshot!(told("/dev/null /x"), @"
+    exit 255
+    INFO:    Starting build...
+    INFO:    Copying /dev/null to /x
+    FATAL:   image.def, line 4: cannot copy /dev/null
+             because: it is a device, a pipe or a socket
+             hint:    leave the line out: containers have the host's devices
+    ");
+    insta::assert_snapshot!(told("data/one /etc/hosts/x"), @"
+    exit 255
+    INFO:    Starting build...
+    INFO:    Copying $DIR/home/data/one to /etc/hosts/x
+    FATAL:   image.def, line 4: cannot copy $DIR/home/data/one
+             because: a part of the path is not a directory
     ");
     env.finish().unwrap();
 }
@@ -173,7 +246,12 @@ fn what_is_there_is_not_touched() {
              hint:    choose another name, or move it away
     "#);
     assert_eq!(std::fs::read_to_string(env.path("home/out/precious")).unwrap(), "mine");
-    std::fs::create_dir_all(env.path("home/out/etc")).unwrap();
+    // A home, or a place where software is installed, is no image because of a name or two.
+    for name in ["bin", "etc", "usr"] {
+        std::fs::create_dir(env.path("home/out").join(name)).unwrap();
+        assert!(build(&["--force"]).contains("holds something else than an image"), "{name}");
+    }
+    std::fs::create_dir(env.path("home/out/.singularity.d")).unwrap();
     assert!(build(&["--force"]).contains("%post failed with exit code 1"));
     assert_eq!(std::fs::read_to_string(env.path("home/out/precious")).unwrap(), "mine");
     env.write("home/file", "x").unwrap();
@@ -191,6 +269,21 @@ fn what_is_there_is_not_touched() {
     env.finish().unwrap();
 }
 
+#[test]
+fn what_appears_meanwhile_is_not_touched() {
+    need!(image, userns, squashfs);
+    let env = place().unwrap();
+    env.write("home/image.def", "Bootstrap: oci\nFrom: layout\n%setup\n  echo mine > late.sif; mkdir late\n")
+        .unwrap();
+    for (flags, image) in [(&[][..], "late.sif"), (&["--sandbox"], "late")] {
+        let told = env.fails(&[&["build"], flags, &[image, "image.def"]].concat()).unwrap();
+        assert!(told.to_lowercase().contains("exists"), "{told}");
+        assert_eq!(std::fs::read_to_string(env.path("home/late.sif")).unwrap(), "mine\n");
+        std::fs::remove_dir(env.path("home/late")).unwrap();
+    }
+    env.finish().unwrap();
+}
+
 /// However it ends, nothing stays: neither the half image nor what ran in it.
 #[test]
 fn an_interrupted_build_leaves_nothing() {
@@ -203,7 +296,7 @@ fn an_interrupted_build_leaves_nothing() {
         (Who::Granted, Signal::SIGKILL, &["--sandbox"]),
         (Who::Granted, Signal::SIGHUP, &[]),
     ] {
-        if who == Who::Granted && crate::need::uidmap().is_err() {
+        if who == Who::Granted && !crate::need::met("uidmap", crate::need::uidmap()).unwrap() {
             continue;
         }
         let env = Env::new(who).unwrap();

@@ -238,6 +238,10 @@ fn command_lines_that_cannot_be() {
     exit 1
     ERROR:   --nvccli is a flag of Apptainer's that stasis does not have. Use --nv, which needs no other program.
     ");
+    insta::assert_snapshot!(told(&["run-help", &small]), @"
+    exit 1
+    ERROR:   run-help is a command of Apptainer's that stasis does not have. The help of an image is shown by `stasis inspect --helpfile IMAGE`.
+    ");
     insta::assert_snapshot!(told(&["exec", &small]), @"
     exit 1
     ERROR:   exec needs a command

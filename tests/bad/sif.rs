@@ -156,9 +156,9 @@ fn what_cannot_be_built() {
     "#);
     insta::assert_snapshot!(env.fails(&["build", &out("no/such/place.sif"), &small]).unwrap(), @r#"
     exit 255
-    INFO:    Creating SIF file...
     FATAL:   cannot make image "$DIR/no/such/place.sif"
-             because: it does not exist
+             because: there is no directory $DIR/no/such
+             hint:    make it first, or choose another name
     "#);
     insta::assert_snapshot!(env.fails(&["build", &out("x.sif"), &out("home")]).unwrap(), @r#"
     exit 255
@@ -235,6 +235,36 @@ fn an_interrupted_build() {
         assert_eq!(half_built(&env), [""; 0], "{signal}");
         env.finish().unwrap();
     }
+}
+
+/// A tool outlives whoever started it by a moment. Until it is gone nobody else unpacks, or the two would write into the
+/// same place.
+#[test]
+fn the_tool_that_unpacks_holds_the_lock() {
+    need!(image, squashfs, userns);
+    let mut env = Env::new(Who::User).unwrap();
+    let sif = env.sif("small", "image.sif").unwrap().to_string_lossy().into_owned();
+    let tool = env.write("home/unsquashfs", "#!/bin/sh\nexec sleep 600\n").unwrap();
+    fs::set_permissions(&tool, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    env.set("PATH", &format!("{}:{path}", env.path("home").display()));
+    let running = env.spawn(&["exec", "--unsquash", &sif, "true"]).unwrap();
+    let until = std::time::Instant::now() + crate::running::PATIENCE;
+    let tool = loop {
+        if let Some((pid, _)) = env.survivors().iter().find(|(_, words)| words.starts_with("sleep 600")) {
+            break *pid;
+        }
+        assert!(std::time::Instant::now() < until, "nothing is unpacked");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    };
+    let open = fs::read_dir(format!("/proc/{tool}/fd")).unwrap().flatten();
+    let open: Vec<_> = open.filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
+    assert!(open.iter().any(|path| path.ends_with("cache/_images/.lock")), "{open:?}");
+    running.signal(Signal::SIGKILL).unwrap();
+    running.wait().unwrap();
+    env.set("PATH", &path);
+    env.ok(&["exec", "--unsquash", &sif, "true"]).unwrap();
+    env.finish().unwrap();
 }
 
 #[test]

@@ -224,6 +224,8 @@ open(\"/of-others/deep/file\", \"w\").close()
 os.chown(\"/of-others/deep/file\", 33, 44)
 os.chmod(\"/of-others/deep/file\", 0)
 os.chown(\"/of-others\", 5, 5)
+open(\"/right\", \"w\").close()
+os.chmod(\"/right\", 0o6755)
 os.setgroups([7]); os.setgid(8); os.setuid(9)
 print(\"went through\")'
 ";
@@ -233,7 +235,7 @@ print(\"went through\")'
 fn files_given_away_come_back() {
     need!(image, userns);
     for who in [Who::User, Who::Granted] {
-        if who == Who::Granted && crate::need::uidmap().is_err() {
+        if who == Who::Granted && !crate::need::met("uidmap", crate::need::uidmap()).unwrap() {
             continue;
         }
         let env = Env::new(who).unwrap();
@@ -246,6 +248,8 @@ fn files_given_away_come_back() {
         let run = env.ok(&["build", "--sandbox", "image", "image.def"]).unwrap();
         assert!(run.out.contains("went through"), "{}{}", run.out, run.err);
         assert_eq!(run.err.contains("no subordinate ids are granted to you"), who == Who::User);
+        let right = fs::metadata(env.path("home/image/right")).unwrap().permissions().mode();
+        assert_eq!(right & 0o7777, 0o755, "{who:?}");
         let out =
             env.program("sh").args(["-ec", "cat image/of-others/deep/file; rm -rf image"]).output().unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
@@ -261,7 +265,7 @@ fn stages_hand_files_on() {
     registry.fill(&env, &env.path("home/layout"), "base/small:v1", &[]).unwrap();
     let text = format!(
         "Bootstrap: docker\nRegistry: 127.0.0.1:{}\nNamespace: base\nFrom: small:v1\nStage: tools\n\
-         %setup\n  cd \"$STASIS_ROOTFS\"; mkdir out; ln -s tool out/link; ln -s /etc/passwd out/away\n\
+         %setup\n  cd \"$STASIS_ROOTFS\"; mkdir out; ln -s tool out/link; ln -s /etc/hosts out/away\n\
          %post\n  echo made > /out/tool\n\
          Bootstrap: oci\nFrom: layout\n%files from tools\n  /out /got\n  /out/* /each/\n",
         registry.port
@@ -270,8 +274,12 @@ fn stages_hand_files_on() {
     env.ok(&["build", "--sandbox", "image", "image.def"]).unwrap();
     let at = |path: &str| env.path("home/image").join(path);
     assert_eq!(fs::read_to_string(at("got/tool")).unwrap(), "made\n");
-    assert_eq!(fs::read_link(at("each/link")).unwrap(), Path::new("tool"));
-    assert_eq!(fs::read_link(at("got/away")).unwrap(), Path::new("/etc/passwd"));
+    assert_eq!(fs::read_link(at("got/link")).unwrap(), Path::new("tool"));
+    assert_eq!(fs::read_link(at("got/away")).unwrap(), Path::new("/etc/hosts"));
+    // What is named, or what a pattern stands for, is followed: in the stage, whose `/etc/hosts` is empty.
+    assert_eq!(fs::read_to_string(at("each/link")).unwrap(), "made\n");
+    assert!(!at("each/link").is_symlink() && !at("each/away").is_symlink());
+    assert_eq!(fs::read_to_string(at("each/away")).unwrap(), "");
     env.finish().unwrap();
 }
 
@@ -283,14 +291,18 @@ fn root_makes_no_directories_with_programs_that_give_rights() {
     let text = "Bootstrap: oci\nFrom: layout\n%setup\n  cp /bin/true \"$STASIS_ROOTFS/right\"; \
                 chmod 6755 \"$STASIS_ROOTFS/right\"\n";
     env.write("home/image.def", text).unwrap();
-    env.ok(&["build", "image.sif", "image.def"]).unwrap();
-    env.ok(&["build", "--sandbox", "of-a-file", "image.sif"]).unwrap();
+    let mode = |image: &str| {
+        let right = env.path("home").join(image).join("right");
+        fs::metadata(right).unwrap().permissions().mode() & 0o7777
+    };
     env.ok(&["build", "--sandbox", "made", "image.def"]).unwrap();
+    assert_eq!(mode("made"), 0o755);
+    // In what others have made there may be some.
+    fs::set_permissions(env.path("home/made/right"), fs::Permissions::from_mode(0o6755)).unwrap();
+    env.ok(&["build", "image.sif", "made"]).unwrap();
+    env.ok(&["build", "--sandbox", "of-a-file", "image.sif"]).unwrap();
     env.ok(&["build", "--sandbox", "copied", "made"]).unwrap();
-    for image in ["of-a-file", "copied"] {
-        let mode = fs::metadata(env.path("home").join(image).join("right")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o7777, 0o755, "{image}");
-    }
+    assert_eq!((mode("made"), mode("of-a-file"), mode("copied")), (0o6755, 0o755, 0o755));
     env.finish().unwrap();
 }
 
@@ -367,6 +379,10 @@ fn every_source_becomes_a_file_or_a_directory() {
 fn sources() -> Outcome<()> {
     let mut env = place(Who::User)?;
     let run = env.ok(&["pull", "oci:layout:v1"])?;
+    env.make_dir("home/pulled")?;
+    env.ok(&["pull", "--dir", "pulled", "oci:layout:v1"])?;
+    env.ok(&["pull", "--dir", "pulled", "named.sif", "oci:layout:v1"])?;
+    assert!(env.path("home/pulled/layout_v1.sif").is_file() && env.path("home/pulled/named.sif").is_file());
     env.set("APPTAINER_TMPDIR", &env.path("no/such/place").to_string_lossy());
     let told = env.fails(&["build", "other.sif", "oci:layout"])?;
     assert!(told.contains("there is no directory $DIR/no/such/place"), "{told}");

@@ -324,7 +324,7 @@ fn what_is_built_comes_out_again() {
 fn left(env: &Env) -> Vec<String> {
     let entries = fs::read_dir(env.dir()).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.starts_with(".stasis")).collect()
+    names.filter(|name| name.starts_with(".stasis") || name.contains(".partial")).collect()
 }
 
 #[test]
@@ -336,13 +336,25 @@ fn the_same_directory_at_the_same_time_is_the_same_file() {
     assert!(fs::read(one).unwrap() == fs::read(two).unwrap());
     // A definition file likewise, as far as what it runs allows.
     let from = env.site.image("small");
-    let text = format!("Bootstrap: localimage\nFrom: {}\n%environment\n    export A=1\n", from.display());
-    env.write("home/image.def", &text).unwrap();
+    let definition =
+        format!("Bootstrap: localimage\nFrom: {}\n%environment\n    export A=1\n", from.display());
+    env.write("home/image.def", &definition).unwrap();
     for name in ["three.sif", "four.sif"] {
         env.ok(&["build", name, "image.def"]).unwrap();
     }
     let read = |name: &str| fs::read(env.path("home").join(name)).unwrap();
     assert!(read("three.sif") == read("four.sif"));
+    // Not only because they were made in the same second.
+    for name in ["one.sif", "home/three.sif"] {
+        let sif = fs::read(env.path(name)).unwrap();
+        let system = (36864..sif.len()).step_by(4096).find(|at| sif[*at..].starts_with(b"hsqs")).unwrap();
+        for (at, length) in [(64, 8), (72, 8), (system + 8, 4)] {
+            let seconds = sif[at..at + length].iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
+            assert_eq!(seconds, 1_000_000_000, "{name}, byte {at}");
+        }
+        let labels = env.ok(&["inspect", &text(&env.path(name))]).unwrap().out;
+        assert!(labels.contains("build-date: Sunday_9_September_2001_1:46:40_UTC\n"), "{labels}");
+    }
     env.finish().unwrap();
 }
 

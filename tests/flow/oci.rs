@@ -57,6 +57,40 @@ fn an_image_that_is_there_is_not_downloaded() {
     env.finish().unwrap();
 }
 
+/// Who waits says for what; and what builds take from the cache is in use as well.
+#[test]
+fn a_cache_of_several() {
+    need!(image, userns);
+    let env = Env::new(Who::User).unwrap();
+    let registry = Odd::with(&small(&env).unwrap(), |_, _| None).unwrap();
+    let name = registry.name("x:v1");
+    let day = std::time::Duration::from_secs(86_400);
+    env.ok(&["build", "--sandbox", "one", &name]).unwrap();
+    let layers = || fs::read_dir(env.path("data/cache/_oci/blobs")).unwrap().flatten();
+    for layer in layers() {
+        let file = fs::File::open(layer.path()).unwrap();
+        file.set_modified(std::time::SystemTime::now() - 40 * day).unwrap();
+    }
+    env.ok(&["build", "--sandbox", "two", &name]).unwrap();
+    env.ok(&["cache", "clean"]).unwrap();
+    assert_eq!(layers().count(), 1, "what a build took a moment ago was removed");
+    env.ok(&["run", &name]).unwrap();
+    let digest =
+        fs::read_dir(env.path("data/cache/_oci/roots")).unwrap().next().unwrap().unwrap().file_name();
+    let lock = fs::File::open(env.path("data/cache/_oci/locks").join(&digest)).unwrap();
+    env.ok(&["cache", "clean", "--all"]).unwrap();
+    lock.lock().unwrap();
+    let running = env.spawn(&["run", &name, "x"]).unwrap();
+    let until = Instant::now() + PATIENCE;
+    while !running.complained().contains("waiting for another process that fetches") {
+        assert!(Instant::now() < until && !running.ended(), "{}", running.complained());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    drop(lock);
+    assert_eq!(running.wait().unwrap().out, "it says x\n");
+    env.finish().unwrap();
+}
+
 #[test]
 fn what_is_in_use_stays_in_the_cache() {
     need!(image, userns);

@@ -9,6 +9,7 @@ use super::{Work, files};
 use crate::error::{Error, Result};
 use crate::image::singularity::{META, quoted};
 use crate::image::tree::Tree;
+use crate::spec::RootWrite;
 
 /// Copies `%appfiles`, relative to the application's directory.
 pub(super) fn files(stage: &Stage, tree: &Tree, work: &Work<'_>, definition: &Path) -> Result<()> {
@@ -29,7 +30,7 @@ pub(super) fn files(stage: &Stage, tree: &Tree, work: &Work<'_>, definition: &Pa
         for section in &app.files {
             let copies = section.copies.iter().map(inside).collect();
             let section = Files { from: section.from.clone(), line: section.line, copies };
-            files::copy(&section, tree, &work.done, &work.options.fetch.cwd, definition, work.watch)?;
+            files::copy(&section, tree, work, definition)?;
         }
     }
     Ok(())
@@ -51,7 +52,8 @@ pub(super) fn install(stage: &Stage, tree: &Tree, facts: &Facts, work: &Work<'_>
         work.watch.info(&format!("Installing app {name}"));
         let text = format!("cd /scif/apps/{name}\n. ./scif/env/01-base.sh\n{}", script.text);
         let script = Script { text, shell: script.shell.clone() };
-        container::run(&format!("%appinstall {name}"), &script, tree, facts, work.options)?;
+        let what = format!("%appinstall {name}");
+        container::run(&what, &script, tree, RootWrite::Image, facts, work.options)?;
     }
     Ok(())
 }

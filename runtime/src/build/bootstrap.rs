@@ -52,6 +52,19 @@ pub(super) fn check(header: &BTreeMap<String, String>) -> std::result::Result<()
     }
 }
 
+/// Keywords of a header that its agent makes nothing of, and the agent.
+pub(super) fn without_meaning(header: &BTreeMap<String, String>) -> Vec<(&str, &str)> {
+    let agent = header.get("bootstrap").map(String::as_str).unwrap_or_default();
+    let takes: &[&str] = match agent {
+        "docker" => &["from", "registry", "namespace"],
+        "debootstrap" => &["osversion", "mirrorurl", "include"],
+        "scratch" => &[],
+        _ => &["from"],
+    };
+    let others = header.keys().map(String::as_str).filter(|key| !["bootstrap", "stage"].contains(key));
+    others.filter(|key| !takes.contains(key)).map(|key| (key, agent)).collect()
+}
+
 /// The image that a header names, where it is to be fetched.
 fn name(agent: &str, header: &BTreeMap<String, String>) -> Option<String> {
     let from = header.get("from")?;
@@ -98,7 +111,8 @@ pub(super) fn local(path: &Path, tree: &Tree, watch: &dyn Watch) -> Result<()> {
     }
     let image = Image::open(&name)?;
     let how = How { follow: false, owners: nix::unistd::geteuid().is_root() };
-    let left = copy_all(image.dir(), tree, how).map_err(|e| failed("copy the image", path, &e))?;
+    let left = copy_all(image.dir(), tree, how)
+        .map_err(|e| failed("copy", &e.below(Path::new(""), path), &e.error))?;
     left.tell(watch);
     Ok(())
 }

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::image::inside::file_type;
 use crate::image::singularity::LATE_ENVIRONMENT;
-use crate::image::tree::{Tree, allowed, list, stat_in};
+use crate::image::tree::{Tree, allowed, clear_set_id, failed, list, stat_in};
 use crate::launch::protocol::{Ending, Order};
 use crate::launch::{start, userns};
 use crate::monitor::{place::mount_point, serve};
@@ -64,16 +64,20 @@ impl Facts {
         (self == Self::Single).then_some(SINGLE)
     }
 
-    /// Makes everything in the image the user's own, readable and removable: what a script gave to others would
-    /// be out of reach for whoever uses or removes the image.
-    pub(super) fn settle(self, tree: &Tree) -> Result<()> {
+    /// Makes everything in the image the user's own, readable and removable, where scripts have run: what they gave to
+    /// others would be out of reach for whoever uses or removes the image. Root's files are whose they are, but they
+    /// lie open on the host, and programs that give rights mean nothing inside.
+    pub(super) fn settle(self, tree: &Tree, ran: bool) -> Result<()> {
         let work = || match tree.open_at(Path::new(""), OFlag::O_RDONLY | OFlag::O_DIRECTORY) {
             Ok(dir) => settle(dir.as_fd(), 0),
             Err(e) => Err(e),
         };
         let cannot = || Error::new(format!("cannot make the files of {} yours", tree.path().display()));
         match self {
-            Self::Root => Ok(()),
+            Self::Root => {
+                clear_set_id(tree.dir(), 0).map_err(|e| failed("take set-id bits from", tree.path(), &e))
+            }
+            _ if !ran => Ok(()),
             Self::Single => work().map_err(|e| cannot().because(&e)),
             Self::Granted => match userns::as_granted_root(|| i32::from(work().is_err()))? {
                 0 => Ok(()),
@@ -120,7 +124,14 @@ fn settle(dir: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
 ///
 /// # Errors
 /// It could not be started, or failed: with its exit code.
-pub(super) fn run(what: &str, script: &Script, tree: &Tree, facts: &Facts, options: &Options) -> Result<()> {
+pub(super) fn run(
+    what: &str,
+    script: &Script,
+    tree: &Tree,
+    write: RootWrite,
+    facts: &Facts,
+    options: &Options,
+) -> Result<()> {
     let shell = script.shell.as_deref().unwrap_or("/bin/sh");
     let image = Image::open(&tree.path().to_string_lossy())?;
     if !image.lookup(shell).is_some_and(|info| info.is_executable()) {
@@ -133,7 +144,7 @@ pub(super) fn run(what: &str, script: &Script, tree: &Tree, facts: &Facts, optio
         tree.write(APT, 0o644, "APT::Sandbox::User \"root\";\n")?;
     }
     let argv = [shell, "-e", "-x", SCRIPT].map(str::to_owned).to_vec();
-    let spec = spec(argv, &image, *facts, options);
+    let spec = spec(argv, &image, write, *facts, options);
     let code = carry_out(&Order {
         spec,
         mount_point: mount_point(&options.runtime_dir)?,
@@ -190,7 +201,13 @@ fn carry_out(order: &Order) -> Result<Ending> {
     waited
 }
 
-fn spec(argv: Vec<String>, image: &Image, facts: Facts, options: &Options) -> ContainerSpec {
+fn spec(
+    argv: Vec<String>,
+    image: &Image,
+    write: RootWrite,
+    facts: Facts,
+    options: &Options,
+) -> ContainerSpec {
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     let user = facts != Facts::Root;
     let env = environment(image, facts, options);
@@ -199,12 +216,7 @@ fn spec(argv: Vec<String>, image: &Image, facts: Facts, options: &Options) -> Co
         name: format!("build-{}", std::process::id()),
         action: "build".to_owned(),
         image: image.given.clone(),
-        root: RootSpec {
-            directory: image.root.clone(),
-            file: None,
-            mode: RootMode::Auto,
-            write: RootWrite::Image,
-        },
+        root: RootSpec { directory: image.root.clone(), file: None, mode: RootMode::Auto, write },
         namespaces: NamespaceSpec { user, pid: true, ..NamespaceSpec::default() },
         ids: IdSpec {
             map: IdMap::Root,

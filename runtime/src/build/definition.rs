@@ -146,7 +146,8 @@ impl Definition {
             cannot("it is not text in UTF-8".to_owned())
                 .help("give a definition file; an image is taken by its name")
         })?;
-        Ok(Self::parse(file, &text, arguments)?)
+        // What editors of another system put before a text.
+        Ok(Self::parse(file, text.strip_prefix('\u{feff}').unwrap_or(&text), arguments)?)
     }
 
     /// Reads text.

@@ -1,6 +1,6 @@
 //! `%files`: from the host or from an earlier stage, never to a place outside the image.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -13,15 +13,17 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, futimens, mkdirat};
 use nix::unistd::{linkat, symlinkat};
 
 use super::definition::{Copy, Files};
-use super::{glob, sparse};
-use crate::error::{Error, Result};
+use super::{Work, glob, sparse};
+use crate::error::{self, Error};
 use crate::image::inside::file_type;
 use crate::image::io_words;
-use crate::image::tree::{Tree, allowed, create_in, list, remove_in, stat_in, time_of};
+use crate::image::tree::{Identity, Tree, allowed, create_in, list, remove_in, stat_in, time_of};
 use crate::image::watch::Watch;
 
 /// A link that leads back to where it is makes no end.
 const MAX_DEPTH: usize = 100;
+/// As many links as the kernel itself follows.
+const MAX_LINKS: usize = 40;
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY);
 
 /// How things are copied.
@@ -34,15 +36,9 @@ pub(super) struct How {
 }
 
 /// Copies what a section says.
-pub(super) fn copy(
-    files: &Files,
-    tree: &Tree,
-    stages: &BTreeMap<String, PathBuf>,
-    cwd: &Path,
-    definition: &Path,
-    watch: &dyn Watch,
-) -> Result<()> {
-    let stage = files.from.as_ref().and_then(|name| stages.get(name));
+pub(super) fn copy(files: &Files, tree: &Tree, work: &Work<'_>, definition: &Path) -> error::Result<()> {
+    let (cwd, watch) = (work.options.fetch.cwd.as_path(), work.watch);
+    let stage = files.from.as_ref().and_then(|name| work.done.get(name));
     let source = Tree::open(stage.map_or(Path::new("/"), PathBuf::as_path))?;
     let root = nix::unistd::geteuid().is_root();
     let how = How { follow: stage.is_none(), owners: stage.is_some() && root };
@@ -62,13 +58,22 @@ pub(super) fn copy(
         for from in &found {
             let to = destination(tree, copy, from, found.len() > 1);
             watch.info(&format!("Copying {} to {}", from.display(), to.display()));
-            let left = copy_one(&source, from, tree, &to, how).map_err(|e| {
-                Error::new(format!("{}: cannot copy {}", line(), from.display())).because(io_words(&e))
-            })?;
+            let cannot = |what: &Path| Error::new(format!("{}: cannot copy {}", line(), what.display()));
+            let left = copy_one(&source, from, tree, &to, how, &work.own)
+                .map_err(|failed| cannot(&failed.below(&to, from)).because(io_words(&failed.error)))?;
+            if left.is_all(&to) && !is_pattern(&copy.from) {
+                return Err(cannot(from)
+                    .because("it is a device, a pipe or a socket")
+                    .help("leave the line out: containers have the host's devices"));
+            }
             left.tell(watch);
         }
     }
     Ok(())
+}
+
+fn is_pattern(text: &str) -> bool {
+    text.contains(['*', '?', '['])
 }
 
 /// As cp(1) chooses: into a directory that is there, else under the new name.
@@ -76,7 +81,7 @@ fn destination(tree: &Tree, copy: &Copy, from: &Path, several: bool) -> PathBuf 
     let to = match &copy.to {
         Some(to) => Path::new("/").join(to),
         // Under the name that was written, and with a pattern under what it stands for.
-        None if copy.from.contains(['*', '?', '[']) => return from.to_owned(),
+        None if is_pattern(&copy.from) => return from.to_owned(),
         None => return Path::new("/").join(&copy.from),
     };
     let slash = copy.to.as_ref().is_some_and(|to| to.ends_with('/'));
@@ -87,29 +92,78 @@ fn destination(tree: &Tree, copy: &Copy, from: &Path, several: bool) -> PathBuf 
     }
 }
 
-/// Copies a file or a whole directory.
-pub(super) fn copy_one(source: &Tree, from: &Path, tree: &Tree, to: &Path, how: How) -> io::Result<LeftOut> {
-    if to == Path::new("/") {
-        return copy_all(source.open_at(from, DIRECTORY)?.as_fd(), tree, how);
-    }
-    let (parent, name) = match (from.parent(), from.file_name()) {
-        (Some(parent), Some(name)) => (parent, name),
-        _ => return Err(Errno::EISDIR.into()),
-    };
-    let parent = source.open_at(parent, DIRECTORY)?;
-    let (to_parent, to_name) = tree.parent_of(to)?;
-    let mut copying = Copying::new(tree, how);
-    let here = to.parent().unwrap_or(Path::new(""));
-    copying.entry((parent.as_fd(), name), (to_parent.as_fd(), &to_name), here, 0)?;
-    Ok(copying.left)
+/// Copies a file or a whole directory. What is named is followed where it is a link, inside of `source`; of the links
+/// below it `how` decides.
+pub(super) fn copy_one(
+    source: &Tree,
+    from: &Path,
+    tree: &Tree,
+    to: &Path,
+    how: How,
+    own: &[Identity],
+) -> Result<LeftOut, Failed> {
+    let mut copying = Copying::new(tree, how, own);
+    let done = (|| {
+        if to == Path::new("/") {
+            let top = tree.open_at(Path::new(""), DIRECTORY)?;
+            return copying.inside(source.open_at(from, DIRECTORY)?.as_fd(), top.as_fd(), Path::new(""), 0);
+        }
+        let from = if how.follow { from.to_owned() } else { end_of_links(source, from)? };
+        let (Some(parent), Some(name)) = (from.parent(), from.file_name()) else {
+            return Err(Errno::EISDIR.into());
+        };
+        let parent = source.open_at(parent, DIRECTORY)?;
+        let (to_parent, to_name) = tree.parent_of(to)?;
+        let here = to.parent().unwrap_or(Path::new(""));
+        copying.entry((parent.as_fd(), name), (to_parent.as_fd(), &to_name), here, 0)
+    })();
+    copying.outcome(done)
 }
 
 /// Copies everything in a directory into an image.
-pub(super) fn copy_all(from: BorrowedFd<'_>, tree: &Tree, how: How) -> io::Result<LeftOut> {
-    let to = tree.open_at(Path::new(""), DIRECTORY)?;
-    let mut copying = Copying::new(tree, how);
-    copying.inside(from, to.as_fd(), Path::new(""), 0)?;
-    Ok(copying.left)
+pub(super) fn copy_all(from: BorrowedFd<'_>, tree: &Tree, how: How) -> Result<LeftOut, Failed> {
+    let mut copying = Copying::new(tree, how, &[]);
+    let top = tree.open_at(Path::new(""), DIRECTORY);
+    let done = top.and_then(|to| copying.inside(from, to.as_fd(), Path::new(""), 0));
+    copying.outcome(done)
+}
+
+/// What a path leads to in the end, links followed inside of the tree. A link that leads nowhere is an error.
+fn end_of_links(tree: &Tree, path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { break };
+        let dir = tree.open_at(parent, DIRECTORY)?;
+        match stat_in(dir.as_fd(), name)? {
+            Some(stat) if file_type(&stat) == SFlag::S_IFLNK => {
+                path = parent.join(readlinkat(&dir, name)?);
+            }
+            Some(_) => return Ok(path),
+            None => return Err(loose()),
+        }
+    }
+    // A link to a directory may end in `..`; only a loop has no end.
+    tree.open_at(&path, OFlag::O_PATH).map(|_| path)
+}
+
+fn loose() -> io::Error {
+    io::Error::other("it is a link that leads nowhere")
+}
+
+/// What could not be copied, and why.
+#[derive(Debug)]
+pub(super) struct Failed {
+    /// Its place in the image; none where it was the whole.
+    place: Option<PathBuf>,
+    pub(super) error: io::Error,
+}
+
+impl Failed {
+    /// Where it is below `from`, of which the whole was to be copied to `to`.
+    pub(super) fn below(&self, to: &Path, from: &Path) -> PathBuf {
+        let place = self.place.as_ref().and_then(|place| place.strip_prefix(to).ok());
+        place.filter(|rest| !rest.as_os_str().is_empty()).map_or(from.to_owned(), |rest| from.join(rest))
+    }
 }
 
 /// What has no place in an image: devices, pipes and sockets belong to the machine, or to a program that runs.
@@ -125,6 +179,11 @@ impl LeftOut {
             place.clone_into(&mut self.first);
         }
         self.entries += 1;
+    }
+
+    /// Whether it was this very thing, and so nothing was copied.
+    fn is_all(&self, place: &Path) -> bool {
+        self.entries == 1 && self.first == place
     }
 
     pub(super) fn tell(&self, watch: &dyn Watch) {
@@ -144,13 +203,25 @@ struct Copying<'a> {
     tree: &'a Tree,
     how: How,
     left: LeftOut,
+    /// Directories in which this very build makes something: they often lie in what is copied.
+    own: Vec<Identity>,
+    /// The deepest one of what could not be copied.
+    failed: Option<PathBuf>,
     /// Files with several names, by device and inode: where the first name was copied to.
     seen: HashMap<(u64, u64), PathBuf>,
 }
 
 impl<'a> Copying<'a> {
-    fn new(tree: &'a Tree, how: How) -> Self {
-        Self { tree, how, left: LeftOut::default(), seen: HashMap::new() }
+    fn new(tree: &'a Tree, how: How, own: &[Identity]) -> Self {
+        let own = own.iter().copied().chain(tree.identity()).collect();
+        Self { tree, how, left: LeftOut::default(), own, failed: None, seen: HashMap::new() }
+    }
+
+    fn outcome(self, done: io::Result<()>) -> Result<LeftOut, Failed> {
+        match done {
+            Ok(()) => Ok(self.left),
+            Err(error) => Err(Failed { place: self.failed, error }),
+        }
     }
 
     fn inside(
@@ -164,7 +235,10 @@ impl<'a> Copying<'a> {
             return Err(Errno::ELOOP.into());
         }
         for name in list(from)? {
-            self.entry((from, &name), (to, &name), here, depth + 1)?;
+            if let Err(e) = self.entry((from, &name), (to, &name), here, depth + 1) {
+                self.failed.get_or_insert_with(|| here.join(&name));
+                return Err(e);
+            }
         }
         Ok(())
     }
@@ -183,13 +257,17 @@ impl<'a> Copying<'a> {
         } else {
             (AtFlags::AT_SYMLINK_NOFOLLOW, OFlag::O_NOFOLLOW)
         };
-        let stat = fstatat(from, name, at)?;
+        let stat = fstatat(from, name, at).map_err(|e| match (e, stat_in(from, name)) {
+            (Errno::ENOENT, Ok(Some(_))) => loose(),
+            _ => e.into(),
+        })?;
         let (uid, gid) = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
         let directory = file_type(&stat) == SFlag::S_IFDIR;
         let mode = Mode::from_bits_truncate(stat.st_mode & allowed(directory));
         let open = open | OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let place = here.join(new);
         match file_type(&stat) {
+            SFlag::S_IFDIR if self.own.contains(&(stat.st_dev, stat.st_ino)) => {}
             SFlag::S_IFDIR => {
                 if stat_in(to, new)?.is_none_or(|stat| file_type(&stat) != SFlag::S_IFDIR) {
                     remove_in(to, new)?;
@@ -280,14 +358,38 @@ mod tests {
         assert_eq!((left.entries, left.first.as_path()), (1, Path::new("pipe")));
     }
 
+    /// Many a definition file copies the directory in which it lies, and in which the image grows.
+    #[test]
+    fn what_is_being_made_is_not_copied_into_itself() {
+        let (top, _, _) = trees();
+        let all = Tree::open(top.path()).unwrap();
+        let stage = Tree::open(&top.path().join("outside")).unwrap();
+        let to = Tree::open(&top.path().join("to")).unwrap();
+        let how = How { follow: false, owners: false };
+        copy_one(&all, Path::new("/from/.."), &to, Path::new("/"), how, &[stage.identity().unwrap()])
+            .unwrap();
+        let names = |path: &str| list(Tree::open(&top.path().join(path)).unwrap().dir()).unwrap();
+        assert_eq!(names("to"), ["from"]);
+        to.remove("from").unwrap();
+        copy_all(all.dir(), &to, how).unwrap();
+        assert_eq!(names("to"), ["from", "outside"]);
+    }
+
     #[test]
     fn holes_stay_holes() {
         let (top, from, to) = trees();
         let file = fs::File::create(top.path().join("from/sparse")).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, b"middle", 64 << 20).unwrap();
         file.set_len(128 << 20).unwrap();
-        copy_one(&from, Path::new("/sparse"), &to, Path::new("/sparse"), How { follow: true, owners: false })
-            .unwrap();
+        copy_one(
+            &from,
+            Path::new("/sparse"),
+            &to,
+            Path::new("/sparse"),
+            How { follow: true, owners: false },
+            &[],
+        )
+        .unwrap();
         let made = fs::metadata(top.path().join("to/sparse")).unwrap();
         assert_eq!(made.len(), 128 << 20);
         assert!(made.blocks() * 512 < 1 << 20, "{} blocks", made.blocks());
@@ -301,11 +403,46 @@ mod tests {
     fn from_the_host_links_are_followed_and_end() {
         let (top, from, to) = trees();
         let how = How { follow: true, owners: false };
-        copy_one(&from, Path::new("/link"), &to, Path::new("/x/y"), how).unwrap();
+        copy_one(&from, Path::new("/link"), &to, Path::new("/x/y"), how, &[]).unwrap();
         assert_eq!(fs::read_to_string(top.path().join("to/x/y")).unwrap(), "a");
         assert!(!top.path().join("to/x/y").is_symlink());
-        let e = copy_one(&from, Path::new("/dir"), &to, Path::new("/d"), how).unwrap_err();
-        assert_eq!(e.raw_os_error(), Some(Errno::ELOOP as i32));
+        let e = copy_one(&from, Path::new("/dir"), &to, Path::new("/d"), how, &[]).unwrap_err();
+        assert_eq!(e.error.raw_os_error(), Some(Errno::ELOOP as i32));
+        fs::remove_file(top.path().join("from/dir/loop")).unwrap();
+        symlink("nowhere", top.path().join("from/dir/loose")).unwrap();
+        let e = copy_one(&from, Path::new("/dir"), &to, Path::new("/d"), how, &[]).unwrap_err();
+        assert_eq!(e.below(Path::new("/d"), Path::new("/dir")), Path::new("/dir/loose"));
+        assert_eq!(e.error.to_string(), "it is a link that leads nowhere");
+    }
+
+    /// As Apptainer: of another stage only what is named is followed.
+    #[test]
+    fn a_named_link_of_a_stage_is_what_it_leads_to() {
+        let (top, from, to) = trees();
+        let at = |path: &str| top.path().join(path);
+        for (link, target) in [
+            ("view", "/dir"),
+            ("chain", "view"),
+            ("out", "/../outside/x"),
+            ("loose", "none"),
+            ("round", "round"),
+        ] {
+            symlink(target, at("from").join(link)).unwrap();
+        }
+        fs::write(at("outside/x"), "outside").unwrap();
+        let copy = |name: &str| {
+            let place = Path::new("/").join(name);
+            copy_one(&from, &place, &to, &place, How { follow: false, owners: false }, &[])
+        };
+        for name in ["view", "chain"] {
+            copy(name).unwrap();
+            assert!(at("to").join(name).symlink_metadata().unwrap().is_dir());
+            assert_eq!(fs::read_to_string(at("to").join(name).join("a")).unwrap(), "a");
+            assert!(at("to").join(name).join("loop").is_symlink(), "one below it stays a link");
+        }
+        assert_eq!(copy("loose").unwrap_err().error.to_string(), "it is a link that leads nowhere");
+        assert_eq!(copy("out").unwrap_err().error.to_string(), "No such file or directory (os error 2)");
+        assert_eq!(copy("round").unwrap_err().error.raw_os_error(), Some(Errno::ELOOP as i32));
     }
 
     #[test]
@@ -315,10 +452,10 @@ mod tests {
         symlink("../outside", top.path().join("to/up")).unwrap();
         let how = How { follow: false, owners: false };
         for path in ["/out/a", "/up/a"] {
-            assert!(copy_one(&from, Path::new("/dir/a"), &to, Path::new(path), how).is_err(), "{path}");
+            assert!(copy_one(&from, Path::new("/dir/a"), &to, Path::new(path), how, &[]).is_err(), "{path}");
         }
         // A link in the very place is replaced.
-        copy_one(&from, Path::new("/dir/a"), &to, Path::new("/out"), how).unwrap();
+        copy_one(&from, Path::new("/dir/a"), &to, Path::new("/out"), how, &[]).unwrap();
         assert_eq!(fs::read_to_string(top.path().join("to/out")).unwrap(), "a");
         assert_eq!(fs::read_dir(top.path().join("outside")).unwrap().count(), 0);
     }

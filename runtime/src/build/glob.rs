@@ -15,7 +15,7 @@ const MOST: usize = 100_000;
 /// characters stands for itself, if it is there.
 ///
 /// # Errors
-/// A directory cannot be read, or there are more than anybody means.
+/// What is there cannot be reached, or there are more than anybody means.
 pub(super) fn expand(tree: &Tree, base: &Path, pattern: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = vec![base.to_owned()];
     for part in pattern.components() {
@@ -35,9 +35,7 @@ pub(super) fn expand(tree: &Tree, base: &Path, pattern: &Path) -> io::Result<Vec
         let mut next = Vec::new();
         for dir in &found {
             let fd = match tree.open_at(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY) {
-                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                    continue;
-                }
+                Err(e) if is_nothing(&e) => continue,
                 other => other?,
             };
             for name in list(fd.as_fd())? {
@@ -53,9 +51,20 @@ pub(super) fn expand(tree: &Tree, base: &Path, pattern: &Path) -> io::Result<Vec
         }
         found = next;
     }
-    found.retain(|path| tree.open_at(path, OFlag::O_PATH | OFlag::O_NOFOLLOW).is_ok());
-    found.sort();
-    Ok(found)
+    let mut there = Vec::with_capacity(found.len());
+    for path in found {
+        match tree.open_at(&path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
+            Ok(_) => there.push(path),
+            Err(e) if is_nothing(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    there.sort();
+    Ok(there)
+}
+
+fn is_nothing(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Whether a name is one of a pattern. Runs through both once, with one place to go back to.

@@ -14,6 +14,7 @@ mod source;
 mod sparse;
 
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -21,8 +22,9 @@ use crate::error::{Error, Result};
 use crate::image::oci::{self, Cache};
 use crate::image::output::Output;
 use crate::image::singularity;
-use crate::image::tree::Tree;
+use crate::image::tree::{Identity, Tree};
 use crate::image::watch::Watch;
+use crate::spec::RootWrite;
 use crate::sys::process;
 use definition::{Definition, Script, Stage};
 pub use pack::{Packing, to_file};
@@ -35,6 +37,8 @@ pub struct Options {
     pub force: bool,
     /// Leave `%test` out.
     pub no_test: bool,
+    /// `%test` may write, into memory that is forgotten.
+    pub test_writes: bool,
     /// Values for `{{ NAME }}`, before those of the definition file.
     pub arguments: BTreeMap<String, String>,
     /// Shown to `%post` and `%test`: on the host, and inside.
@@ -54,6 +58,8 @@ struct Work<'a> {
     watch: &'a dyn Watch,
     /// Roots of the stages that are done, by name.
     done: BTreeMap<String, PathBuf>,
+    /// What grows, the image and its stages: nothing of that is copied from the host.
+    own: Vec<Identity>,
 }
 
 /// Makes an image directory.
@@ -75,7 +81,7 @@ pub fn to_directory(
 
 impl<'a> Work<'a> {
     fn new(options: &'a Options, cache: &'a Cache, watch: &'a dyn Watch) -> Self {
-        Self { options, cache, watch, done: BTreeMap::new() }
+        Self { options, cache, watch, done: BTreeMap::new(), own: Vec::new() }
     }
 }
 
@@ -85,20 +91,30 @@ impl Work<'_> {
         self.watch.info("Starting build...");
         let empty = || Error::new(format!("{} is empty", file.display()));
         let (last, earlier) = definition.stages.split_last().ok_or_else(empty)?;
+        let tree = output.tree()?;
+        self.own.extend(tree.identity());
         let mut kept = Vec::new();
         for (number, stage) in earlier.iter().enumerate() {
             let place = output.beside(&format!(".stage-{}", number + 1), self.options.fetch.guarded)?;
-            self.stage(stage, &place.tree()?, &definition)?;
+            let tree = place.tree()?;
+            self.own.extend(tree.identity());
+            self.stage(stage, &tree, &definition)?;
             if let Some(name) = &stage.name {
                 self.done.insert(name.clone(), place.path());
             }
             kept.push(place);
         }
-        self.stage(last, &output.tree()?, &definition)
+        self.stage(last, &tree, &definition)
     }
 
     fn stage(&self, stage: &Stage, tree: &Tree, definition: &Definition) -> Result<()> {
         let facts = container::Facts::find();
+        for (keyword, agent) in bootstrap::without_meaning(&stage.header) {
+            self.watch.warning(&format!(
+                "{}: {keyword} means nothing to the bootstrap agent {agent}",
+                definition.file.display()
+            ));
+        }
         let installs = stage.apps.values().any(|app| app.install.is_some());
         let debian = stage.header.get("bootstrap").is_some_and(|agent| agent == "debootstrap");
         let runs = stage.post.is_some() || stage.test.is_some() || installs;
@@ -116,20 +132,22 @@ impl Work<'_> {
             on_host("%setup", script, tree)?;
         }
         for files in &stage.files {
-            files::copy(files, tree, &self.done, &self.options.fetch.cwd, &definition.file, self.watch)?;
+            files::copy(files, tree, self, &definition.file)?;
         }
         apps::files(stage, tree, self, &definition.file)?;
         if let Some(script) = &stage.post {
             self.watch.info("Running post scriptlet");
-            container::run("%post", script, tree, &facts, self.options)?;
+            container::run("%post", script, tree, RootWrite::Image, &facts, self.options)?;
         }
         apps::install(stage, tree, &facts, self)?;
         metadata::write(stage, tree, definition, self.options.time, self.watch)?;
         if let Some(script) = stage.test.as_ref().filter(|_| !self.options.no_test) {
             self.watch.info("Running testscript");
-            container::run("%test", script, tree, &facts, self.options)?;
+            // The image is what it was before, whatever a test does.
+            let write = if self.options.test_writes { RootWrite::Tmpfs } else { RootWrite::ReadOnly };
+            container::run("%test", script, tree, write, &facts, self.options)?;
         }
-        if runs { facts.settle(tree) } else { Ok(()) }
+        facts.settle(tree, runs)
     }
 }
 
@@ -142,9 +160,10 @@ fn on_host(what: &str, script: &Script, tree: &Tree) -> Result<()> {
     }
     let status = process::bound(&mut command).status();
     let status = status.map_err(|e| Error::new(format!("cannot run {what}")).because(&e))?;
-    match status.code() {
-        Some(0) => Ok(()),
-        code => Err(ended(what, code.unwrap_or(255))),
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Ok(()),
+        // As a shell tells it, and as a script inside is told.
+        (code, signal) => Err(ended(what, code.or(signal.map(|signal| 128 + signal)).unwrap_or(255))),
     }
 }
 

@@ -39,6 +39,7 @@ pub fn to_file(
     if out.symlink_metadata().is_ok() {
         write::may_replace(&out, options.force)?;
     }
+    write::may_make(&out)?;
     let (root, _place) = match source {
         Source::Directory(path) => (path.clone(), None),
         _ => {

@@ -15,7 +15,7 @@ mod refused;
 mod values;
 
 pub use from_env::ArgsError;
-pub use refused::{REFUSED, refused};
+pub use refused::{REFUSED, refused, refused_command};
 pub use values::{parse_duration, parse_signal, signal_number};
 use values::{parse_exit_code, parse_pair, parse_path_pair};
 

@@ -43,9 +43,15 @@ pub struct BuildArgs {
     /// Leave %test out
     #[arg(short = 'T', long)]
     notest: bool,
+    /// Let %test write, into memory that is forgotten; else it can read the image only
+    #[arg(long)]
+    writable_tmpfs: bool,
     /// Show a path of the host to %post and %test
     #[arg(short = 'B', long, value_name = "SRC[:DST[:ro|rw]],...")]
     bind: Vec<String>,
+    /// The same, in long words
+    #[arg(long, value_name = "type=bind,src=SRC,dst=DST[,ro]")]
+    mount: Vec<String>,
     /// A value for {{ NAME }} in the definition file
     #[arg(long, value_name = "NAME=VALUE")]
     build_arg: Vec<String>,
@@ -60,12 +66,18 @@ pub struct BuildArgs {
 
 /// `pull`.
 #[derive(Debug, Args)]
+#[command(allow_missing_positional = true)]
 pub struct PullArgs {
     #[command(flatten)]
     make: MakeArgs,
-    /// The new image, and where it comes from; of one word only, it is where it comes from
-    #[arg(required = true, num_args = 1..=2, value_names = ["OUT", "URI"])]
-    words: Vec<String>,
+    /// The directory in which the new image is made
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// The new image; without it, a name is made of where it comes from
+    out: Option<PathBuf>,
+    /// Where it comes from: docker://NAME[:TAG], oci:DIR, oci-archive:FILE, docker-archive:FILE
+    #[arg(value_name = "URI")]
+    from: String,
 }
 
 /// Runs `build`.
@@ -84,8 +96,9 @@ pub fn run(session: &Session, args: &BuildArgs) -> Result<()> {
     }
     let options = Options {
         no_test: args.notest,
+        test_writes: args.writable_tmpfs,
         arguments: arguments(args)?,
-        binds: user_binds(&args.bind)?,
+        binds: user_binds(&args.bind, &args.mount)?,
         ..options(session, &args.make)?
     };
     make(session, &source, &args.image, &args.make, &options)?;
@@ -98,17 +111,15 @@ pub fn run(session: &Session, args: &BuildArgs) -> Result<()> {
 /// # Errors
 /// Why the image was not had.
 pub fn pull(session: &Session, args: &PullArgs) -> Result<()> {
-    let (out, from) = match args.words.as_slice() {
-        [from] => (None, from),
-        [out, from, ..] => (Some(PathBuf::from(out)), from),
-        [] => return Err(Error::usage("pull needs the name of an image")),
-    };
+    let from = &args.from;
     let uri = Uri::parse(from)?.ok_or_else(|| {
         Error::usage(format!("\"{from}\" is not the name of an image that can be pulled"))
             .help(format!("there are {FORMS}"))
     })?;
     let ending = if args.make.sandbox { "" } else { ".sif" };
-    let out = out.unwrap_or_else(|| PathBuf::from(format!("{}{ending}", images::default_name(&uri))));
+    let own = || PathBuf::from(format!("{}{ending}", images::default_name(&uri)));
+    let out = args.out.clone().unwrap_or_else(own);
+    let out = args.dir.as_ref().map_or(out.clone(), |dir| dir.join(&out));
     make(session, &Source::Named(uri), &out, &args.make, &options(session, &args.make)?)?;
     report::info(format!("Pulled: {}", out.display()));
     Ok(())
@@ -150,8 +161,8 @@ fn make(session: &Session, source: &Source, out: &Path, args: &MakeArgs, options
     build::to_file(source, out, &packing, options, &cache, &Shown)
 }
 
-fn user_binds(typed: &[String]) -> Result<Vec<(PathBuf, PathBuf, bool)>> {
-    let binds = binds::user_binds(typed, &[], &HostFacts::from_process())?;
+fn user_binds(binds: &[String], mounts: &[String]) -> Result<Vec<(PathBuf, PathBuf, bool)>> {
+    let binds = binds::user_binds(binds, mounts, &HostFacts::from_process())?;
     Ok(binds.into_iter().map(|bind| (bind.source, bind.target, bind.writable)).collect())
 }
 

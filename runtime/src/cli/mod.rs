@@ -213,7 +213,7 @@ fn run(cli: Cli) -> Result<i32> {
     }
 }
 
-/// What clap says, in Apptainer's exit codes; a flag of Apptainer's that we lack is refused by name.
+/// What clap says, in Apptainer's exit codes; a flag or a command of Apptainer's that we lack is refused by name.
 fn misunderstood(error: &clap::Error) -> i32 {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
@@ -221,13 +221,20 @@ fn misunderstood(error: &clap::Error) -> i32 {
         let _ = error.print();
         return 0;
     }
-    let argument = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(argument)) => argument.split(['=', ' ']).next(),
+    let word = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) => Some(word.as_str()),
         _ => None,
     };
-    if error.kind() == ErrorKind::UnknownArgument
-        && let Some(message) = argument.and_then(action_args::refused)
-    {
+    let refused = match error.kind() {
+        ErrorKind::UnknownArgument => word(ContextKind::InvalidArg)
+            .and_then(|argument| argument.split(['=', ' ']).next())
+            .and_then(action_args::refused),
+        ErrorKind::InvalidSubcommand => {
+            word(ContextKind::InvalidSubcommand).and_then(action_args::refused_command)
+        }
+        _ => None,
+    };
+    if let Some(message) = refused {
         return i32::from(report::fatal(&Error::usage(message)));
     }
     let _ = error.print();

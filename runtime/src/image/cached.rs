@@ -15,7 +15,7 @@ pub struct Item {
     pub name: String,
     /// In bytes.
     pub size: u64,
-    /// When it was used last. Of a layer: when it was downloaded.
+    /// When it was used last.
     pub used: SystemTime,
 }
 
@@ -36,6 +36,18 @@ pub(crate) fn is_mounted(directory: &Path) -> bool {
 
 fn shows(table: &str, end: &Path) -> bool {
     table.lines().filter_map(|line| line.split(' ').nth(3)).any(|root| Path::new(root).ends_with(end))
+}
+
+/// Cleans until something went. A process that another test starts this moment holds every lock until its program runs.
+#[cfg(test)]
+pub(crate) fn went(clean: impl Fn() -> usize) -> usize {
+    let again = |count: &usize| {
+        if *count == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        *count > 0
+    };
+    (0..500).map(|_| clean()).find(again).unwrap_or(0)
 }
 
 #[cfg(test)]

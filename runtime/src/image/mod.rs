@@ -41,7 +41,7 @@ use oci::Rooted;
 use oci::types::ContainerConfig;
 
 /// One of these is in every image.
-pub(crate) const SIGNS: [&str; 4] = ["bin", "usr", "etc", ".singularity.d"];
+const SIGNS: [&str; 4] = ["bin", "usr", "etc", ".singularity.d"];
 
 /// What something inside an image is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

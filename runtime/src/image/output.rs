@@ -12,7 +12,6 @@ use std::process::Child;
 
 use rustix::fs::RenameFlags;
 
-use super::SIGNS;
 use super::tree::{Tree, failed};
 use super::watch::Watch;
 use crate::error::{Error, Result};
@@ -186,13 +185,19 @@ fn check_place(out: &Path, force: bool) -> Result<()> {
         ))
         .help("choose another name, or move it away"));
     }
-    let image = SIGNS.iter().any(|name| out.join(name).symlink_metadata().is_ok());
     let empty = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
-    if image || empty {
+    if is_surely_image(out) || empty {
         return Ok(());
     }
     Err(Error::new(format!("\"{}\" holds something else than an image, and is not replaced", out.display()))
         .help("choose another name, or move it away"))
+}
+
+/// Whether a directory may go as a whole. Many a home has a `bin`, and what software is installed into an `etc`: to be
+/// run such a directory is image enough, but not to be removed.
+fn is_surely_image(out: &Path) -> bool {
+    let has = |name: &str| out.join(name).symlink_metadata().is_ok();
+    has(".singularity.d") || ["etc", "proc", "usr"].into_iter().all(has)
 }
 
 /// Removes a directory, also where a build has left files of other users in it.

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -44,13 +44,13 @@ pub fn program(name: &str, package: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs it to its end. `tick` is told its pid from time to time. With a file it is found as descriptor 3.
+/// Runs it to its end. `tick` is told its pid from time to time. It finds `files` as descriptors from 3 on.
 ///
 /// # Errors
 /// `what`, with the reason and the program's last words; also when a signal told us to stop.
 pub fn run(
     mut command: Command,
-    file: &std::fs::File,
+    files: &[BorrowedFd<'_>],
     what: &str,
     accepted: &[i32],
     tick: &mut dyn FnMut(u32),
@@ -63,7 +63,8 @@ pub fn run(
     command.stdin(Stdio::null()).stdout(Stdio::from(write)).stderr(Stdio::from(copy));
     let before = SigSet::thread_get_mask().map_err(|e| failed(e.into()))?;
     let signals = signal::descriptor(&ENDING).map_err(|e| failed(e.into()))?;
-    let started = process::spawn_tool(&mut command, &[(file.as_fd(), 3)], true);
+    let started =
+        process::spawn_tool(&mut command, &files.iter().copied().zip(3..).collect::<Vec<_>>(), true);
     // It holds the other end of the pipe.
     drop(command);
     let outcome = started.map_err(failed).and_then(|mut child| {

@@ -38,6 +38,9 @@ pub(crate) fn time_of(seconds: i64) -> TimeSpec {
     TimeSpec::new(seconds, 0)
 }
 
+/// Which directory it is, whatever its name: device and inode.
+pub(crate) type Identity = (u64, u64);
+
 /// A directory that is, or becomes, an image.
 #[derive(Debug)]
 pub struct Tree {
@@ -61,6 +64,11 @@ impl Tree {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Which directory it is.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        nix::sys::stat::fstat(&self.dir).ok().map(|stat| (stat.st_dev, stat.st_ino))
     }
 
     /// The directory's descriptor.

@@ -198,7 +198,7 @@ impl Section<'_> {
             if name.is_empty() {
                 return wrong(self.line + 1 + index, "a label has no name", "write NAME VALUE or NAME=VALUE");
             }
-            to.insert(name.to_owned(), value.trim().trim_matches('"').to_owned());
+            to.insert(name.to_owned(), unquoted(value.trim()).to_owned());
         }
         Ok(())
     }
@@ -235,6 +235,12 @@ impl Section<'_> {
         to.push(files);
         Ok(())
     }
+}
+
+/// Without the quotation marks around the whole, where they are around the whole.
+fn unquoted(text: &str) -> &str {
+    let inner = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    inner.filter(|inner| !inner.contains('"')).unwrap_or(text)
 }
 
 /// The words of a line as a shell splits them, without any of its other arts.

@@ -33,6 +33,8 @@ BootStrap: scratch
 %labels
     Author Me Myself
     Version=1.2
+    Quoted "some words"
+    Quotes "one" and "two"
     Empty
 %help
     Help.
@@ -80,6 +82,8 @@ fn a_whole_one() {
     assert_eq!(last.files[0].from.as_deref(), Some("tools"));
     assert_eq!(last.labels["Author"], "Me Myself");
     assert_eq!(last.labels["Version"], "1.2");
+    assert_eq!(last.labels["Quoted"], "some words");
+    assert_eq!(last.labels["Quotes"], r#""one" and "two""#);
     assert_eq!(last.labels["Empty"], "");
     assert_eq!(last.help.as_deref(), Some("    Help.\n\n    More.\n"));
     assert_eq!(last.post.as_ref().unwrap().text, "    one\n    two\n");
@@ -199,6 +203,15 @@ fn files_that_are_none_are_told() {
     cannot read the definition file DIR/large: it is longer than 4 MiB
     cannot read the definition file DIR/dir: it is a directory
     ");
+}
+
+#[test]
+fn a_mark_before_the_text_is_none_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("marked");
+    std::fs::write(&file, "\u{feff}Bootstrap: scratch\n").unwrap();
+    let definition = Definition::load(&file, &BTreeMap::new()).unwrap();
+    assert_eq!(definition.text, "Bootstrap: scratch\n");
 }
 
 /// Whatever is changed in a definition file: an answer.

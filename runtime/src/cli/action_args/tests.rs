@@ -142,3 +142,9 @@ fn flags_that_do_not_exist_are_refused_by_name() {
         assert_eq!(kind, clap::error::ErrorKind::UnknownArgument, "{flag} is a flag of ours");
     }
 }
+
+#[test]
+fn commands_that_do_not_exist_are_refused_by_name() {
+    insta::assert_snapshot!(refused_command("run-help").unwrap(), @"run-help is a command of Apptainer's that stasis does not have. The help of an image is shown by `stasis inspect --helpfile IMAGE`.");
+    assert_eq!(refused_command("exec"), None);
+}

@@ -2,6 +2,7 @@
 //! from there. One process unpacks while others wait; what is not whole never gets its name.
 
 use std::fs::File;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -32,14 +33,14 @@ pub fn unpack(wanted: &Wanted<'_>, watched: Watched<'_>) -> Result<InUse> {
     }
     let digest = identity::file_digest(wanted.file, &wanted.spec, &AtomicBool::new(false))?;
     let digest = digest.trim_start_matches("blake3:").to_owned();
-    let _alone = kept.alone()?;
+    let alone = kept.alone()?;
     // Before it is there, so that it cannot go again before it is used.
     let lock = kept.shared(&digest, &wanted.spec.path)?;
     let cache = kept.dir();
     if !kept.has(&digest) {
         remove(cache, PARTIAL)?;
         let partial = cache.path().join(PARTIAL);
-        let made = unpack_into(&partial, &wanted.spec, wanted.file, watched)
+        let made = unpack_holding(&partial, &wanted.spec, wanted.file, Some(&alone), watched)
             .and_then(|()| written(cache))
             .and_then(|()| Ok(cache.rename(PARTIAL, cache, &digest)?));
         if let Err(error) = made {
@@ -68,6 +69,18 @@ fn key(spec: &FileSpec, file: &File) -> Result<String> {
 /// # Errors
 /// What stands in the way. The directory may have been begun.
 pub fn unpack_into(directory: &Path, spec: &FileSpec, file: &File, watched: Watched<'_>) -> Result<()> {
+    unpack_holding(directory, spec, file, None, watched)
+}
+
+/// The lock is the tool's as well: when we are killed it lives on for a moment, and writes where the next one
+/// would begin.
+fn unpack_holding(
+    directory: &Path,
+    spec: &FileSpec,
+    file: &File,
+    lock: Option<&File>,
+    watched: Watched<'_>,
+) -> Result<()> {
     let mut command = tools::program("unsquashfs", "squashfs-tools")?;
     command.args(["-no-progress", "-offset", &spec.offset.to_string(), "-dest"]);
     command.arg(directory);
@@ -83,7 +96,8 @@ pub fn unpack_into(directory: &Path, spec: &FileSpec, file: &File, watched: Watc
     command.arg("/proc/self/fd/3");
     let ours = file.metadata().map(|m| (m.dev(), m.ino())).ok();
     let what = format!("cannot unpack image \"{}\"", spec.path.display());
-    tools::run(command, file, &what, accepted, &mut |pid| {
+    let files: Vec<_> = std::iter::once(file).chain(lock).map(File::as_fd).collect();
+    tools::run(command, &files, &what, accepted, &mut |pid| {
         if let Some(at) = position(pid, ours) {
             watched(at.saturating_sub(spec.offset).min(spec.size), spec.size);
         }

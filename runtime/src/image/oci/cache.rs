@@ -266,14 +266,15 @@ impl Cache {
 
     /// What killed processes have left: half made, or half removed.
     fn sweep(&self) -> Result<()> {
-        for name in ["work", "roots"] {
-            let dir = DirHandle::open_or_make(&self.path.join(name))?;
-            for entry in std::fs::read_dir(dir.path()).into_iter().flatten().flatten() {
-                let name = entry.file_name();
-                let Some(hex) = name.to_str().filter(|_| read_note(&entry.path()).is_none()) else {
-                    continue;
-                };
-                if lock_file(&self.path, hex)?.try_lock().is_ok() {
+        for place in ["work", "roots"] {
+            let dir = DirHandle::open_or_make(&self.path.join(place))?;
+            for name in dir.names()? {
+                // What is put together is whole only when it is among the roots.
+                let whole = || place == "roots" && read_note(&dir.path().join(&name)).is_some();
+                let Some(hex) = name.to_str().filter(|_| !whole()) else { continue };
+                // Held until it is gone: somebody may begin to put the same image together this moment.
+                let lock = lock_file(&self.path, hex)?;
+                if lock.try_lock().is_ok() && !whole() {
                     store::remove(&dir, hex)?;
                 }
             }
@@ -358,107 +359,9 @@ pub fn hold(root: &Path) -> Option<File> {
     }
     let lock = lock_file(roots.parent()?, hex).ok()?;
     lock.lock_shared().ok()?;
-    Some(lock)
+    // It may have been removed between the look and the lock.
+    read_note(image).map(|_| lock)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn cache() -> (tempfile::TempDir, Cache, Digest) {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path()).unwrap();
-        (dir, cache, Digest::of(b"image"))
-    }
-
-    fn put(cache: &Cache, digest: &Digest) -> Kept {
-        let fresh = cache.fresh(digest).unwrap();
-        std::fs::write(Cache::root_of(&fresh).join("file"), "x").unwrap();
-        let kept = Kept::now("docker://a".to_owned(), digest.clone(), None, 1, 1);
-        cache.commit(&fresh, &kept).unwrap();
-        kept
-    }
-
-    fn find(cache: &Cache, digest: &Digest) -> Option<Rooted> {
-        cache.find(digest, cache.lock_file(digest).unwrap(), "name".to_owned()).unwrap().ok()
-    }
-
-    #[test]
-    fn only_a_whole_image_is_found() {
-        let (_dir, cache, digest) = cache();
-        assert!(find(&cache, &digest).is_none());
-        let fresh = cache.fresh(&digest).unwrap();
-        std::fs::write(Cache::root_of(&fresh).join("half"), "x").unwrap();
-        assert!(find(&cache, &digest).is_none());
-        put(&cache, &digest);
-        let rooted = find(&cache, &digest).unwrap();
-        assert!(rooted.root.join("file").is_file() && !rooted.root.join("half").exists());
-        assert_eq!(cache.last_of("docker://a").unwrap().digest, digest);
-        assert!(cache.last_of("docker://b").is_none());
-    }
-
-    /// How many things went. A process that another test starts this moment holds every lock until its program runs.
-    fn went(cache: &Cache, dry: bool) -> usize {
-        let clean = || cache.clean(Duration::ZERO, dry).unwrap().0.len();
-        (0..500)
-            .map(|_| clean())
-            .find(|count| {
-                let none = *count == 0;
-                if none {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                !none
-            })
-            .unwrap_or(0)
-    }
-
-    #[test]
-    fn who_uses_an_image_keeps_it() {
-        let (_dir, cache, digest) = cache();
-        put(&cache, &digest);
-        let rooted = find(&cache, &digest).unwrap();
-        let held = hold(&rooted.root).unwrap();
-        drop(rooted.lock);
-        let (gone, stayed) = cache.clean(Duration::ZERO, false).unwrap();
-        assert!(gone.is_empty() && stayed.len() == 1 && rooted.root.is_dir());
-        drop(held);
-        assert!(cache.clean(Duration::from_secs(60), false).unwrap().0.is_empty());
-        assert_eq!(went(&cache, true), 1);
-        assert!(rooted.root.is_dir());
-        assert_eq!(went(&cache, false), 1);
-        assert!(!rooted.root.exists() && cache.list().is_empty());
-        assert!(hold(&rooted.root).is_none() && hold(Path::new("/")).is_none());
-    }
-
-    #[test]
-    fn after_a_power_failure_an_image_is_made_anew() {
-        let (_dir, cache, digest) = cache();
-        let kept = put(&cache, &digest);
-        let (name, run) = kept.unwritten.clone().unwrap();
-        let note = |unwritten: Option<(&str, &str)>, made: &str| {
-            let unwritten = unwritten.map(|(name, run)| (name.to_owned(), run.to_owned()));
-            let kept = Kept { unwritten, made: made.to_owned(), ..kept.clone() };
-            std::fs::write(cache.image(&digest).join(NOTE), serde_json::to_vec(&kept).unwrap()).unwrap();
-        };
-        note(Some((&name, "another run")), &kept.made);
-        assert!(find(&cache, &digest).is_none());
-        assert_eq!(cache.list().len(), 1, "it can be cleaned away all the same");
-        note(Some(("another-host", "another run")), &kept.made);
-        assert!(find(&cache, &digest).is_some());
-        note(Some((&name, &run)), "2026-01-01T00:00:00Z");
-        assert!(find(&cache, &digest).is_some());
-        assert_eq!(read_note(&cache.image(&digest)).unwrap().unwritten, None);
-    }
-
-    #[test]
-    fn what_was_left_half_is_swept_away() {
-        let (_dir, cache, digest) = cache();
-        cache.fresh(&digest).unwrap();
-        let other = cache.image(&Digest::of(b"other"));
-        std::fs::create_dir_all(other.join(ROOT).join("deep")).unwrap();
-        cache.clean(Duration::ZERO, false).unwrap();
-        for name in ["work", "roots"] {
-            assert_eq!(std::fs::read_dir(cache.path.join(name)).unwrap().count(), 0, "{name}");
-        }
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::SystemTime;
 
 use super::auth::Places;
 use super::cache::{Cache, Kept, Rooted};
@@ -66,13 +67,13 @@ pub fn ensure(uri: &Uri, cache: &Cache, options: &Options, watch: &dyn Watch) ->
         Ok(rooted) => return Ok(rooted),
         Err(lock) => lock,
     };
-    lock.lock().map_err(|e| Error::new(format!("cannot lock {name} in the cache")).because(&e))?;
+    alone(&lock, &name, watch)?;
     // Somebody else may have made it while we waited.
     let lock = match cache.find(&found.digest, lock, exact.clone())? {
         Ok(rooted) => return Ok(rooted),
         Err(lock) => lock,
     };
-    lock.lock().map_err(|e| Error::new(format!("cannot lock {name} in the cache")).because(&e))?;
+    alone(&lock, &name, watch)?;
     let fresh = cache.fresh(&found.digest)?;
     let made = Tree::open(&Cache::root_of(&fresh)).and_then(|tree| {
         let sum = fill(&tree, &source, &found, cache, watch, &name)?;
@@ -88,6 +89,15 @@ pub fn ensure(uri: &Uri, cache: &Cache, options: &Options, watch: &dyn Watch) ->
     kept.map_err(|_| {
         Error::new(format!("{name} was removed from the cache while it was unpacked")).help("try again")
     })
+}
+
+/// Waits until nobody else makes or removes the image, and says so where that takes time.
+fn alone(lock: &File, name: &str, watch: &dyn Watch) -> Result<()> {
+    let waited = lock.try_lock().or_else(|_| {
+        watch.info(&format!("waiting for another process that fetches {name}"));
+        lock.lock()
+    });
+    waited.map_err(|e| Error::new(format!("cannot lock {name} in the cache")).because(&e))
 }
 
 /// An image that is there already, if that can be told from what the registry says of the name alone.
@@ -302,6 +312,8 @@ impl<'a> Incoming<'a> {
         let mut blob = Blob { partial, whole, complete, _lock: lock };
         if complete {
             let file = File::open(&blob.whole).map_err(|e| failed("read", &blob.whole, &e))?;
+            // Where that cannot be noted it goes a little sooner.
+            let _ = file.set_modified(SystemTime::now());
             return Ok(Self {
                 stored: Some(file.take(u64::MAX)),
                 rest: Box::new(io::empty()),

@@ -10,8 +10,10 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use nix::fcntl::{AtFlags, OFlag};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::stat::Mode;
+use nix::unistd::{AccessFlags, faccessat};
 
 use super::{DESCRIPTOR, HEADER, MAGIC, MAGIC_AT, PRIMARY, SQUASHFS, arch_code};
 use crate::error::{Error, Result};
@@ -147,6 +149,21 @@ pub fn may_replace(out: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
+/// Whether a file can be made there: asked before the work that leads to it.
+///
+/// # Errors
+/// There is no such directory, or the user may not write in it.
+pub fn may_make(out: &Path) -> Result<()> {
+    let dir = directory_of(out);
+    let there = faccessat(AT_FDCWD, dir, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS);
+    there.map_err(|e| match e {
+        Errno::ENOENT => Error::new(format!("cannot make image \"{}\"", out.display()))
+            .because(format!("there is no directory {}", dir.display()))
+            .help("make it first, or choose another name"),
+        _ => cannot(out, "make", &e.into()).help("choose another place"),
+    })
+}
+
 fn header(arch: &str, uuid: [u8; 16], now: i64, used: u64, data: u64) -> [u8; HEADER] {
     let mut head = [0; HEADER];
     let mut put = |at: usize, bytes: &[u8]| {
@@ -255,7 +272,7 @@ fn make_file_system(out: &Unnamed, parts: &Parts<'_>, at: u64, watched: Watched<
     }
     let what = format!("cannot make a file system of \"{}\"", parts.root.display());
     let grown = || out.file.metadata().map_or(0, |m| m.len().saturating_sub(at));
-    tools::run(command, &out.file, &what, &[], &mut |_| watched(grown(), 0))
+    tools::run(command, &[out.file.as_fd()], &what, &[], &mut |_| watched(grown(), 0))
 }
 
 /// Where containers mount something: made in the image where they are missing, as Apptainer does, because room for
@@ -295,9 +312,7 @@ impl Unnamed {
         let mode = Mode::from_bits_truncate(0o777);
         match nix::fcntl::open(dir, flags, mode) {
             Ok(fd) => Ok(Self { file: fd.into(), named: None }),
-            Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::EISDIR | nix::errno::Errno::ENOENT)
-                if dir.is_dir() =>
-            {
+            Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT) if dir.is_dir() => {
                 let made = tempfile::Builder::new()
                     .prefix(".stasis-build-")
                     .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777))
@@ -319,9 +334,9 @@ impl Unnamed {
                 // A link cannot take the place of a file, a rename can.
                 let free = tempfile::Builder::new().prefix(".stasis-build-").make_in(dir, |path| {
                     nix::unistd::linkat(
-                        nix::fcntl::AT_FDCWD,
+                        AT_FDCWD,
                         &path_of(self.file.as_fd()),
-                        nix::fcntl::AT_FDCWD,
+                        AT_FDCWD,
                         path,
                         AtFlags::AT_SYMLINK_FOLLOW,
                     )

@@ -347,12 +347,12 @@ fn attributes_of_users_come_along_and_no_others() {
 }
 
 #[test]
-fn programs_with_other_rights_are_root_s_own_affair() {
+fn nobody_gets_programs_that_give_rights() {
     let mut root = Root::new();
-    root.put(Layer::new().entry(EntryType::Regular, "su", "", b"x", 0o4755)).unwrap();
-    let mode = fs::metadata(root.at("su")).unwrap().permissions().mode() & 0o7777;
-    let expected = if nix::unistd::geteuid().is_root() { 0o755 } else { 0o4755 };
-    assert_eq!(mode, expected);
+    let layer = Layer::new().entry(EntryType::Regular, "su", "", b"x", 0o6755);
+    root.put(layer.entry(EntryType::Directory, "of-a-group", "", b"", 0o2775)).unwrap();
+    let mode = |name: &str| fs::metadata(root.at(name)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode("su"), mode("of-a-group")), (0o755, 0o2775));
 }
 
 #[test]
