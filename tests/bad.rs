@@ -13,6 +13,7 @@ mod disk;
 mod engines;
 mod generations;
 mod images;
+mod marked;
 mod memory;
 mod names;
 mod namespaces;
@@ -28,7 +29,7 @@ mod strangers;
 use std::time::{Duration, Instant};
 
 use crate::env::{Env, Who};
-use crate::running::{Outcome, PATIENCE};
+use crate::running::{Outcome, PATIENCE, Run};
 
 /// The path of a test image, as typed.
 fn image(env: &Env, name: &str) -> String {

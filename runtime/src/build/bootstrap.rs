@@ -88,10 +88,8 @@ fn fetch(name: &str, tree: &Tree, work: &Work<'_>) -> Result<()> {
 pub(super) fn local(path: &Path, tree: &Tree, watch: &dyn Watch) -> Result<()> {
     let name = path.to_string_lossy();
     if !path.is_dir() {
-        let (file, spec, signed) = Image::look_at(&name)?;
-        if signed {
-            watch.info(&format!("image \"{name}\" is signed; stasis does not check signatures"));
-        }
+        let (file, spec, remarks) = Image::look_at(&name)?;
+        remarks.iter().for_each(|remark| remark.tell(&name, watch));
         watch.info("Extracting local image...");
         unpack_into(tree.path(), &spec, &file, &watch::standing(watch, "unpacking"))?;
         return clear_set_id(tree.dir(), 0).map_err(|e| failed("take set-id bits from", tree.path(), &e));

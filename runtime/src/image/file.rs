@@ -10,7 +10,8 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
 use super::attach::{self, Attached, Content, FileSpec, Held, InUse, Wanted, Way};
-use super::sif::{self, DataType, Sif};
+use super::remark::{self, Remark};
+use super::sif::{self, Sif};
 use super::tools::Watched;
 use super::{DIRECTORY, Image, ImageError, at, refuse_addresses, squashfs};
 use crate::error::Result;
@@ -21,6 +22,8 @@ pub struct Opening<'a> {
     pub data_root: PathBuf,
     /// The one way to take; `None`: the fastest that is allowed.
     pub way: Option<Way>,
+    /// Also an image for another kind of machine: it is only looked into.
+    pub foreign: bool,
     /// Told how far unpacking is.
     pub watched: Watched<'a>,
 }
@@ -30,6 +33,7 @@ impl std::fmt::Debug for Opening<'_> {
         f.debug_struct("Opening")
             .field("data_root", &self.data_root)
             .field("way", &self.way)
+            .field("foreign", &self.foreign)
             .finish_non_exhaustive()
     }
 }
@@ -49,6 +53,8 @@ pub struct ImageFile {
     pub unpacked: Option<InUse>,
     /// How it was brought into view, for whoever wants to know.
     pub notes: Vec<String>,
+    /// What its header says that everybody should know.
+    pub remarks: Vec<Remark>,
 }
 
 impl Image {
@@ -64,15 +70,10 @@ impl Image {
             return Ok(Self::open(arg)?);
         }
         let (file, sif) = open_file(&path, &root)?;
-        let spec = runnable(&path, &root, &file, sif.as_ref())?;
+        let spec = runnable(&path, &root, &file, sif.as_ref(), opening.foreign)?;
         let wanted = Wanted { file: &file, spec, way: opening.way, data_root: &opening.data_root };
-        let Attached { spec, content, mut notes } = attach::attach(wanted, opening.watched)?;
-        if sif.as_ref().is_some_and(|sif| sif.first(DataType::Signature).is_some()) {
-            notes.push(format!("image {arg:?} is signed; stasis does not check signatures"));
-        }
-        if sif.as_ref().is_some_and(has_overlay) {
-            notes.push(format!("image {arg:?} has an overlay of its own, which is left out"));
-        }
+        let Attached { spec, content, notes } = attach::attach(wanted, opening.watched)?;
+        let remarks = sif.as_ref().map(remark::of).unwrap_or_default();
         let dir = match &content {
             Content::Mounted(held) => held
                 .mount()
@@ -84,20 +85,20 @@ impl Image {
             Content::Mounted(held) => (Some(held), None),
             Content::Directory(used) => (None, Some(used)),
         };
-        Ok(Self::of(arg, root, dir, Some(ImageFile { spec, file, sif, held, unpacked, notes }))?)
+        Ok(Self::of(arg, root, dir, Some(ImageFile { spec, file, sif, held, unpacked, notes, remarks }))?)
     }
 
-    /// The root file system in a file, without bringing it into view; and whether the file is signed.
+    /// The root file system in a file, without bringing it into view; and what whoever uses it should know.
     ///
     /// # Errors
     /// The file is damaged or none that can be run here.
-    pub fn look_at(arg: &str) -> Result<(File, FileSpec, bool)> {
+    pub fn look_at(arg: &str) -> Result<(File, FileSpec, Vec<Remark>)> {
         refuse_addresses(arg)?;
         let path = PathBuf::from(arg);
         let root = path.canonicalize().map_err(|source| at(&path, source))?;
         let (file, sif) = open_file(&path, &root)?;
-        let spec = runnable(&path, &root, &file, sif.as_ref())?;
-        Ok((file, spec, sif.is_some_and(|sif| sif.first(DataType::Signature).is_some())))
+        let spec = runnable(&path, &root, &file, sif.as_ref(), false)?;
+        Ok((file, spec, sif.as_ref().map(remark::of).unwrap_or_default()))
     }
 
     /// The mount of an image in a file.
@@ -124,10 +125,6 @@ impl Image {
         let unpacked = self.file.as_ref().and_then(|file| file.unpacked.as_ref());
         unpacked.map_or(&self.root, |used| &used.directory)
     }
-}
-
-fn has_overlay(sif: &Sif) -> bool {
-    sif.objects.iter().any(|d| d.partition.as_ref().is_some_and(|p| p.kind == sif::OVERLAY))
 }
 
 /// Opens a file and reads its header, where it has one.
@@ -165,39 +162,55 @@ pub fn sif_of(arg: &str) -> Result<Option<(File, Sif)>, ImageError> {
     Ok(sif.map(|sif| (file, sif)))
 }
 
+/// Why nothing of a SIF file can be run here; `foreign`: apart from what other machines could run.
+///
+/// # Errors
+/// The reason, and what to do.
+pub fn refuse(path: &Path, sif: &Sif, foreign: bool) -> Result<(), ImageError> {
+    let not = |why: String, help| Err(ImageError::NotForUs { path: path.to_owned(), why, help });
+    let Some((_, partition)) = sif.primary() else {
+        return not(
+            "it holds no root file system".to_owned(),
+            "it may be data only: `singularity sif list` shows what it holds",
+        );
+    };
+    let system = partition.file_system_name();
+    if partition.is_encrypted() {
+        return not(
+            format!("its root file system is encrypted ({system})"),
+            "build an image that is not encrypted; stasis cannot open encrypted ones",
+        );
+    }
+    if partition.file_system != sif::SQUASHFS {
+        return not(
+            format!("its root file system is {system}, and only squashfs is known"),
+            "build it again with a newer Apptainer, which makes squashfs",
+        );
+    }
+    let arch = sif::arch_name(&partition.arch);
+    if !foreign && !sif::runs_here(arch) {
+        return not(
+            format!("it was made for {arch}, and this machine is {}", sif::own_arch()),
+            "take an image for this machine, or run it on one that it was made for",
+        );
+    }
+    Ok(())
+}
+
 /// The root file system, if it can be run here.
-fn runnable(path: &Path, root: &Path, file: &File, sif: Option<&Sif>) -> Result<FileSpec, ImageError> {
-    let not = |why: String, help| ImageError::NotForUs { path: path.to_owned(), why, help };
+fn runnable(
+    path: &Path,
+    root: &Path,
+    file: &File,
+    sif: Option<&Sif>,
+    foreign: bool,
+) -> Result<FileSpec, ImageError> {
+    let whole = || Ok((0, file.metadata().map_err(|source| at(path, source))?.len()));
     let (offset, size) = match sif {
-        None => (0, file.metadata().map_err(|source| at(path, source))?.len()),
+        None => whole()?,
         Some(sif) => {
-            let Some((object, partition)) = sif.primary() else {
-                return Err(not(
-                    "it holds no root file system".to_owned(),
-                    "it may be data only: `singularity sif list` shows what it holds",
-                ));
-            };
-            let system = partition.file_system_name();
-            if partition.is_encrypted() {
-                return Err(not(
-                    format!("its root file system is encrypted ({system})"),
-                    "build an image that is not encrypted; stasis cannot open encrypted ones",
-                ));
-            }
-            if partition.file_system != sif::SQUASHFS {
-                return Err(not(
-                    format!("its root file system is {system}, and only squashfs is known"),
-                    "build it again with a newer Apptainer, which makes squashfs",
-                ));
-            }
-            let arch = sif::arch_name(&partition.arch);
-            if !sif::runs_here(arch) {
-                return Err(not(
-                    format!("it was made for {arch}, and this machine is {}", sif::own_arch()),
-                    "take an image for this machine, or run it on one that it was made for",
-                ));
-            }
-            (object.offset, object.size)
+            refuse(path, sif, foreign)?;
+            sif.primary().map_or_else(whole, |(object, _)| Ok((object.offset, object.size)))?
         }
     };
     squashfs::parse(file, offset, size)

@@ -27,6 +27,7 @@ pub(crate) mod inside;
 pub mod metadata;
 pub mod oci;
 pub mod output;
+pub mod remark;
 pub mod sif;
 pub mod singularity;
 pub mod squashfs;
@@ -36,7 +37,7 @@ pub mod watch;
 
 pub use error::ImageError;
 pub(crate) use error::io_words;
-pub use file::{ImageFile, Opening, is_image_file, sif_of};
+pub use file::{ImageFile, Opening, is_image_file, refuse, sif_of};
 use oci::Rooted;
 use oci::types::ContainerConfig;
 
