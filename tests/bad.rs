@@ -4,6 +4,7 @@
 
 mod backends;
 mod captures;
+mod closed;
 mod configuration;
 mod connections;
 mod criu;

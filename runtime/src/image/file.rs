@@ -2,6 +2,7 @@
 //! that can be run here.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -138,7 +139,7 @@ fn open_file(path: &Path, root: &Path) -> Result<(File, Option<Sif>), ImageError
     }
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = File::from(open(root, flags, Mode::empty()).map_err(|errno| at(path, errno.into()))?);
-    match kind_of_open(&file) {
+    match kind_of_open(&file).map_err(|source| at(path, source))? {
         SIF => match sif::parse(&file) {
             Ok(sif) => Ok((file, Some(sif))),
             Err(source) => Err(ImageError::Sif { path: path.to_owned(), source }),
@@ -221,6 +222,22 @@ fn runnable(
 const SIF: &str = "a SIF file";
 const SQUASHFS: &str = "a squashfs file system";
 
+/// What permissions or a file system's owner keep from whoever asks.
+///
+/// # Errors
+/// It is there, or on the way to it is something, that may not be read.
+pub fn may_read(path: &Path) -> Result<(), ImageError> {
+    let found = match path.metadata() {
+        Ok(meta) if meta.is_file() => File::open(path).and_then(|file| file.read_at(&mut [0], 0)).map(drop),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    };
+    match found.map_err(|source| at(path, source)) {
+        Err(error @ ImageError::Access { .. }) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Whether there is a file that says that it holds an image.
 #[must_use]
 pub fn is_image_file(path: &Path) -> bool {
@@ -235,18 +252,16 @@ pub(super) fn kind_of(path: &Path) -> &'static str {
     if !path.is_file() {
         return NOT_REGULAR;
     }
-    File::open(path).map_or(UNREADABLE, |file| kind_of_open(&file))
+    File::open(path).and_then(|file| kind_of_open(&file)).unwrap_or(UNREADABLE)
 }
 
-fn kind_of_open(file: &File) -> &'static str {
+fn kind_of_open(file: &File) -> io::Result<&'static str> {
     let mut head = vec![0; 2048];
-    match file.read_at(&mut head, 0) {
-        Ok(count) => head.truncate(count),
-        Err(_) => return UNREADABLE,
-    }
+    let count = file.read_at(&mut head, 0)?;
+    head.truncate(count);
     let has = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
     // A SIF begins with the line that starts its interpreter; its magic comes after that.
-    if sif::is_sif(&head) {
+    Ok(if sif::is_sif(&head) {
         SIF
     } else if has(0, squashfs::MAGIC) {
         SQUASHFS
@@ -256,5 +271,5 @@ fn kind_of_open(file: &File) -> &'static str {
         "an archive"
     } else {
         "a file of another kind"
-    }
+    })
 }

@@ -37,7 +37,7 @@ pub mod watch;
 
 pub use error::ImageError;
 pub(crate) use error::io_words;
-pub use file::{ImageFile, Opening, is_image_file, refuse, sif_of};
+pub use file::{ImageFile, Opening, is_image_file, may_read, refuse, sif_of};
 use oci::Rooted;
 use oci::types::ContainerConfig;
 
