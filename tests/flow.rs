@@ -1,5 +1,6 @@
 //! What must work.
 
+mod attributes;
 mod build;
 mod clocks;
 mod criu;

@@ -19,6 +19,7 @@ use crate::image::inside::file_type;
 use crate::image::io_words;
 use crate::image::tree::{Tree, allowed, create_in, list, remove_in, stat_in, time_of};
 use crate::image::watch::Watch;
+use crate::image::xattr;
 
 /// A link that leads back to where it is makes no end.
 const MAX_DEPTH: usize = 100;
@@ -117,6 +118,8 @@ pub(super) fn copy_all(from: BorrowedFd<'_>, tree: &Tree, how: How) -> io::Resul
 pub(super) struct LeftOut {
     entries: usize,
     first: PathBuf,
+    /// Extended attributes that are not an image's, or that its file system does not take.
+    attributes: u64,
 }
 
 impl LeftOut {
@@ -128,6 +131,9 @@ impl LeftOut {
     }
 
     pub(super) fn tell(&self, watch: &dyn Watch) {
+        if self.attributes > 0 {
+            watch.verbose(&format!("{} extended attributes were left out", self.attributes));
+        }
         let first = Path::new("/").join(&self.first);
         match self.entries {
             0 => {}
@@ -198,6 +204,7 @@ impl<'a> Copying<'a> {
                 let inside = openat(from, name, open | OFlag::O_DIRECTORY, Mode::empty())?;
                 let made = openat(to, new, DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
                 self.inside(inside.as_fd(), made.as_fd(), &place, depth)?;
+                self.attributes(inside.as_fd(), made.as_fd())?;
                 if how.owners {
                     rustix::fs::fchown(&made, Some(uid), Some(gid))?;
                 }
@@ -209,6 +216,7 @@ impl<'a> Copying<'a> {
                 remove_in(to, new)?;
                 let mut made = create_in(to, new, 0o600)?;
                 sparse::copy(&mut source, &mut made, stat.st_size.cast_unsigned())?;
+                self.attributes(source.as_fd(), made.as_fd())?;
                 if how.owners {
                     rustix::fs::fchown(&made, Some(uid), Some(gid))?;
                 }
@@ -229,6 +237,14 @@ impl<'a> Copying<'a> {
                 }
             }
             _ => self.left.add(&place),
+        }
+        Ok(())
+    }
+
+    /// From the host none are taken, as cp(1) does.
+    fn attributes(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+        if !self.how.follow {
+            self.left.attributes += xattr::copy(from, to)?;
         }
         Ok(())
     }

@@ -34,6 +34,7 @@ pub mod squashfs;
 pub mod tools;
 pub mod tree;
 pub mod watch;
+pub(crate) mod xattr;
 
 pub use error::ImageError;
 pub(crate) use error::io_words;

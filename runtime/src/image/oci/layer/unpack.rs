@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::image::inside::file_type;
 use crate::image::io_words;
 use crate::image::tree::{Tree, allowed, clear_but, create_in, remove_but, remove_in, stat_in, time_of};
+use crate::image::xattr;
 
 /// A file of this name removes the one that it names from the layers below.
 const WHITEOUT: &[u8] = b".wh.";
@@ -227,6 +228,9 @@ impl Work<'_> {
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let dir = nix::fcntl::openat(parent, name, flags, Mode::empty())?;
+        if there {
+            xattr::clear(dir.as_fd())?;
+        }
         self.directory_mode(dir.as_fd(), entry)
     }
 
@@ -325,17 +329,9 @@ impl Work<'_> {
         Ok(utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink)?)
     }
 
-    /// Only a user's own: those of the system give rights, and those of overlays would change what is shown.
     fn attributes(&mut self, fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
         for (name, value) in &entry.xattrs {
-            let wanted = name.starts_with("user.") && !name.starts_with("user.overlay.");
-            let set = || rustix::fs::fsetxattr(fd, name.as_str(), value, rustix::fs::XattrFlags::empty());
-            match if wanted { set() } else { Err(rustix::io::Errno::NOTSUP) } {
-                Ok(()) => {}
-                // Not every file system has them, and none has room for many.
-                Err(e) if wanted && e == rustix::io::Errno::IO => return Err(e.into()),
-                Err(_) => self.sum.attributes += 1,
-            }
+            self.sum.attributes += u64::from(xattr::set(fd, name, value)?);
         }
         Ok(())
     }
