@@ -1,6 +1,7 @@
 //! What must work.
 
 mod attributes;
+mod bootstrap;
 mod build;
 mod clocks;
 mod criu;

@@ -5,6 +5,7 @@
 mod apps;
 mod bootstrap;
 mod container;
+mod debootstrap;
 pub mod definition;
 mod files;
 mod glob;
