@@ -12,6 +12,7 @@ mod deaths;
 mod definitions;
 mod disk;
 mod engines;
+mod full;
 mod generations;
 mod images;
 mod marked;

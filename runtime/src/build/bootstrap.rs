@@ -7,12 +7,12 @@ use super::definition::Stage;
 use super::files::{How, copy_all};
 use super::{Work, debootstrap};
 use crate::error::{Error, Result};
-use crate::image::Image;
 use crate::image::attach::unpack_into;
 use crate::image::oci::fill_from;
 use crate::image::oci::reference::Uri;
-use crate::image::tree::{Tree, clear_set_id, failed};
+use crate::image::tree::{Tree, clear_set_id, failed, is_full, room};
 use crate::image::watch::{self, Watch};
+use crate::image::{Image, io_words};
 
 /// For messages.
 pub(super) const AGENTS: &str = "docker, oci, oci-archive, docker-archive, localimage, debootstrap, scratch";
@@ -86,7 +86,10 @@ pub(super) fn local(path: &Path, tree: &Tree, watch: &dyn Watch) -> Result<()> {
     }
     let image = Image::open(&name)?;
     let how = How { follow: false, owners: nix::unistd::geteuid().is_root() };
-    let left = copy_all(image.dir(), tree, how).map_err(|e| failed("copy the image", path, &e))?;
+    let left = copy_all(image.dir(), tree, how).map_err(|e| {
+        let error = Error::new(format!("cannot copy the image {name:?}")).because(io_words(&e));
+        if is_full(&e) { error.help(room(tree.path())) } else { error }
+    })?;
     left.tell(watch);
     Ok(())
 }

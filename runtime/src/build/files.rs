@@ -17,7 +17,7 @@ use super::{glob, sparse};
 use crate::error::{Error, Result};
 use crate::image::inside::file_type;
 use crate::image::io_words;
-use crate::image::tree::{Tree, allowed, create_in, list, remove_in, stat_in, time_of};
+use crate::image::tree::{Tree, allowed, create_in, is_full, list, remove_in, room, stat_in, time_of};
 use crate::image::watch::Watch;
 use crate::image::xattr;
 
@@ -64,7 +64,9 @@ pub(super) fn copy(
             let to = destination(tree, copy, from, found.len() > 1);
             watch.info(&format!("Copying {} to {}", from.display(), to.display()));
             let left = copy_one(&source, from, tree, &to, how).map_err(|e| {
-                Error::new(format!("{}: cannot copy {}", line(), from.display())).because(io_words(&e))
+                let error =
+                    Error::new(format!("{}: cannot copy {}", line(), from.display())).because(io_words(&e));
+                if is_full(&e) { error.help(room(tree.path())) } else { error }
             })?;
             left.tell(watch);
         }

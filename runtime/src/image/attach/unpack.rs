@@ -81,7 +81,7 @@ pub fn unpack_into(directory: &Path, spec: &FileSpec, file: &File, watched: Watc
     command.arg("-user-xattrs").arg("/proc/self/fd/3");
     let ours = file.metadata().map(|m| (m.dev(), m.ino())).ok();
     let what = format!("cannot unpack image \"{}\"", spec.path.display());
-    tools::run(command, file, &what, accepted, &mut |pid| {
+    tools::run(command, file, (&what, directory), accepted, &mut |pid| {
         if let Some(at) = position(pid, ours) {
             watched(at.saturating_sub(spec.offset).min(spec.size), spec.size);
         }

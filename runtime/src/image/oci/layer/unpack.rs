@@ -19,7 +19,9 @@ use super::entries::{Entries, Entry, Kind};
 use crate::error::{Error, Result};
 use crate::image::inside::file_type;
 use crate::image::io_words;
-use crate::image::tree::{Tree, allowed, clear_but, create_in, remove_but, remove_in, stat_in, time_of};
+use crate::image::tree::{
+    Tree, allowed, clear_but, create_in, is_full, remove_but, remove_in, room, stat_in, time_of,
+};
 use crate::image::xattr;
 
 /// A file of this name removes the one that it names from the layers below.
@@ -125,12 +127,7 @@ impl Work<'_> {
         let done = self.place(entry, data);
         done.map_err(|e| {
             let error = Error::new(format!("cannot unpack {shown:?}")).because(archive_words(&e));
-            match e.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::ENOSPC | Errno::EDQUOT) => {
-                    error.help("make room, or put the cache elsewhere with STASIS_DATA_DIR")
-                }
-                _ => error,
-            }
+            if is_full(&e) { error.help(room(self.root.path())) } else { error }
         })
     }
 
