@@ -61,7 +61,9 @@ fn archives_of_skopeo_as_root() {
 #[test]
 fn a_debian_from_a_named_mirror_with_packages() {
     need!(root, mmdebstrap);
-    let env = Env::new(Who::Myself).unwrap();
+    let mut env = Env::new(Who::Myself).unwrap();
+    let scratch = env.make_dir("scratch").unwrap().to_string_lossy().into_owned();
+    env.set("TMPDIR", &scratch);
     let release = fs::read_to_string("/etc/os-release").unwrap();
     let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap();
     let targets = Command::new("apt-get")
@@ -76,9 +78,23 @@ fn a_debian_from_a_named_mirror_with_packages() {
          %test\n    test -x /usr/bin/run-mailcap && test -f /etc/mime.types\n"
     );
     env.write("home/image.def", &text).unwrap();
-    // It takes as long as the mirror does.
     let mut command = env.command(&["build", "--sandbox", "image", "image.def"]);
-    let out = command.stdin(std::process::Stdio::null()).output().unwrap();
+    let files = [std::process::Stdio::null(), std::process::Stdio::null(), std::process::Stdio::piped()];
+    let [stdin, stdout, stderr] = files;
+    let mut child = command.stdin(stdin).stdout(stdout).stderr(stderr).spawn().unwrap();
+    // It takes as long as the mirror does. What mmdebstrap mounts meanwhile would stay for ever if it were killed.
+    let mut seen = false;
+    while child.try_wait().unwrap().is_none() {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(&scratch), "it mounts on the host: {mounts}");
+        seen |= fs::read_dir(&scratch).unwrap().next().is_some();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert!(
+        seen && fs::read_dir(&scratch).unwrap().next().is_none(),
+        "it works elsewhere, or has left something"
+    );
+    let out = child.wait_with_output().unwrap();
     let err = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{err}");
     insta::assert_snapshot!(err.replace(suite, "$SUITE"), @"

@@ -68,6 +68,9 @@ pub(super) fn run(stage: &Stage, tree: &Tree, work: &Work<'_>) -> Result<()> {
     command.env("TMPDIR", place.path());
     work.watch.info(&format!("Installing {suite} with mmdebstrap"));
     // It hears of our end, also through the pipes where another program runs it, and cleans up.
+    if nix::unistd::geteuid().is_root() {
+        process::with_mounts_of_its_own(&mut command);
+    }
     let mut child = process::asked_to_end(&mut command)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
