@@ -120,6 +120,35 @@ fn every_way_shows_the_same() {
     }
 }
 
+/// For root no program of a file changes the user, and no device in it is one. Anybody else is root of nothing but the
+/// container's own namespace.
+#[test]
+fn a_file_is_mounted_without_rights_for_root() {
+    need!(root, image, squashfs, fuse, loop_devices);
+    for way in ["kernel", "fuse", "unpack"] {
+        let (env, sif) = place(Who::Myself, way, "small").unwrap();
+        for flags in [&[][..], &["--writable-tmpfs"], &["--containall"], &["--fakeroot"], &["--pid"]] {
+            let words = [&["exec"], flags, &[&sif, "cat", "/proc/self/mountinfo"]].concat();
+            let out = env.ok(&words).unwrap().out;
+            // Mount point and options of the root, and of layers that lie on parts of it.
+            let fields = |line: &'_ str| -> Option<(String, String)> {
+                let mut words = line.split(' ').skip(4);
+                Some((words.next()?.to_owned(), words.next()?.to_owned()))
+            };
+            let of_image =
+                |(line, (at, _)): &(&str, (String, String))| at == "/" || line.contains(" - overlay ");
+            let all = out.lines().filter_map(|line| Some((line, fields(line)?)));
+            let mounts: Vec<_> = all.filter(of_image).map(|(_, found)| found).collect();
+            assert!(mounts.iter().any(|(at, _)| *at == "/"), "{way} {flags:?}: {out}");
+            let open =
+                |(_, options): &&(String, String)| !options.contains("nosuid") || !options.contains("nodev");
+            let rights: Vec<_> = mounts.iter().filter(open).collect();
+            assert!(rights.is_empty(), "{way} {flags:?}: {rights:?}");
+        }
+        env.finish().unwrap();
+    }
+}
+
 #[test]
 fn the_kernel_gets_only_files_that_are_roots_alone() {
     need!(root, image, squashfs, fuse, loop_devices);
