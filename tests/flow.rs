@@ -12,6 +12,7 @@ mod images;
 mod native;
 mod oci;
 mod programs;
+mod progress;
 mod real;
 mod terminals;
 mod transcript;
