@@ -112,26 +112,36 @@ fn root_is_not_let_in_to_an_image() {
     drop(closed);
 }
 
-/// Root of a user namespace is let in where the owner is behind it, also under an engine.
-#[test]
-fn root_of_the_owners_user_namespace_is_let_in() {
-    need!(root, image, squashfs, userns, uidmap, fuse);
-    let env = Env::new(Who::Granted).unwrap();
-    content(&env).unwrap();
-    let closed = Closed::new(&env).unwrap();
+/// Root of a user namespace is let in where the owner is behind it, also under an engine whose uid 0 is somebody else.
+fn owner_with_subordinate_ids(engine: &str) -> Outcome<()> {
+    let env = Env::new(Who::Granted)?;
+    content(&env)?;
+    let closed = Closed::new(&env)?;
     for name in ["image", "image.sif"] {
         let image = closed.at.join(name).to_string_lossy().into_owned();
         for flags in [&[][..], &["--fakeroot"], &["--pid", "--fakeroot"]] {
             let words = [&["exec"], flags, &[&image, "sh", "-c", "echo $STASIS_TEST_IMAGE"]].concat();
-            assert_eq!(env.ok(&words).unwrap().out, "small\n", "{name} {flags:?}");
+            assert_eq!(env.ok(&words)?.out, "small\n", "{name} {flags:?}");
         }
-        let start = ["instance", "start", "--backend", "native", "--checkpoint", name, &image, "one", IDLE];
-        env.ok(&start).unwrap();
-        env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
-        env.ok(&["instance", "start", "--restart", name, "-", "one"]).unwrap();
-        env.ok(&["instance", "stop", "one"]).unwrap();
+        env.ok(&["instance", "start", "--backend", engine, "--checkpoint", name, &image, "one", IDLE])?;
+        env.ok(&["checkpoint", "instance", "--stop", "one"])?;
+        env.ok(&["instance", "start", "--restart", name, "-", "one"])?;
+        env.ok(&["instance", "stop", "one"])?;
     }
     // The mount is not to go before whoever uses it.
-    env.finish().unwrap();
+    env.finish()?;
     drop(closed);
+    Ok(())
+}
+
+#[test]
+fn root_of_the_owners_user_namespace_is_let_in() {
+    need!(root, image, squashfs, userns, uidmap, fuse);
+    owner_with_subordinate_ids("native").unwrap();
+}
+
+#[test]
+fn root_of_the_owners_user_namespace_is_let_in_with_criu() {
+    need!(root, image, squashfs, userns, uidmap, fuse, criu);
+    owner_with_subordinate_ids("criu").unwrap();
 }

@@ -233,6 +233,18 @@ fn a_debian_that_cannot_be_had() {
     env.finish().unwrap();
 }
 
+/// With subordinate ids mmdebstrap works as one of those, who has to get to where it works.
+#[test]
+fn a_debian_that_cannot_be_had_with_subordinate_ids() {
+    need!(uidmap, userns, mmdebstrap);
+    let env = Env::new(Who::Granted).unwrap();
+    let nothing = Odd::start(|_, _| Answer::new(404, "")).unwrap();
+    let mirror = format!("MirrorURL: http://127.0.0.1:{}/\n", nothing.port);
+    let told = told(&env, &format!("Bootstrap: debootstrap\nOSVersion: nosuch\n{mirror}")).unwrap();
+    assert!(told.contains("nosuch Release' does not have a Release file."), "{told}");
+    env.finish().unwrap();
+}
+
 /// Killed while mmdebstrap waits for its mirror: that hears of it, and cleans up.
 #[test]
 fn an_interrupted_debian_leaves_nothing() {

@@ -101,6 +101,24 @@ fn a_signature_that_nobody_checks() {
     env.finish().unwrap();
 }
 
+/// What a container would look otherwise with is left out, and that is more than a remark.
+#[test]
+fn an_overlay_that_is_left_out() {
+    need!(image, squashfs, userns);
+    let env = Env::new(Who::User).unwrap();
+    let image = copy(&env, "layered.sif").unwrap();
+    // ext3, an overlay, for this machine.
+    append(&env, "layered.sif", 0x4004, b"\x02\0\0\0\x04\0\0\x0002\0").unwrap();
+    let line = r#"WARNING: image "$DIR/layered.sif" has an overlay of its own, which is left out"#;
+    for (what, run) in uses(&env, &image).unwrap() {
+        let told = env.told(&run);
+        assert_eq!((run.code, told.matches(line).count()), (0, 1), "{what}: {told}");
+    }
+    let run = env.ok(&["inspect", "--list-apps", &image]).unwrap();
+    assert_eq!(env.told(&run), format!("exit 0\n{line}\n"));
+    env.finish().unwrap();
+}
+
 /// Each file has another one.
 fn uuid_hidden(text: &str) -> String {
     let (before, rest) = text.split_once("\"uuid\": \"").unwrap_or((text, ""));
