@@ -4,6 +4,7 @@
 
 mod backends;
 mod captures;
+mod closed;
 mod configuration;
 mod connections;
 mod criu;
@@ -11,8 +12,10 @@ mod deaths;
 mod definitions;
 mod disk;
 mod engines;
+mod full;
 mod generations;
 mod images;
+mod marked;
 mod memory;
 mod names;
 mod namespaces;
@@ -29,7 +32,7 @@ mod strangers;
 use std::time::{Duration, Instant};
 
 use crate::env::{Env, Who};
-use crate::running::{Outcome, PATIENCE};
+use crate::running::{Outcome, PATIENCE, Run};
 
 /// The path of a test image, as typed.
 fn image(env: &Env, name: &str) -> String {

@@ -1,5 +1,7 @@
 //! What must work.
 
+mod attributes;
+mod bootstrap;
 mod build;
 mod clocks;
 mod criu;
@@ -10,6 +12,7 @@ mod images;
 mod native;
 mod oci;
 mod programs;
+mod progress;
 mod real;
 mod scripts;
 mod terminals;

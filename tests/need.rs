@@ -225,9 +225,25 @@ pub(crate) fn loop_devices() -> Probe {
     if known.contains("squashfs") { Ok(()) } else { Err("this kernel knows no squashfs".to_owned()) }
 }
 
-/// Somebody's Apptainer.
+/// Somebody's Apptainer or SingularityCE.
 pub(crate) fn apptainer() -> Probe {
-    on_path(&["apptainer"])
+    if apptainers().is_empty() {
+        Err("neither apptainer nor singularity is installed here".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+/// By what names; one is often a link to the other.
+pub(crate) fn apptainers() -> Vec<&'static str> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let place =
+        |name: &str| std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file());
+    let real = |name: &str| place(name).and_then(|file| file.canonicalize().ok());
+    let mut found: Vec<&str> =
+        ["apptainer", "singularity"].into_iter().filter(|name| real(name).is_some()).collect();
+    found.dedup_by_key(|name| real(name));
+    found
 }
 
 fn on_path(programs: &[&str]) -> Probe {

@@ -70,8 +70,12 @@ pub(crate) fn layer_of(root: &Path) -> Outcome<(Vec<u8>, String)> {
     if !out.status.success() {
         return Err(String::from_utf8_lossy(&out.stderr).into());
     }
-    let plain = format!("sha256:{}", hex(&Sha256::digest(&out.stdout)));
-    Ok((gzip(&out.stdout)?, plain))
+    Ok((gzip(&out.stdout)?, plain_digest(&out.stdout)))
+}
+
+/// Of an archive that is not packed.
+pub(crate) fn plain_digest(archive: &[u8]) -> String {
+    format!("sha256:{}", hex(&Sha256::digest(archive)))
 }
 
 pub(crate) fn gzip(bytes: &[u8]) -> Outcome<Vec<u8>> {

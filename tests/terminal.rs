@@ -96,6 +96,14 @@ impl Terminal {
         self.ended()
     }
 
+    /// The exit code, and all that was shown.
+    pub(crate) fn wait_with_all(mut self) -> Outcome<(i32, String)> {
+        let code = self.ended()?;
+        // What was written last may still be on its way when the end is known.
+        std::thread::sleep(Duration::from_millis(100));
+        Ok((code, self.shown()))
+    }
+
     fn ended(&mut self) -> Outcome<i32> {
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -7,6 +7,7 @@
 
 mod bare;
 mod http;
+mod images;
 mod jobs;
 mod peers;
 mod place;
@@ -25,7 +26,7 @@ type Result<T> = std::result::Result<T, String>;
 
 const USAGE: &str =
     "usage: stasis-bench [--runs N] [--sizes MIB,...] [--engines NAME,...] [--criu PREFIX] [--json FILE]
-                    [--images DIR] [--stasis FILE]
+                    [--images DIR] [--stasis FILE] [--only starts]
 
   --runs    how often each figure is taken; the median is told        (7)
   --sizes   memory of the saved program in MiB; KxN for K processes   (0,64,1024)
@@ -34,7 +35,8 @@ const USAGE: &str =
   --criu    a private CRIU, such as `cargo xtask criu` tells of       (criu on PATH)
   --json    where the figures go                                      (target/bench.json)
   --images  the test images, from `cargo xtask images`                (target/stasis-tests/images)
-  --stasis  the program; its plugins lie beside it                    (target/release/stasis)";
+  --stasis  the program; its plugins lie beside it                    (target/release/stasis)
+  --only    starts: of starts, image files, builds and pulls, nothing else";
 
 fn main() -> ExitCode {
     match run() {
@@ -56,6 +58,11 @@ fn run() -> Result<()> {
     let place = Place::new(&options)?;
     let mut report = Report::new(&options);
     start::measure(&place, &mut report)?;
+    images::measure(&place, &mut report)?;
+    if options.only_images {
+        print!("{}", report.table());
+        return report.write(&options.json);
+    }
     for engine in place.engines(&options, &mut report) {
         let bare = bare_beside(&engine, &options, &mut report);
         for size in &options.sizes {

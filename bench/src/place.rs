@@ -17,6 +17,8 @@ pub(crate) struct Options {
     pub(crate) json: PathBuf,
     /// The prefix of a private CRIU.
     pub(crate) criu: Option<PathBuf>,
+    /// Nothing is saved.
+    pub(crate) only_images: bool,
     /// Only the usage is asked for.
     pub(crate) help: bool,
     engines: Option<Vec<String>>,
@@ -33,6 +35,7 @@ impl Options {
             sizes: [0, 64, 1024].map(Size::of).to_vec(),
             json: target.join("bench.json"),
             criu: None,
+            only_images: false,
             help: false,
             engines: None,
             images: target.join("stasis-tests/images"),
@@ -53,6 +56,7 @@ impl Options {
                 "--criu" if value.is_empty() => {}
                 "--criu" => options.criu = Some(absolute(value)?),
                 "--engines" => options.engines = Some(value.split(',').map(str::to_owned).collect()),
+                "--only" if value == "starts" => options.only_images = true,
                 "--images" => options.images = PathBuf::from(value),
                 "--stasis" => options.stasis = PathBuf::from(value),
                 _ => return Err(format!("{word} is not known")),
@@ -113,6 +117,9 @@ impl Place {
     /// A copy of an image without anything that says how it is to be run.
     pub(crate) fn files_only(&self, name: &str) -> Result<String> {
         let copy = self.path("files-only").to_string_lossy().into_owned();
+        if Path::new(&copy).exists() {
+            return Ok(copy);
+        }
         output(Command::new("cp").args(["-a", "--", &self.image(name), &copy]))?;
         output(Command::new("rm").args(["-rf", "--", &format!("{copy}/.singularity.d")]))?;
         Ok(copy)
@@ -142,6 +149,7 @@ impl Place {
         let mut command = Command::new(&self.stasis);
         command.arg("--config").arg(self.dir.join("plugins.toml")).args(words).stdin(Stdio::null());
         command.env("STASIS_DATA_DIR", self.dir.join("data")).env("STASIS_RUNTIME_DIR", self.dir.join("run"));
+        command.env_remove("STASIS_IMAGE_MOUNT");
         command
     }
 

@@ -38,10 +38,10 @@ pub(crate) fn measure(place: &Place, report: &mut Report) -> Result<()> {
 }
 
 /// Who, beside whom, and the command.
-type Starter = (&'static str, &'static str, Command);
+pub(crate) type Starter = (&'static str, &'static str, Command);
 
 /// Each round starts every one of them once, so that what the machine does besides meets all alike.
-fn together(place: &Place, report: &mut Report, what: &str, all: &mut [Starter]) -> Result<()> {
+pub(crate) fn together(place: &Place, report: &mut Report, what: &str, all: &mut [Starter]) -> Result<()> {
     let mut runs = vec![Vec::new(); all.len()];
     // Many, because they are short; the first ones warm the cache.
     for round in 0..place.runs * 5 + 2 {

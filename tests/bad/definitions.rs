@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 
 use super::*;
 use crate::need::need;
-use crate::registry::small;
+use crate::registry::{Answer, Odd, small};
 
 fn place() -> Outcome<Env> {
     let env = Env::new(Who::User)?;
@@ -282,6 +282,96 @@ fn what_appears_meanwhile_is_not_touched() {
         std::fs::remove_dir(env.path("home/late")).unwrap();
     }
     env.finish().unwrap();
+}
+
+/// A Debian that cannot be made: mmdebstrap's own words name the cause, and nothing is left, here and where it works.
+#[test]
+fn a_debian_that_cannot_be_had() {
+    need!(mmdebstrap);
+    let mut env = Env::new(Who::User).unwrap();
+    let scratch = env.make_dir("scratch").unwrap();
+    env.set("TMPDIR", &scratch.to_string_lossy());
+    let nothing = Odd::start(|_, _| Answer::new(404, "")).unwrap();
+    let hidden = |told: &str| told.replace(&format!(":{}", nothing.port), ":N");
+    let head = "Bootstrap: debootstrap\nOSVersion: nosuch\n";
+    let mirror = format!("MirrorURL: http://127.0.0.1:{}/of-%{{OSVERSION}}\n", nothing.port);
+    insta::assert_snapshot!(hidden(&told(&env, &format!("{head}{mirror}")).unwrap()), @"
+    exit 255
+    INFO:    Starting build...
+    WARNING: no subordinate ids are granted to you, so there is one user inside: giving files to other users and becoming another user do nothing there, and are answered as if they had worked. What needs several users fails; the administrator grants ids with `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`
+    INFO:    Installing nosuch with mmdebstrap
+    FATAL:   mmdebstrap could not make a nosuch
+             because: The repository 'http://127.0.0.1:N/of-nosuch nosuch Release' does not have a Release file.
+             hint:    check OSVersion, MirrorURL and Include; without subordinate ids it needs fakechroot and fakeroot as well (`apt install fakechroot fakeroot`)
+    ");
+    assert!(nothing.asked().iter().any(|(path, _)| path == "/of-nosuch/dists/nosuch/InRelease"));
+    let port = crate::http::free_port().unwrap();
+    let mirror = format!("MirrorURL: http://127.0.0.1:{port}/\n");
+    let told_of = told(&env, &format!("{head}{mirror}")).unwrap();
+    assert!(
+        told_of.contains("because: Failed to fetch http://127.0.0.1") && told_of.contains("refused"),
+        "{told_of}"
+    );
+    insta::assert_snapshot!(told(&env, &format!("{head}Include: mailcap -oAPT::X=y\n")).unwrap(), @r#"
+    exit 255
+    FATAL:   image.def, line 1: "-oAPT::X=y" is no name of a package
+             hint:    write Include: NAME NAME, with names as apt knows them
+    "#);
+    insta::assert_snapshot!(told(&env, "Bootstrap: debootstrap\nOSVersion: --help\n").unwrap(), @r#"
+    exit 255
+    FATAL:   image.def, line 1: "--help" is neither a release nor an address
+             hint:    add a line `OSVersion: bookworm`, or another name of a release
+    "#);
+    assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0, "mmdebstrap has left something");
+    env.finish().unwrap();
+}
+
+/// With subordinate ids mmdebstrap works as one of those, who has to get to where it works.
+#[test]
+fn a_debian_that_cannot_be_had_with_subordinate_ids() {
+    need!(uidmap, userns, mmdebstrap);
+    let env = Env::new(Who::Granted).unwrap();
+    let nothing = Odd::start(|_, _| Answer::new(404, "")).unwrap();
+    let mirror = format!("MirrorURL: http://127.0.0.1:{}/\n", nothing.port);
+    let told = told(&env, &format!("Bootstrap: debootstrap\nOSVersion: nosuch\n{mirror}")).unwrap();
+    assert!(told.contains("nosuch Release' does not have a Release file."), "{told}");
+    env.finish().unwrap();
+}
+
+/// Killed while mmdebstrap waits for its mirror: that hears of it, and cleans up.
+#[test]
+fn an_interrupted_debian_leaves_nothing() {
+    need!(root, mmdebstrap);
+    for (who, signal) in [(Who::User, Signal::SIGKILL), (Who::Myself, Signal::SIGTERM)] {
+        let mut env = Env::new(who).unwrap();
+        let scratch = env.make_dir("scratch").unwrap();
+        env.set("TMPDIR", &scratch.to_string_lossy());
+        let slow =
+            Odd::start(|_, _| Answer { pause: Duration::from_secs(2), ..Answer::new(404, "x") }).unwrap();
+        let text =
+            format!("Bootstrap: debootstrap\nOSVersion: sid\nMirrorURL: http://127.0.0.1:{}/\n", slow.port);
+        env.write("home/image.def", &text).unwrap();
+        let running = env.spawn(&["build", "--sandbox", "image", "image.def"]).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while slow.asked().is_empty() {
+            assert!(Instant::now() < deadline, "the mirror is never asked");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        running.signal(signal).unwrap();
+        assert_ne!(running.wait().unwrap().code, 0);
+        let left_over = || std::fs::read_dir(&scratch).unwrap().count();
+        while left_over() > 0 || !env.survivors().is_empty() || !left(&env).is_empty() {
+            let runs = env.survivors();
+            assert!(
+                Instant::now() < deadline,
+                "{signal}: {} left, {:?}, runs {runs:?}",
+                left_over(),
+                left(&env)
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        env.finish().unwrap();
+    }
 }
 
 /// However it ends, nothing stays: neither the half image nor what ran in it.

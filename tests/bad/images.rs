@@ -83,7 +83,7 @@ fn an_image_that_the_user_may_not_enter() {
     std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     insta::assert_snapshot!(env.fails(&["exec", &closed.to_string_lossy(), "true"]).unwrap(), @r#"
     exit 255
-    FATAL:   image "$DIR/closed" cannot be read: permission denied
+    FATAL:   "$DIR/closed" cannot be read: permission denied
              because: Permission denied (os error 13)
              hint:    the image's directory and everything above it need read and search permission for you
     "#);

@@ -1,5 +1,7 @@
 //! Programs that an engine cannot save, are not there, or end at once.
 
+use std::process::Command;
+
 use super::*;
 use crate::need::need;
 
@@ -60,6 +62,92 @@ fn a_program_with_musl_that_this_engine_cannot_save() {
     ");
     assert_eq!(env.ok(&["instance", "list"]).unwrap().out.lines().count(), 1);
     env.finish().unwrap();
+}
+
+/// What is missing of glibc in an image is said before anything runs: it is the one thing that no engine may bring along.
+#[test]
+fn images_whose_c_library_is_not_what_this_engine_needs() {
+    need!(image, userns, dmtcp, musl);
+    let env = Env::new(Who::User).unwrap();
+    env.configure("order = [\"dmtcp\"]\n[backends.dmtcp]\n[backends.native]\n").unwrap();
+    let told = |name: &str, words: &[&str]| {
+        let image = env.path(name).to_string_lossy().into_owned();
+        let start = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &image, "one"];
+        let told = env.fails(&[&start[..], words].concat()).unwrap();
+        let checked = env.fails(&["backend", "check", "dmtcp", &image]).unwrap();
+        let why = told.lines().find(|line| line.contains("because")).unwrap_or_default();
+        let why = why.rsplit(": ").next().unwrap_or_default();
+        assert!(checked.contains(why), "{why}: {checked}");
+        versions_hidden(&told)
+    };
+    let change = |name: &str, script: &str| {
+        let image = env.copy_image("small", name).unwrap();
+        let out = Command::new("sh").args(["-ec", script]).current_dir(&image).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    change("part", "find . -name 'libm.so.6' -delete -o -name 'libm-*.so' -delete");
+    insta::assert_snapshot!(told("part", &[IDLE]), @"
+    exit 255
+    FATAL:   DMTCP cannot save this program
+             because: the image $DIR/part: DMTCP V at $PREFIX needs libm.so.6 of glibc, which the image does not have
+             hint:    put the whole glibc into the image (Debian: libc6), or take another backend; what can save it here: --backend native
+    ");
+    change(
+        "no-loader",
+        "mv usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 usr/lib/ld.so; rm -f usr/lib64/* lib64/*",
+    );
+    insta::assert_snapshot!(told("no-loader", &["/opt/subjects/bin/idle-static"]), @"
+    exit 255
+    FATAL:   DMTCP cannot save this program
+             because: the image $DIR/no-loader: DMTCP V at $PREFIX needs /lib64/ld-linux-x86-64.so.2 of glibc, which the image does not have
+             hint:    put the whole glibc into the image (Debian: libc6), or take another backend; what can save it here: --backend native
+    ");
+    change("none", "find . -name 'libc.so.6' -delete -o -name 'ld-musl-*' -delete");
+    insta::assert_snapshot!(told("none", &["/opt/subjects/bin/idle-static"]), @"
+    exit 255
+    FATAL:   DMTCP cannot save this program
+             because: the image $DIR/none: the image has no libc.so.6 in lib64, lib/x86_64-linux-gnu, usr/lib/x86_64-linux-gnu, usr/lib64, lib/aarch64-linux-gnu, usr/lib/aarch64-linux-gnu, lib, usr/lib, and DMTCP works with glibc only
+             hint:    take an image with glibc, or another backend; what can save it here: --backend native
+    ");
+    change("musl", "find . -name 'libc.so.6' -delete");
+    insta::assert_snapshot!(told("musl", &["/opt/subjects/bin/idle-musl"]), @"
+    exit 255
+    FATAL:   DMTCP cannot save this program
+             because: the image $DIR/musl: the image uses musl, and DMTCP works with glibc only
+             hint:    take an image with glibc, or another backend; what can save it here: --backend native
+    ");
+    // One that stands for an old glibc: what the loader would look at is there, and nothing of it runs.
+    let script = "echo 'GLIBC_2.2.5 {}; GLIBC_2.14 {}; GLIBC_2.28 {};' > map
+        find . -name libc.so.6 | while read file; do echo | gcc -shared -nostdlib -x c - -o \"$file\" \
+            -Wl,--version-script=map -Wl,-soname=libc.so.6; done";
+    change("old", script);
+    insta::assert_snapshot!(told("old", &["/opt/subjects/bin/idle-static"]), @"
+    exit 255
+    FATAL:   DMTCP cannot save this program
+             because: the image $DIR/old: DMTCP V at $PREFIX needs glibc V, and the image has glibc 2.28
+             hint:    let the administrator install a DMTCP built against an older glibc, and name it in `prefixes`; what can save it here: --backend native
+    ");
+    assert_eq!(env.ok(&["instance", "list"]).unwrap().out.lines().count(), 1);
+    env.finish().unwrap();
+}
+
+/// Which DMTCP that is, and which glibc it was built with, differs from host to host.
+fn versions_hidden(text: &str) -> String {
+    let is_version = |word: &str| {
+        word.contains('.') && word != "2.28" && word.chars().all(|c| c.is_ascii_digit() || c == '.')
+    };
+    let mut before = "";
+    let mut words = Vec::new();
+    for word in text.split(' ') {
+        let plain = word.trim_end_matches(',');
+        words.push(match before {
+            _ if is_version(plain) => word.replace(plain, "V"),
+            "at" => "$PREFIX".to_owned(),
+            _ => word.to_owned(),
+        });
+        before = word;
+    }
+    words.join(" ")
 }
 
 /// What the start script runs is known only when it runs.

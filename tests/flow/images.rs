@@ -120,6 +120,35 @@ fn every_way_shows_the_same() {
     }
 }
 
+/// For root no program of a file changes the user, and no device in it is one. Anybody else is root of nothing but the
+/// container's own namespace.
+#[test]
+fn a_file_is_mounted_without_rights_for_root() {
+    need!(root, image, squashfs, fuse, loop_devices);
+    for way in ["kernel", "fuse", "unpack"] {
+        let (env, sif) = place(Who::Myself, way, "small").unwrap();
+        for flags in [&[][..], &["--writable-tmpfs"], &["--containall"], &["--fakeroot"], &["--pid"]] {
+            let words = [&["exec"], flags, &[&sif, "cat", "/proc/self/mountinfo"]].concat();
+            let out = env.ok(&words).unwrap().out;
+            // Mount point and options of the root, and of layers that lie on parts of it.
+            let fields = |line: &'_ str| -> Option<(String, String)> {
+                let mut words = line.split(' ').skip(4);
+                Some((words.next()?.to_owned(), words.next()?.to_owned()))
+            };
+            let of_image =
+                |(line, (at, _)): &(&str, (String, String))| at == "/" || line.contains(" - overlay ");
+            let all = out.lines().filter_map(|line| Some((line, fields(line)?)));
+            let mounts: Vec<_> = all.filter(of_image).map(|(_, found)| found).collect();
+            assert!(mounts.iter().any(|(at, _)| *at == "/"), "{way} {flags:?}: {out}");
+            let open =
+                |(_, options): &&(String, String)| !options.contains("nosuid") || !options.contains("nodev");
+            let rights: Vec<_> = mounts.iter().filter(open).collect();
+            assert!(rights.is_empty(), "{way} {flags:?}: {rights:?}");
+        }
+        env.finish().unwrap();
+    }
+}
+
 #[test]
 fn the_kernel_gets_only_files_that_are_roots_alone() {
     need!(root, image, squashfs, fuse, loop_devices);
@@ -358,31 +387,40 @@ fn the_same_directory_at_the_same_time_is_the_same_file() {
     env.finish().unwrap();
 }
 
-/// Where somebody's Apptainer is installed: what one writes, the other reads.
+/// Where somebody's Apptainer or SingularityCE is installed: what one writes, the other reads.
 #[test]
 fn apptainer_reads_ours_and_we_read_theirs() {
     need!(image, squashfs, apptainer);
-    let env = Env::new(Who::Myself).unwrap();
-    let (ours, theirs) = (text(&env.sif("small", "ours.sif").unwrap()), text(&env.path("theirs.sif")));
-    let apptainer = |words: &[&str]| env.program("apptainer").args(words).output().unwrap();
-    let listed = apptainer(&["sif", "list", &ours]);
+    for program in crate::need::apptainers() {
+        exchange(program).unwrap_or_else(|e| panic!("{program}: {e}"));
+    }
+}
+
+fn exchange(program: &str) -> Outcome<()> {
+    let env = Env::new(Who::Myself)?;
+    let (ours, theirs) = (text(&env.sif("small", "ours.sif")?), text(&env.path("theirs.sif")));
+    let apptainer = |words: &[&str]| env.program(program).args(words).output();
+    let listed = apptainer(&["sif", "list", &ours])?;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     for kind in ["Def.FILE", "JSON.Generic", "FS (Squashfs/*System/"] {
         assert!(listed.contains(kind), "{listed}");
     }
-    let read = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
-    let shown = read(&apptainer(&["inspect", "--all", &ours]).stdout);
-    assert_eq!(shown, read(env.ok(&["inspect", "--all", &ours]).unwrap().out.as_bytes()));
-    let built = apptainer(&["build", &theirs, &text(&env.site.image("small"))]);
+    // What ours tells of the file itself stands beside that.
+    let attributes = |bytes: &[u8]| -> Outcome<serde_json::Value> {
+        Ok(serde_json::from_slice::<serde_json::Value>(bytes)?["data"]["attributes"].take())
+    };
+    let of_theirs = |image: &str| attributes(&apptainer(&["inspect", "--all", image])?.stdout);
+    let of_ours = |image: &str| attributes(env.ok(&["inspect", "--all", image])?.out.as_bytes());
+    assert_eq!(of_theirs(&ours)?, of_ours(&ours)?);
+    let built = apptainer(&["build", &theirs, &text(&env.site.image("small"))])?;
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    assert_eq!(env.ok(&["exec", &theirs, "sh", "-c", "echo $STASIS_TEST_IMAGE"]).unwrap().out, "small\n");
-    let shown = read(&apptainer(&["inspect", "--all", &theirs]).stdout);
-    assert_eq!(shown, read(env.ok(&["inspect", "--all", &theirs]).unwrap().out.as_bytes()));
+    assert_eq!(env.ok(&["exec", &theirs, "sh", "-c", "echo $STASIS_TEST_IMAGE"])?.out, "small\n");
+    assert_eq!(of_theirs(&theirs)?, of_ours(&theirs)?);
     // Not everywhere where it is installed it may make containers.
-    if apptainer(&["exec", &theirs, "true"]).status.success() {
-        assert!(apptainer(&["exec", &ours, "true"]).status.success());
+    if apptainer(&["exec", &theirs, "true"])?.status.success() {
+        assert!(apptainer(&["exec", &ours, "true"])?.status.success());
     }
-    env.finish().unwrap();
+    env.finish()
 }
 
 #[test]

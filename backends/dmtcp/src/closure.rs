@@ -67,6 +67,10 @@ fn select(
         needs.add(&elf::of(&path).map_err(|error| format!("{}: {error}", path.display()))?);
         delivered.push((name, path));
     }
+    // What stays the image's own is not whole without what it asks for in its turn.
+    needs
+        .libraries
+        .extend(open.into_iter().flat_map(|(has, ..)| has.map(|elf| elf.needed).unwrap_or_default()));
     delivered.sort();
     Ok((delivered, needs))
 }
@@ -111,7 +115,8 @@ fn walk<'a>(
     Ok(found.into_iter().collect())
 }
 
-fn is_glibc(name: &str) -> bool {
+/// Whether a library comes with glibc.
+pub(crate) fn is_glibc(name: &str) -> bool {
     name.starts_with("ld-linux") || GLIBC.iter().any(|prefix| name.starts_with(prefix))
 }
 

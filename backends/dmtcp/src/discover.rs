@@ -4,7 +4,7 @@
 use crate::conf::{self, ConfError};
 use crate::ldcache::LdCache;
 use crate::look::{LAUNCH, LIBRARY, Looker, Place, REQUIRED, path_of, places, trusted};
-use crate::{closure, version};
+use crate::{closure, fit, version};
 use semver::Version;
 use stasis_plugin_api::host::Host;
 use stasis_plugin_api::report::ProbedFile;
@@ -133,22 +133,35 @@ pub(crate) fn search(search: &Search) -> Result<Found, DiscoverError> {
     Ok(Found { installations, files, problems })
 }
 
-/// The newest installation that the image's libc can load. `Err` tells for each why not.
-pub(crate) fn choose<'a>(found: &'a Found, image_root: &Path) -> Result<&'a Installation, Vec<String>> {
+/// Why no installation fits an image, one reason for each, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unfit {
+    pub why: Vec<String>,
+    pub help: &'static str,
+}
+
+/// The newest installation that the image's glibc can load.
+pub(crate) fn choose<'a>(found: &'a Found, image_root: &Path) -> Result<&'a Installation, Unfit> {
     if found.installations.is_empty() {
-        return Err(found.problems.clone());
+        let help = "let the administrator install DMTCP, and name it in `prefixes` where it is not on PATH";
+        return Err(Unfit { why: found.problems.clone(), help });
     }
-    let libc = crate::inside::libc(image_root).map_err(|why| vec![why])?;
-    let mut reasons = Vec::new();
+    let libc = crate::inside::libc(image_root)
+        .map_err(|why| Unfit { why: vec![why], help: "take an image with glibc, or another backend" })?;
+    let mut unfit = Unfit { why: Vec::new(), help: "" };
     for installation in &found.installations {
         let Installation { version_text, prefix_label, .. } = installation;
-        match closure::lacking(installation, image_root).map(|(_, needs)| needs.unmet_by(&libc)) {
+        let needs = closure::lacking(installation, image_root);
+        let (why, help) = match needs.map(|(_, needs)| fit::unmet(image_root, &libc, &needs)) {
             Ok(None) => return Ok(installation),
-            Ok(Some(why)) => reasons.push(format!("DMTCP {version_text} at {prefix_label} {why}")),
-            Err(why) => reasons.push(format!("DMTCP {version_text} at {prefix_label} cannot be used: {why}")),
-        }
+            Ok(Some(unmet)) => unmet,
+            Err(why) => (format!("cannot be used: {why}"), "let the administrator install what it needs"),
+        };
+        unfit.why.push(format!("DMTCP {version_text} at {prefix_label} {why}"));
+        // The oldest asks for the least.
+        unfit.help = help;
     }
-    Err(reasons)
+    Err(unfit)
 }
 
 /// What was found in a place, as an installation.
@@ -299,7 +312,7 @@ DMTCP 6.0 at DIR/new is not supported (>=3.0, <6)
 DMTCP not installed or incomplete: dmtcp_coordinator, mtcp_restart (sought in DIR/p/bin); dmtcp_command (DIR/p/bin/dmtcp_command: you may not read and run it); libdmtcp.so (DIR/p/lib/dmtcp/libdmtcp.so: not an ELF file)
 DMTCP not installed or incomplete: dmtcp_launch, dmtcp_restart, dmtcp_coordinator, dmtcp_command, mtcp_restart (sought in DIR/nothing/bin); libdmtcp.so (sought in DIR/nothing/lib/dmtcp, DIR/nothing/lib64/dmtcp, DIR/nothing/lib/x86_64-linux-gnu/dmtcp)
 ");
-        assert_eq!(choose(&found, Path::new("/")).unwrap_err(), found.problems);
+        assert_eq!(choose(&found, Path::new("/")).unwrap_err().why, found.problems);
         assert_eq!(found.files[0].found, Some(tried.at("p/bin/dmtcp_launch").display().to_string()));
     }
 
@@ -409,8 +422,8 @@ libdmtcp_alloc.so false: sought in DIR/p/lib/dmtcp, DIR/p/lib64/dmtcp, DIR/p/lib
         put(&tried.at("image/usr/lib/libc.so.6"), &libm);
         assert_eq!(choose(&found, &tried.at("image")).unwrap().version_text, "4.2.0");
         let only_new = tried.search(&["new"], &[], "");
-        let reasons = choose(&only_new, &tried.at("image")).unwrap_err();
+        let reasons = choose(&only_new, &tried.at("image")).unwrap_err().why;
         assert!(reasons[0].contains("DMTCP 5.0 at") && reasons[0].contains("glibc"), "{reasons:?}");
-        assert!(choose(&found, &tried.at("nowhere")).unwrap_err()[0].contains("no libc.so.6"));
+        assert!(choose(&found, &tried.at("nowhere")).unwrap_err().why[0].contains("no libc.so.6"));
     }
 }

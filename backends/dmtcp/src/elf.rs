@@ -83,6 +83,10 @@ pub(crate) fn of(path: &Path) -> Result<Elf, OpenError> {
 pub(crate) struct Needs {
     /// Symbol versions needed, by library.
     pub versions: BTreeMap<String, BTreeSet<String>>,
+    /// Libraries needed, whatever version.
+    pub libraries: BTreeSet<String>,
+    /// What starts the programs among them.
+    pub interpreters: BTreeSet<String>,
 }
 
 impl Needs {
@@ -91,6 +95,8 @@ impl Needs {
         for (library, versions) in &elf.versions_needed {
             self.versions.entry(library.clone()).or_default().extend(versions.iter().cloned());
         }
+        self.libraries.extend(elf.needed.iter().cloned());
+        self.interpreters.extend(elf.interpreter.clone());
     }
 
     fn highest(&self, prefix: &str) -> Option<Vec<u32>> {

@@ -141,13 +141,13 @@ pub(crate) fn installation(host: &Host<'_>, image: &ImageView) -> Result<Install
         .map_err(|e| BackendError::new(kind::UNUSABLE, e.to_string()))?;
     match discover::choose(&found, &image.root) {
         Ok(installation) => Ok(installation.clone()),
-        Err(reasons) => {
+        Err(unfit) => {
             let mut error = BackendError::new(
                 kind::UNSUPPORTED,
                 format!("no installed DMTCP fits the image {}", image.name),
             );
-            error.why = reasons;
-            Err(error.help("let the administrator install a DMTCP built against an older glibc, and name it in `prefixes`"))
+            error.why = unfit.why;
+            Err(error.help(unfit.help))
         }
     }
 }

@@ -127,6 +127,11 @@ pub(crate) fn library(root: &Path, name: &str) -> Option<Elf> {
     found.find_map(|file| elf::read(file).ok().filter(Elf::is_native))
 }
 
+/// Whether there is a file in the image.
+pub(crate) fn is_there(root: &Path, path: &str) -> bool {
+    open(root, Path::new(path)).is_ok_and(|file| file.metadata().is_ok_and(|meta| meta.is_file()))
+}
+
 /// The image's glibc; `Err` says in a sentence that it has none.
 pub(crate) fn libc(root: &Path) -> Result<Elf, String> {
     if let Some(libc) = library(root, "libc.so.6") {

@@ -9,6 +9,7 @@ mod coordinator;
 mod discover;
 mod elf;
 mod examine;
+mod fit;
 mod images;
 mod inject;
 mod inside;

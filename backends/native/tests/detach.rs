@@ -111,7 +111,8 @@ fn busy() {
     report(&dump(PID, &here("image-between"), &[&lock[..], &["--beside", &beside]].concat()));
     let told = report(&ended(pass));
     println!("{told}");
-    assert!(told["bytes"].as_u64().unwrap() > 4 << 20, "{told}");
+    // At least what is only written: every second of 48.
+    assert!(told["bytes"].as_u64().unwrap() > 20 << 20, "{told}");
     well(&here("output"), times(&here("output")), 3);
     report(&dump(PID, &here("image"), &lock));
 }

@@ -155,7 +155,7 @@ pub(super) fn run(
     let removed = tree.remove(SCRIPT).and_then(|()| tree.remove(APT));
     match code? {
         Ending::Exit(0) => removed,
-        Ending::Exit(code) => Err(ended(what, code)),
+        Ending::Exit(code) => Err(ended(what, code, tree)),
         Ending::Signal(_) => Err(Error::new(format!("the build was interrupted in {what}"))
             .because("the image was not made")
             .code(130)),

@@ -17,8 +17,11 @@ use super::{Work, glob, sparse};
 use crate::error::{self, Error};
 use crate::image::inside::file_type;
 use crate::image::io_words;
-use crate::image::tree::{Identity, Tree, allowed, create_in, list, remove_in, stat_in, time_of};
+use crate::image::tree::{
+    Identity, Tree, allowed, create_in, is_full, list, remove_in, room, stat_in, time_of,
+};
 use crate::image::watch::Watch;
+use crate::image::xattr;
 
 /// A link that leads back to where it is makes no end.
 const MAX_DEPTH: usize = 100;
@@ -59,8 +62,10 @@ pub(super) fn copy(files: &Files, tree: &Tree, work: &Work<'_>, definition: &Pat
             let to = destination(tree, copy, from, found.len() > 1);
             watch.info(&format!("Copying {} to {}", from.display(), to.display()));
             let cannot = |what: &Path| Error::new(format!("{}: cannot copy {}", line(), what.display()));
-            let left = copy_one(&source, from, tree, &to, how, &work.own)
-                .map_err(|failed| cannot(&failed.below(&to, from)).because(io_words(&failed.error)))?;
+            let left = copy_one(&source, from, tree, &to, how, &work.own).map_err(|failed| {
+                let error = cannot(failed.below(&to, from).as_ref()).because(io_words(&failed.error));
+                if is_full(&failed.error) { error.help(room(tree.path())) } else { error }
+            })?;
             if left.is_all(&to) && !is_pattern(&copy.from) {
                 return Err(cannot(from)
                     .because("it is a device, a pipe or a socket")
@@ -171,6 +176,8 @@ impl Failed {
 pub(super) struct LeftOut {
     entries: usize,
     first: PathBuf,
+    /// Extended attributes that are not an image's, or that its file system does not take.
+    attributes: u64,
 }
 
 impl LeftOut {
@@ -187,6 +194,9 @@ impl LeftOut {
     }
 
     pub(super) fn tell(&self, watch: &dyn Watch) {
+        if self.attributes > 0 {
+            watch.verbose(&format!("{} extended attributes were left out", self.attributes));
+        }
         let first = Path::new("/").join(&self.first);
         match self.entries {
             0 => {}
@@ -276,6 +286,7 @@ impl<'a> Copying<'a> {
                 let inside = openat(from, name, open | OFlag::O_DIRECTORY, Mode::empty())?;
                 let made = openat(to, new, DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
                 self.inside(inside.as_fd(), made.as_fd(), &place, depth)?;
+                self.attributes(inside.as_fd(), made.as_fd())?;
                 if how.owners {
                     rustix::fs::fchown(&made, Some(uid), Some(gid))?;
                 }
@@ -287,6 +298,7 @@ impl<'a> Copying<'a> {
                 remove_in(to, new)?;
                 let mut made = create_in(to, new, 0o600)?;
                 sparse::copy(&mut source, &mut made, stat.st_size.cast_unsigned())?;
+                self.attributes(source.as_fd(), made.as_fd())?;
                 if how.owners {
                     rustix::fs::fchown(&made, Some(uid), Some(gid))?;
                 }
@@ -307,6 +319,14 @@ impl<'a> Copying<'a> {
                 }
             }
             _ => self.left.add(&place),
+        }
+        Ok(())
+    }
+
+    /// From the host none are taken, as cp(1) does.
+    fn attributes(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+        if !self.how.follow {
+            self.left.attributes += xattr::copy(from, to)?;
         }
         Ok(())
     }

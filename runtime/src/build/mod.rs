@@ -5,6 +5,7 @@
 mod apps;
 mod bootstrap;
 mod container;
+mod debootstrap;
 pub mod definition;
 mod files;
 mod glob;
@@ -22,13 +23,16 @@ use crate::error::{Error, Result};
 use crate::image::oci::{self, Cache};
 use crate::image::output::Output;
 use crate::image::singularity;
-use crate::image::tree::{Identity, Tree};
+use crate::image::tree::{Identity, Tree, room};
 use crate::image::watch::Watch;
 use crate::spec::RootWrite;
 use crate::sys::process;
 use definition::{Definition, Script, Stage};
 pub use pack::{Packing, to_file};
 pub use source::Source;
+
+/// Whatever writes meets the end of a file system that has no more bytes than these.
+const LITTLE: u64 = 1 << 20;
 
 /// What a user can choose.
 #[derive(Debug, Clone, Default)]
@@ -163,13 +167,19 @@ fn on_host(what: &str, script: &Script, tree: &Tree) -> Result<()> {
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(()),
         // As a shell tells it, and as a script inside is told.
-        (code, signal) => Err(ended(what, code.or(signal.map(|signal| 128 + signal)).unwrap_or(255))),
+        (code, signal) => Err(ended(what, code.or(signal.map(|signal| 128 + signal)).unwrap_or(255), tree)),
     }
 }
 
-/// A script that has failed.
-fn ended(what: &str, code: i32) -> Error {
-    Error::new(format!("{what} failed with exit code {code}"))
+/// A script that has failed. Why, it has said itself; that there was no room left may be far up in its words.
+fn ended(what: &str, code: i32, tree: &Tree) -> Error {
+    let error = Error::new(format!("{what} failed with exit code {code}"))
         .because("the image was not made")
-        .code(u8::try_from(code).ok().filter(|code| *code != 0).unwrap_or(crate::error::FATAL))
+        .code(u8::try_from(code).ok().filter(|code| *code != 0).unwrap_or(crate::error::FATAL));
+    match nix::sys::statvfs::statvfs(tree.path()) {
+        Ok(fs) if fs.blocks_available().saturating_mul(fs.fragment_size()) < LITTLE => {
+            error.because("the file system is full").help(room(tree.path()))
+        }
+        _ => error,
+    }
 }

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::{Work, bootstrap};
 use crate::error::Result;
-use crate::image::is_image_file;
 use crate::image::oci::fill_from;
 use crate::image::oci::reference::Uri;
 use crate::image::output::Output;
+use crate::image::{is_image_file, may_read};
 
 /// What an image is made of.
 #[derive(Debug)]
@@ -26,12 +26,13 @@ impl Source {
     /// What the user named.
     ///
     /// # Errors
-    /// An address of a form that is not supported, or one that is none.
+    /// An address of a form that is not supported, or one that is none; what may not be read could be anything.
     pub fn recognise(spec: &str) -> Result<Self> {
         if let Some(uri) = Uri::parse(spec)? {
             return Ok(Self::Named(uri));
         }
         let path = Path::new(spec);
+        may_read(path)?;
         Ok(if path.is_dir() {
             Self::Directory(path.to_owned())
         } else if is_image_file(path) {

@@ -116,11 +116,24 @@ pub fn cache(session: &Session) -> Result<Cache> {
 }
 
 /// Opens the image that a user named: a directory, a file, or by an address, from where it is fetched. Tells what that
-/// takes.
+/// takes, and what whoever uses it should know.
 ///
 /// # Errors
 /// Why it cannot be had.
 pub fn open(session: &Session, given: &str, unsquash: bool) -> Result<Image> {
+    let image = open_again(session, given, unsquash)?;
+    if let Some(file) = &image.file {
+        file.notes.iter().for_each(report::verbose);
+        file.remarks.iter().for_each(|remark| remark.tell(given, &Shown));
+    }
+    Ok(image)
+}
+
+/// The same for an image of which everything was told already.
+///
+/// # Errors
+/// Why it cannot be had.
+pub fn open_again(session: &Session, given: &str, unsquash: bool) -> Result<Image> {
     if let Some(uri) = Uri::parse(given)? {
         let options = options(session, &RegistryArgs::default());
         let fetched = oci::ensure(&uri, &cache(session)?, &options, &Shown)?;
@@ -128,13 +141,29 @@ pub fn open(session: &Session, given: &str, unsquash: bool) -> Result<Image> {
     }
     let way = match unsquash {
         true => Some(Way::Unpacked),
-        false => Way::from_word(session.context.var("STASIS_IMAGE_MOUNT").unwrap_or_default())?,
+        false => way(session)?,
     };
     let watched = watch::standing(&Shown, "unpacking the image");
-    let opening = Opening { data_root: session.context.data_root()?, way, watched: &watched };
-    let image = Image::open_with(given, &opening)?;
-    image.file.iter().flat_map(|file| &file.notes).for_each(report::verbose);
-    Ok(image)
+    let data_root = session.context.data_root()?;
+    Image::open_with(given, &Opening { data_root, way, foreign: false, watched: &watched })
+}
+
+/// Opens an image of which nothing is to be run: it may be one for another kind of machine.
+///
+/// # Errors
+/// Why it cannot be had.
+pub fn open_to_look(session: &Session, given: &str) -> Result<Image> {
+    if Uri::parse(given)?.is_some() {
+        return open_again(session, given, false);
+    }
+    let watched = watch::standing(&Shown, "unpacking the image");
+    let (data_root, way) = (session.context.data_root()?, way(session)?);
+    Image::open_with(given, &Opening { data_root, way, foreign: true, watched: &watched })
+}
+
+/// The way to an image's content that the user wants.
+fn way(session: &Session) -> Result<Option<Way>> {
+    Way::from_word(session.context.var("STASIS_IMAGE_MOUNT").unwrap_or_default())
 }
 
 /// Opens the image that a saved state was recorded with: from the cache, or from where it was fetched.

@@ -1,16 +1,17 @@
 //! `inspect`: what an image says about itself. A SIF file carries that beside its file system, so that nothing
 //! has to be mounted for it.
 
-use crate::cli::images::sources;
+use crate::cli::images::{Shown, sources};
 use crate::cli::{Session, images, output, report};
 use crate::error::{Error, Result};
 use crate::image::metadata::Attributes;
 use crate::image::sif::{self, DataType, Sif};
-use crate::image::sif_of;
+use crate::image::{refuse, remark, sif_of};
 use crate::spec::resolve::SpecError;
 use clap::Args;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 /// A longer document is not an image's.
 const MOST: u64 = 16 << 20;
@@ -60,7 +61,7 @@ pub struct InspectArgs {
 /// # Errors
 /// The image cannot be read.
 pub fn run(session: &Session, args: &InspectArgs) -> Result<()> {
-    let all = attributes(session, &args.image)?;
+    let (all, sif) = attributes(session, &args.image)?;
     if args.list_apps {
         let names: Vec<&String> = all.apps.keys().collect();
         return match args.json {
@@ -86,7 +87,11 @@ pub fn run(session: &Session, args: &InspectArgs) -> Result<()> {
     };
     // As in Apptainer, everything is a document for programs.
     if args.json || args.all {
-        return output::json(&shown.to_json());
+        let mut document = shown.to_json();
+        if let (Some(sif), Some(data)) = (&sif, document["data"].as_object_mut()) {
+            data.insert("sif".to_owned(), header(sif));
+        }
+        return output::json(&document);
     }
     output::bytes(text(&shown).as_bytes())
 }
@@ -97,14 +102,35 @@ fn no_app(image: &str, name: &str, have: &[String]) -> Error {
     Error::from_parts(&error, help)
 }
 
-fn attributes(session: &Session, given: &str) -> Result<Attributes> {
-    if let Ok(Some((file, sif))) = sif_of(given) {
-        report::verbose(format!("image {given:?} is a SIF file: {}", described(&sif)));
-        if let Some(attributes) = carried(given, &file, &sif)? {
-            return Ok(attributes);
-        }
+/// What the image says, and its header where it is a SIF file.
+fn attributes(session: &Session, given: &str) -> Result<(Attributes, Option<Sif>)> {
+    let Ok(Some((file, sif))) = sif_of(given) else {
+        return Ok((Attributes::of(&images::open(session, given, false)?), None));
+    };
+    report::verbose(format!("image {given:?} is a SIF file: {}", described(&sif)));
+    remark::of(&sif).iter().for_each(|remark| remark.tell(given, &Shown));
+    if let Err(why) = refuse(Path::new(given), &sif, false) {
+        report::warning_of(&why.into());
     }
-    Ok(Attributes::of(&images::open(session, given, false)?))
+    let found = match carried(given, &file, &sif)? {
+        Some(attributes) => attributes,
+        // A file system that cannot be opened at all: what stands beside it is all there is.
+        None if refuse(Path::new(given), &sif, true).is_err() => beside(given, &file, &sif)?,
+        None => Attributes::of(&images::open_to_look(session, given)?),
+    };
+    Ok((found, Some(sif)))
+}
+
+/// What a program may want to know of the file itself.
+fn header(sif: &Sif) -> serde_json::Value {
+    let partition = sif.primary().map(|(_, partition)| partition);
+    serde_json::json!({
+        "uuid": sif.uuid,
+        "architecture": sif::arch_name(partition.map_or(&sif.arch, |partition| &partition.arch)),
+        "fileSystem": partition.map(sif::Partition::file_system_name),
+        "encrypted": partition.is_some_and(sif::Partition::is_encrypted),
+        "signed": sif.first(DataType::Signature).is_some(),
+    })
 }
 
 fn described(sif: &Sif) -> String {
@@ -116,27 +142,41 @@ fn described(sif: &Sif) -> String {
 
 /// What the file carries for this purpose; older ones carry nothing.
 fn carried(given: &str, file: &File, sif: &Sif) -> Result<Option<Attributes>> {
-    let read = |object: &sif::Descriptor| -> Result<Vec<u8>> {
-        let what = || Error::new(format!("cannot inspect image {given:?}"));
-        if object.size > MOST {
-            return Err(what().because(format!("object {} describes it in {} bytes", object.id, object.size)));
-        }
-        let mut bytes = vec![0; usize::try_from(object.size).unwrap_or(0)];
-        file.read_exact_at(&mut bytes, object.offset).map_err(|e| what().because(&e))?;
-        Ok(bytes)
-    };
     let document = sif.objects.iter().find(|o| o.kind == DataType::Json && o.name == "inspect-metadata.json");
     let Some(document) = document else { return Ok(None) };
-    let Ok(mut attributes) = Attributes::from_json(&read(document)?) else {
+    let Ok(mut attributes) = Attributes::from_json(&object(given, file, document)?) else {
         report::warning(format!(
             "image {given:?} describes itself in words that stasis does not know; its files are asked"
         ));
         return Ok(None);
     };
-    if let (true, Some(deffile)) = (attributes.deffile.is_empty(), sif.first(DataType::Definition)) {
-        attributes.deffile = String::from_utf8_lossy(&read(deffile)?).into_owned();
+    if attributes.deffile.is_empty() {
+        attributes.deffile = beside(given, file, sif)?.deffile;
     }
     Ok(Some(attributes))
+}
+
+/// What stands beside the file system without a description of its own.
+fn beside(given: &str, file: &File, sif: &Sif) -> Result<Attributes> {
+    let read = |kind| sif.first(kind).map(|found| object(given, file, found)).transpose();
+    let labels = read(DataType::Labels)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let deffile = read(DataType::Definition)?.unwrap_or_default();
+    Ok(Attributes {
+        labels: labels.unwrap_or_default(),
+        deffile: String::from_utf8_lossy(&deffile).into_owned(),
+        ..Attributes::default()
+    })
+}
+
+/// The bytes of an object.
+fn object(given: &str, file: &File, object: &sif::Descriptor) -> Result<Vec<u8>> {
+    let what = || Error::new(format!("cannot inspect image {given:?}"));
+    if object.size > MOST {
+        return Err(what().because(format!("object {} describes it in {} bytes", object.id, object.size)));
+    }
+    let mut bytes = vec![0; usize::try_from(object.size).unwrap_or(0)];
+    file.read_exact_at(&mut bytes, object.offset).map_err(|e| what().because(&e))?;
+    Ok(bytes)
 }
 
 fn chosen(args: &InspectArgs, all: Attributes) -> Attributes {

@@ -40,7 +40,7 @@ fn can_start(image: &Image, program: &str) -> bool {
 /// refuses again.
 fn able(session: &Session, order: &MonitorOrder) -> crate::error::Result<Vec<String>> {
     let spec = &order.spec;
-    let image = images::open(session, &spec.image, false)?;
+    let image = images::open_again(session, &spec.image, false)?;
     if !can_start(&image, spec.process.argv.first().map_or("", String::as_str)) {
         return Ok(Vec::new());
     }

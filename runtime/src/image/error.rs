@@ -39,7 +39,7 @@ pub enum ImageError {
     #[error("\"{given}\" names a running instance, and an image is needed here")]
     Instance { given: String },
     /// Permissions.
-    #[error("image \"{}\" cannot be read: {}", path.display(), io_words(source))]
+    #[error("\"{}\" cannot be read: {}", path.display(), io_words(source))]
     Access { path: PathBuf, source: io::Error },
     /// Anything else that the kernel said.
     #[error("image \"{}\" cannot be opened: {}", path.display(), io_words(source))]
@@ -72,7 +72,7 @@ impl ImageError {
                 "give an image, or use exec, run or shell to enter the instance".to_owned()
             }
             Self::Access { .. } if nix::unistd::geteuid().is_root() => {
-                "its file system lets nobody in but the owner, not even root (a network file system with root squash, or FUSE): copy the image to a local disk, or do this as its owner".to_owned()
+                "its file system lets nobody in but the owner, not even root (a network file system with root squash, or FUSE): let the owner copy it to a local disk, or do this as the owner".to_owned()
             }
             Self::Access { .. } => {
                 "the image's directory and everything above it need read and search permission for you"

@@ -2,6 +2,7 @@
 //! that can be run here.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,8 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
 use super::attach::{self, Attached, Content, FileSpec, Held, InUse, Wanted, Way};
-use super::sif::{self, DataType, Sif};
+use super::remark::{self, Remark};
+use super::sif::{self, Sif};
 use super::tools::Watched;
 use super::{DIRECTORY, Image, ImageError, at, refuse_addresses, squashfs};
 use crate::error::Result;
@@ -21,6 +23,8 @@ pub struct Opening<'a> {
     pub data_root: PathBuf,
     /// The one way to take; `None`: the fastest that is allowed.
     pub way: Option<Way>,
+    /// Also an image for another kind of machine: it is only looked into.
+    pub foreign: bool,
     /// Told how far unpacking is.
     pub watched: Watched<'a>,
 }
@@ -30,6 +34,7 @@ impl std::fmt::Debug for Opening<'_> {
         f.debug_struct("Opening")
             .field("data_root", &self.data_root)
             .field("way", &self.way)
+            .field("foreign", &self.foreign)
             .finish_non_exhaustive()
     }
 }
@@ -49,6 +54,8 @@ pub struct ImageFile {
     pub unpacked: Option<InUse>,
     /// How it was brought into view, for whoever wants to know.
     pub notes: Vec<String>,
+    /// What its header says that everybody should know.
+    pub remarks: Vec<Remark>,
 }
 
 impl Image {
@@ -64,15 +71,10 @@ impl Image {
             return Ok(Self::open(arg)?);
         }
         let (file, sif) = open_file(&path, &root)?;
-        let spec = runnable(&path, &root, &file, sif.as_ref())?;
+        let spec = runnable(&path, &root, &file, sif.as_ref(), opening.foreign)?;
         let wanted = Wanted { file: &file, spec, way: opening.way, data_root: &opening.data_root };
-        let Attached { spec, content, mut notes } = attach::attach(wanted, opening.watched)?;
-        if sif.as_ref().is_some_and(|sif| sif.first(DataType::Signature).is_some()) {
-            notes.push(format!("image {arg:?} is signed; stasis does not check signatures"));
-        }
-        if sif.as_ref().is_some_and(has_overlay) {
-            notes.push(format!("image {arg:?} has an overlay of its own, which is left out"));
-        }
+        let Attached { spec, content, notes } = attach::attach(wanted, opening.watched)?;
+        let remarks = sif.as_ref().map(remark::of).unwrap_or_default();
         let dir = match &content {
             Content::Mounted(held) => held
                 .mount()
@@ -84,20 +86,20 @@ impl Image {
             Content::Mounted(held) => (Some(held), None),
             Content::Directory(used) => (None, Some(used)),
         };
-        Ok(Self::of(arg, root, dir, Some(ImageFile { spec, file, sif, held, unpacked, notes }))?)
+        Ok(Self::of(arg, root, dir, Some(ImageFile { spec, file, sif, held, unpacked, notes, remarks }))?)
     }
 
-    /// The root file system in a file, without bringing it into view; and whether the file is signed.
+    /// The root file system in a file, without bringing it into view; and what whoever uses it should know.
     ///
     /// # Errors
     /// The file is damaged or none that can be run here.
-    pub fn look_at(arg: &str) -> Result<(File, FileSpec, bool)> {
+    pub fn look_at(arg: &str) -> Result<(File, FileSpec, Vec<Remark>)> {
         refuse_addresses(arg)?;
         let path = PathBuf::from(arg);
         let root = path.canonicalize().map_err(|source| at(&path, source))?;
         let (file, sif) = open_file(&path, &root)?;
-        let spec = runnable(&path, &root, &file, sif.as_ref())?;
-        Ok((file, spec, sif.is_some_and(|sif| sif.first(DataType::Signature).is_some())))
+        let spec = runnable(&path, &root, &file, sif.as_ref(), false)?;
+        Ok((file, spec, sif.as_ref().map(remark::of).unwrap_or_default()))
     }
 
     /// The mount of an image in a file.
@@ -126,10 +128,6 @@ impl Image {
     }
 }
 
-fn has_overlay(sif: &Sif) -> bool {
-    sif.objects.iter().any(|d| d.partition.as_ref().is_some_and(|p| p.kind == sif::OVERLAY))
-}
-
 /// Opens a file and reads its header, where it has one.
 ///
 /// # Errors
@@ -141,7 +139,7 @@ fn open_file(path: &Path, root: &Path) -> Result<(File, Option<Sif>), ImageError
     }
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = File::from(open(root, flags, Mode::empty()).map_err(|errno| at(path, errno.into()))?);
-    match kind_of_open(&file) {
+    match kind_of_open(&file).map_err(|source| at(path, source))? {
         SIF => match sif::parse(&file) {
             Ok(sif) => Ok((file, Some(sif))),
             Err(source) => Err(ImageError::Sif { path: path.to_owned(), source }),
@@ -165,39 +163,55 @@ pub fn sif_of(arg: &str) -> Result<Option<(File, Sif)>, ImageError> {
     Ok(sif.map(|sif| (file, sif)))
 }
 
+/// Why nothing of a SIF file can be run here; `foreign`: apart from what other machines could run.
+///
+/// # Errors
+/// The reason, and what to do.
+pub fn refuse(path: &Path, sif: &Sif, foreign: bool) -> Result<(), ImageError> {
+    let not = |why: String, help| Err(ImageError::NotForUs { path: path.to_owned(), why, help });
+    let Some((_, partition)) = sif.primary() else {
+        return not(
+            "it holds no root file system".to_owned(),
+            "it may be data only: `singularity sif list` shows what it holds",
+        );
+    };
+    let system = partition.file_system_name();
+    if partition.is_encrypted() {
+        return not(
+            format!("its root file system is encrypted ({system})"),
+            "build an image that is not encrypted; stasis cannot open encrypted ones",
+        );
+    }
+    if partition.file_system != sif::SQUASHFS {
+        return not(
+            format!("its root file system is {system}, and only squashfs is known"),
+            "build it again with a newer Apptainer, which makes squashfs",
+        );
+    }
+    let arch = sif::arch_name(&partition.arch);
+    if !foreign && !sif::runs_here(arch) {
+        return not(
+            format!("it was made for {arch}, and this machine is {}", sif::own_arch()),
+            "take an image for this machine, or run it on one that it was made for",
+        );
+    }
+    Ok(())
+}
+
 /// The root file system, if it can be run here.
-fn runnable(path: &Path, root: &Path, file: &File, sif: Option<&Sif>) -> Result<FileSpec, ImageError> {
-    let not = |why: String, help| ImageError::NotForUs { path: path.to_owned(), why, help };
+fn runnable(
+    path: &Path,
+    root: &Path,
+    file: &File,
+    sif: Option<&Sif>,
+    foreign: bool,
+) -> Result<FileSpec, ImageError> {
+    let whole = || Ok((0, file.metadata().map_err(|source| at(path, source))?.len()));
     let (offset, size) = match sif {
-        None => (0, file.metadata().map_err(|source| at(path, source))?.len()),
+        None => whole()?,
         Some(sif) => {
-            let Some((object, partition)) = sif.primary() else {
-                return Err(not(
-                    "it holds no root file system".to_owned(),
-                    "it may be data only: `singularity sif list` shows what it holds",
-                ));
-            };
-            let system = partition.file_system_name();
-            if partition.is_encrypted() {
-                return Err(not(
-                    format!("its root file system is encrypted ({system})"),
-                    "build an image that is not encrypted; stasis cannot open encrypted ones",
-                ));
-            }
-            if partition.file_system != sif::SQUASHFS {
-                return Err(not(
-                    format!("its root file system is {system}, and only squashfs is known"),
-                    "build it again with a newer Apptainer, which makes squashfs",
-                ));
-            }
-            let arch = sif::arch_name(&partition.arch);
-            if !sif::runs_here(arch) {
-                return Err(not(
-                    format!("it was made for {arch}, and this machine is {}", sif::own_arch()),
-                    "take an image for this machine, or run it on one that it was made for",
-                ));
-            }
-            (object.offset, object.size)
+            refuse(path, sif, foreign)?;
+            sif.primary().map_or_else(whole, |(object, _)| Ok((object.offset, object.size)))?
         }
     };
     squashfs::parse(file, offset, size)
@@ -207,6 +221,22 @@ fn runnable(path: &Path, root: &Path, file: &File, sif: Option<&Sif>) -> Result<
 
 const SIF: &str = "a SIF file";
 const SQUASHFS: &str = "a squashfs file system";
+
+/// What permissions or a file system's owner keep from whoever asks.
+///
+/// # Errors
+/// It is there, or on the way to it is something, that may not be read.
+pub fn may_read(path: &Path) -> Result<(), ImageError> {
+    let found = match path.metadata() {
+        Ok(meta) if meta.is_file() => File::open(path).and_then(|file| file.read_at(&mut [0], 0)).map(drop),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    };
+    match found.map_err(|source| at(path, source)) {
+        Err(error @ ImageError::Access { .. }) => Err(error),
+        _ => Ok(()),
+    }
+}
 
 /// Whether there is a file that says that it holds an image.
 #[must_use]
@@ -222,18 +252,16 @@ pub(super) fn kind_of(path: &Path) -> &'static str {
     if !path.is_file() {
         return NOT_REGULAR;
     }
-    File::open(path).map_or(UNREADABLE, |file| kind_of_open(&file))
+    File::open(path).and_then(|file| kind_of_open(&file)).unwrap_or(UNREADABLE)
 }
 
-fn kind_of_open(file: &File) -> &'static str {
+fn kind_of_open(file: &File) -> io::Result<&'static str> {
     let mut head = vec![0; 2048];
-    match file.read_at(&mut head, 0) {
-        Ok(count) => head.truncate(count),
-        Err(_) => return UNREADABLE,
-    }
+    let count = file.read_at(&mut head, 0)?;
+    head.truncate(count);
     let has = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
     // A SIF begins with the line that starts its interpreter; its magic comes after that.
-    if sif::is_sif(&head) {
+    Ok(if sif::is_sif(&head) {
         SIF
     } else if has(0, squashfs::MAGIC) {
         SQUASHFS
@@ -243,5 +271,5 @@ fn kind_of_open(file: &File) -> &'static str {
         "an archive"
     } else {
         "a file of another kind"
-    }
+    })
 }

@@ -27,16 +27,18 @@ pub(crate) mod inside;
 pub mod metadata;
 pub mod oci;
 pub mod output;
+pub mod remark;
 pub mod sif;
 pub mod singularity;
 pub mod squashfs;
 pub mod tools;
 pub mod tree;
 pub mod watch;
+pub(crate) mod xattr;
 
 pub use error::ImageError;
 pub(crate) use error::io_words;
-pub use file::{ImageFile, Opening, is_image_file, sif_of};
+pub use file::{ImageFile, Opening, is_image_file, may_read, refuse, sif_of};
 use oci::Rooted;
 use oci::types::ContainerConfig;
 

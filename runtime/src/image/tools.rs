@@ -4,12 +4,13 @@
 use std::collections::VecDeque;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 
+use super::tree::room;
 use crate::error::{Error, Result};
 use crate::sys::{fd, process, signal};
 
@@ -44,14 +45,15 @@ pub fn program(name: &str, package: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs it to its end. `tick` is told its pid from time to time. It finds `files` as descriptors from 3 on.
+/// Runs it to its end; it writes to `place`. `tick` is told its pid from time to time. It finds `files` as descriptors
+/// from 3 on.
 ///
 /// # Errors
 /// `what`, with the reason and the program's last words; also when a signal told us to stop.
 pub fn run(
     mut command: Command,
     files: &[BorrowedFd<'_>],
-    what: &str,
+    (what, place): (&str, &Path),
     accepted: &[i32],
     tick: &mut dyn FnMut(u32),
 ) -> Result<()> {
@@ -81,7 +83,7 @@ pub fn run(
         match status.code() {
             _ if interrupted => Err(Error::new(what).because("it was interrupted").code(130)),
             Some(code) if code == 0 || accepted.contains(&code) => Ok(()),
-            _ => Err(in_words(what, &name, &status.to_string(), &said)),
+            _ => Err(in_words((what, place), &name, &status.to_string(), &said)),
         }
     });
     // What arrived meanwhile was for the tool; the rest of this process hears signals as before.
@@ -124,13 +126,13 @@ fn watch(
     }
 }
 
-fn in_words(what: &str, name: &str, status: &str, said: &str) -> Error {
+fn in_words((what, place): (&str, &Path), name: &str, status: &str, said: &str) -> Error {
     let name = name.rsplit('/').next().unwrap_or(name);
     let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
     let last = lines.get(lines.len().saturating_sub(6)..).unwrap_or_default().join("\n");
     let error = Error::new(what).because(format!("{name} failed ({status})")).detail(last);
     if said.contains("No space left") || said.contains("quota") {
-        error.help("the file system is full: make room there, or take another place")
+        error.because("the file system is full").help(room(place))
     } else if said.contains("Permission denied") || said.contains("Failed to read file") {
         error.help("you may not read all of it: take an image of your own, or do this as root")
     } else {

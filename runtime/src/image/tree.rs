@@ -309,13 +309,23 @@ pub(crate) fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
+/// Whether somebody has used up a file system, or his share of it.
+pub(crate) fn is_full(e: &io::Error) -> bool {
+    matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::ENOSPC | Errno::EDQUOT))
+}
+
+/// What to do then, where `place` was written.
+pub(crate) fn room(place: &Path) -> String {
+    let directory = place.parent().unwrap_or(place);
+    format!(
+        "make room on the file system of {} (df), or take another place: STASIS_DATA_DIR for the cache, STASIS_TMPDIR \
+         for what grows into an image file, another path for the image",
+        directory.display()
+    )
+}
+
 /// What could not be done with a file, with the remedy where there is one.
 pub(crate) fn failed(doing: &str, path: &Path, e: &io::Error) -> Error {
     let error = Error::new(format!("cannot {doing} {}", path.display())).because(io_words(e));
-    match e.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOSPC | Errno::EDQUOT) => error.help(
-            "make room there, or choose another place: STASIS_DATA_DIR for the cache, another path for the image",
-        ),
-        _ => error,
-    }
+    if is_full(e) { error.help(room(path)) } else { error }
 }

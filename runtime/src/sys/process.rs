@@ -130,6 +130,27 @@ pub fn bound(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(move || Ok(end_with(parent)?)) }
 }
 
+/// Lets a program that is started by `command` be asked to end when the calling thread ends: one that cleans up.
+pub fn asked_to_end(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec only prctl runs, which is async-signal-safe.
+    unsafe { command.pre_exec(|| Ok(prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM as libc::c_ulong)?)) }
+}
+
+/// Lets a program that is started by `command` mount what it wants without the host seeing it, where that may be done:
+/// however it ends, nothing of it stays mounted.
+pub fn with_mounts_of_its_own(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec only unshare and mount run, both async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).is_ok() {
+                let own = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_SLAVE;
+                super::mount::propagation(std::path::Path::new("/"), own)?;
+            }
+            Ok(())
+        })
+    }
+}
+
 /// Starts a program of the host in a session of its own, with no signal blocked or ignored. With `bound` it
 /// is killed when the calling thread ends.
 ///

@@ -90,14 +90,12 @@ fn unpack_holding(
     let root = nix::unistd::geteuid().is_root();
     // What needs a privilege is left out rather than complained about.
     let accepted: &[i32] = if root { &[] } else { &[2] };
-    if !root {
-        command.arg("-user-xattrs");
-    }
-    command.arg("/proc/self/fd/3");
+    // Those of the system give rights, and here they would do so on the host.
+    command.arg("-user-xattrs").arg("/proc/self/fd/3");
     let ours = file.metadata().map(|m| (m.dev(), m.ino())).ok();
     let what = format!("cannot unpack image \"{}\"", spec.path.display());
     let files: Vec<_> = std::iter::once(file).chain(lock).map(File::as_fd).collect();
-    tools::run(command, &files, &what, accepted, &mut |pid| {
+    tools::run(command, &files, (&what, directory), accepted, &mut |pid| {
         if let Some(at) = position(pid, ours) {
             watched(at.saturating_sub(spec.offset).min(spec.size), spec.size);
         }

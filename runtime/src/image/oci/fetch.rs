@@ -222,7 +222,7 @@ fn put(
         Layer::Blob(descriptor) => {
             let mut incoming = match source {
                 Source::Registry(_) => Incoming::of_registry(cache, source, layer, &descriptor.digest, &why)?,
-                _ => Incoming { stored: None, rest: source.layer(layer, 0, &why)?, tee: None, kept: None },
+                _ => Incoming::new(source.layer(layer, 0, &why)?, &why),
             };
             let mut passing = Passing { inner: Hashing::new(&mut incoming), step };
             let unpacked = decoded(&mut passing)
@@ -285,6 +285,8 @@ struct Incoming<'a> {
     rest: Box<dyn Read + 'a>,
     tee: Option<File>,
     kept: Option<Blob>,
+    /// What the reader is to tell in place of an error of its own.
+    why: Rc<RefCell<Option<Error>>>,
 }
 
 /// Its place in the cache.
@@ -297,6 +299,11 @@ struct Blob {
 }
 
 impl<'a> Incoming<'a> {
+    /// One of which nothing is kept.
+    fn new(rest: Box<dyn Read + 'a>, why: &Rc<RefCell<Option<Error>>>) -> Self {
+        Self { stored: None, rest, tee: None, kept: None, why: Rc::clone(why) }
+    }
+
     fn of_registry(
         cache: &Cache,
         source: &'a Source<'_>,
@@ -314,12 +321,8 @@ impl<'a> Incoming<'a> {
             let file = File::open(&blob.whole).map_err(|e| failed("read", &blob.whole, &e))?;
             // Where that cannot be noted it goes a little sooner.
             let _ = file.set_modified(SystemTime::now());
-            return Ok(Self {
-                stored: Some(file.take(u64::MAX)),
-                rest: Box::new(io::empty()),
-                tee: None,
-                kept: Some(blob),
-            });
+            let stored = Some(file.take(u64::MAX));
+            return Ok(Self { stored, kept: Some(blob), ..Self::new(Box::new(io::empty()), why) });
         }
         let mut options = OpenOptions::new();
         let tee = options.read(true).append(true).create(true).mode(0o600).open(&blob.partial);
@@ -328,7 +331,8 @@ impl<'a> Incoming<'a> {
         let stored = File::open(&blob.partial).map_err(|e| failed("read", &blob.partial, &e))?;
         blob.complete = false;
         let rest = source.layer(layer, have, why)?;
-        Ok(Self { stored: Some(stored.take(have)), rest, tee: Some(tee), kept: Some(blob) })
+        let stored = Some(stored.take(have));
+        Ok(Self { stored, tee: Some(tee), kept: Some(blob), ..Self::new(rest, why) })
     }
 
     /// It was what it should be.
@@ -361,7 +365,10 @@ impl Read for Incoming<'_> {
         }
         let n = self.rest.read(buffer)?;
         if let Some(tee) = &mut self.tee {
-            tee.write_all(&buffer[..n])?;
+            tee.write_all(&buffer[..n]).inspect_err(|e| {
+                let place = self.kept.as_ref().map_or(Path::new(""), |blob| &blob.partial);
+                *self.why.borrow_mut() = Some(failed("keep the layer in the cache at", place, e));
+            })?;
         }
         Ok(n)
     }

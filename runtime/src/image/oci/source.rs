@@ -13,7 +13,7 @@ use super::archive::Archive;
 use super::digest::Digest;
 use super::download::Download;
 use super::fetch::Options;
-use super::reference::Uri;
+use super::reference::{Reference, Uri};
 use super::registry::{Client, Document};
 use super::types::{
     Config, Descriptor, Index, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST, Manifest, Platform, REF_NAME, Saved,
@@ -301,10 +301,11 @@ fn saved(archive: &Archive, tag: Option<&str>, path: &Path, arch: Option<&str>) 
     let all: Vec<Saved> = serde_json::from_slice(&bytes)
         .map_err(|e| Error::new(format!("manifest.json in {shown} cannot be understood")).because(e))?;
     let names = |one: &Saved| one.repo_tags.clone().unwrap_or_default();
-    let has = |one: &&Saved| {
-        let latest = tag.map(|tag| format!("{tag}:latest"));
-        names(one).iter().any(|name| Some(name.as_str()) == tag || Some(name) == latest.as_ref())
-    };
+    // Some tools write whole names, some leave out what goes without saying, and so do users.
+    let whole =
+        |name: &str| Reference::parse(name).map_or_else(|_| name.to_owned(), |found| found.to_string());
+    let wanted = tag.map(whole);
+    let has = |one: &&Saved| names(one).iter().any(|name| Some(whole(name)) == wanted);
     let found = match (tag, all.as_slice()) {
         (None, [only]) => Some(only),
         (None, _) => None,

@@ -81,7 +81,7 @@ pub fn write(out: &Path, parts: &Parts<'_>, force: bool, watched: Watched<'_>) -
     let json_at = DATA_AT + deffile.len() as u64;
     let data_end = json_at + json.len() as u64;
     let root_at = data_end.next_multiple_of(ALIGNMENT);
-    make_file_system(&unnamed, parts, root_at, watched)?;
+    make_file_system((&unnamed, out), parts, root_at, watched)?;
     let file = &unnamed.file;
     let length = file.metadata().map_err(|e| failed("look at", &e))?.len();
     let size = length.saturating_sub(root_at);
@@ -248,7 +248,12 @@ fn path_reader(file: &File) -> io::Result<File> {
     File::open(path_of(file.as_fd()))
 }
 
-fn make_file_system(out: &Unnamed, parts: &Parts<'_>, at: u64, watched: Watched<'_>) -> Result<()> {
+fn make_file_system(
+    (out, place): (&Unnamed, &Path),
+    parts: &Parts<'_>,
+    at: u64,
+    watched: Watched<'_>,
+) -> Result<()> {
     let mut command = tools::program("mksquashfs", "squashfs-tools")?;
     // The file has no name.
     command.arg(parts.root).arg("/proc/self/fd/3");
@@ -272,7 +277,7 @@ fn make_file_system(out: &Unnamed, parts: &Parts<'_>, at: u64, watched: Watched<
     }
     let what = format!("cannot make a file system of \"{}\"", parts.root.display());
     let grown = || out.file.metadata().map_or(0, |m| m.len().saturating_sub(at));
-    tools::run(command, &[out.file.as_fd()], &what, &[], &mut |_| watched(grown(), 0))
+    tools::run(command, &[out.file.as_fd()], (&what, place), &[], &mut |_| watched(grown(), 0))
 }
 
 /// Where containers mount something: made in the image where they are missing, as Apptainer does, because room for

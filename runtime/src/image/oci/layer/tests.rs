@@ -346,6 +346,23 @@ fn attributes_of_users_come_along_and_no_others() {
     assert_eq!(root.sum.attributes, if found.contains("user.note") { 3 } else { 4 });
 }
 
+/// What a layer says of a directory is all there is to it.
+#[test]
+fn a_directory_loses_the_attributes_of_a_lower_layer() {
+    let mut root = Root::new();
+    let names = |root: &Root| {
+        let mut buffer = [0u8; 4096];
+        let n = rustix::fs::listxattr(root.at("d"), &mut buffer).unwrap_or(0);
+        String::from_utf8_lossy(&buffer[..n]).into_owned()
+    };
+    root.put(Layer::new().pax(&[("SCHILY.xattr.user.below", b"1")]).dir("d")).unwrap();
+    let has = root.sum.attributes == 0;
+    assert_eq!(names(&root).contains("user.below"), has);
+    root.put(Layer::new().pax(&[("SCHILY.xattr.user.above", b"2")]).dir("d")).unwrap();
+    assert!(!names(&root).contains("user.below"), "{}", names(&root));
+    assert_eq!(names(&root).contains("user.above"), has);
+}
+
 #[test]
 fn nobody_gets_programs_that_give_rights() {
     let mut root = Root::new();

@@ -19,7 +19,10 @@ use super::entries::{Entries, Entry, Kind};
 use crate::error::{Error, Result};
 use crate::image::inside::file_type;
 use crate::image::io_words;
-use crate::image::tree::{Tree, allowed, clear_but, create_in, remove_but, remove_in, stat_in, time_of};
+use crate::image::tree::{
+    Tree, allowed, clear_but, create_in, is_full, remove_but, remove_in, room, stat_in, time_of,
+};
+use crate::image::xattr;
 
 /// A file of this name removes the one that it names from the layers below.
 const WHITEOUT: &[u8] = b".wh.";
@@ -124,12 +127,7 @@ impl Work<'_> {
         let done = self.place(entry, data);
         done.map_err(|e| {
             let error = Error::new(format!("cannot unpack {shown:?}")).because(archive_words(&e));
-            match e.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::ENOSPC | Errno::EDQUOT) => {
-                    error.help("make room, or put the cache elsewhere with STASIS_DATA_DIR")
-                }
-                _ => error,
-            }
+            if is_full(&e) { error.help(room(self.root.path())) } else { error }
         })
     }
 
@@ -227,6 +225,9 @@ impl Work<'_> {
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let dir = nix::fcntl::openat(parent, name, flags, Mode::empty())?;
+        if there {
+            xattr::clear(dir.as_fd())?;
+        }
         self.directory_mode(dir.as_fd(), entry)
     }
 
@@ -325,17 +326,9 @@ impl Work<'_> {
         Ok(utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink)?)
     }
 
-    /// Only a user's own: those of the system give rights, and those of overlays would change what is shown.
     fn attributes(&mut self, fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
         for (name, value) in &entry.xattrs {
-            let wanted = name.starts_with("user.") && !name.starts_with("user.overlay.");
-            let set = || rustix::fs::fsetxattr(fd, name.as_str(), value, rustix::fs::XattrFlags::empty());
-            match if wanted { set() } else { Err(rustix::io::Errno::NOTSUP) } {
-                Ok(()) => {}
-                // Not every file system has them, and none has room for many.
-                Err(e) if wanted && e == rustix::io::Errno::IO => return Err(e.into()),
-                Err(_) => self.sum.attributes += 1,
-            }
+            self.sum.attributes += u64::from(xattr::set(fd, name, value)?);
         }
         Ok(())
     }
