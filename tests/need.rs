@@ -208,6 +208,13 @@ pub(crate) fn squashfs() -> Probe {
     on_path(&["mksquashfs", "unsquashfs"])
 }
 
+/// Files may have attributes of their user's own where the tests work.
+pub(crate) fn attributes() -> Probe {
+    let probed = tempfile::NamedTempFile::new_in("/tmp").map_err(|why| why.to_string())?;
+    let set = rustix::fs::fsetxattr(probed.as_file(), "user.note", b"x", rustix::fs::XattrFlags::empty());
+    set.map_err(|why| format!("the file system of /tmp keeps no attributes of users: {why}"))
+}
+
 /// A mount through FUSE is possible; users get an open `/dev/fuse` of their own, which only root can give them.
 pub(crate) fn fuse() -> Probe {
     root()?;

@@ -102,20 +102,20 @@ fn through_every_form(who: Who) -> Outcome<()> {
 
 #[test]
 fn attributes_of_an_image_in_every_form_as_an_ordinary_user() {
-    need!(root, image, userns, squashfs);
+    need!(root, image, userns, squashfs, attributes);
     through_every_form(Who::User).unwrap();
 }
 
 #[test]
 fn attributes_of_an_image_in_every_form_as_root() {
-    need!(root, image, squashfs);
+    need!(root, image, squashfs, attributes);
     through_every_form(Who::Myself).unwrap();
 }
 
 /// Set by `%post`, seen by programs in the container, whichever way the file is brought into view.
 #[test]
 fn attributes_are_seen_inside() {
-    need!(root, image, userns, squashfs, fuse, loop_devices);
+    need!(root, image, userns, squashfs, fuse, loop_devices, attributes);
     for (who, ways) in [(Who::Myself, &["kernel", "fuse", "unpack"][..]), (Who::User, &["fuse", "unpack"])] {
         let mut env = Env::new(who).unwrap();
         if who == Who::User {

@@ -270,9 +270,11 @@ fn owners(env: &Env, image: &str) -> Vec<(u32, u32, u32)> {
 fn a_mount_lives_as_long_as_its_last_process() {
     need!(image, squashfs, userns, fuse);
     let (env, sif) = place(Who::User, "fuse", "small").unwrap();
-    let script = "(sleep 0.5; exec cat /etc/group) > \"$HOME/late\" 2>&1 &";
+    let wait = "while [ ! -e \"$HOME/go\" ]; do sleep 0.05; done";
+    let script = &format!("({wait}; exec cat /etc/group) > \"$HOME/late\" 2>&1 &");
     env.ok(&["exec", &sif, "sh", "-c", script]).unwrap();
     assert_eq!(served(&env).len(), 1, "the mount is gone before its last process");
+    env.write("home/go", "").unwrap();
     let late = env.path("home/late");
     let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while !fs::read_to_string(&late).is_ok_and(|text| text.contains("root:")) {

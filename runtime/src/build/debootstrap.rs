@@ -6,6 +6,8 @@ use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use super::Work;
 use super::container::Facts;
@@ -17,6 +19,8 @@ use crate::image::tools;
 use crate::image::tree::Tree;
 use crate::sys::process;
 
+/// A helper of mmdebstrap's that outlives it may hold the pipe open.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// The last words of mmdebstrap, in bytes.
 const TAIL: usize = 16 << 10;
 /// Its words that say only that something went wrong, not what.
@@ -77,7 +81,10 @@ pub(super) fn run(stage: &Stage, tree: &Tree, work: &Work<'_>) -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| Error::new("cannot start mmdebstrap").because(&e))?;
-    let words = child.stderr.take().map(|stderr| std::thread::spawn(move || last_of(stderr)));
+    let (tell, told) = mpsc::channel();
+    let stderr = child.stderr.take();
+    // Nobody who has given up waiting is told.
+    std::thread::spawn(move || drop(tell.send(stderr.map(last_of).unwrap_or_default())));
     let limits = Limits::for_stored(1 << 30);
     let (unpacked, more) = match child.stdout.take() {
         Some(mut stdout) => {
@@ -86,7 +93,7 @@ pub(super) fn run(stage: &Stage, tree: &Tree, work: &Work<'_>) -> Result<()> {
         None => (Ok(()), false),
     };
     let status = child.wait().map_err(|e| Error::new("cannot wait for mmdebstrap").because(&e))?;
-    let said = words.and_then(|words| words.join().ok()).unwrap_or_default();
+    let said = told.recv_timeout(LAST_WORDS).unwrap_or_default();
     let cannot_unpack = |e: &Error| Error::new("cannot unpack what mmdebstrap has made").because_of(e);
     if let (Err(error), true) = (&unpacked, more) {
         return Err(cannot_unpack(error));
