@@ -7,12 +7,12 @@ use super::definition::Stage;
 use super::files::{How, copy_all};
 use super::{Work, debootstrap};
 use crate::error::{Error, Result};
+use crate::image::Image;
 use crate::image::attach::unpack_into;
 use crate::image::oci::fill_from;
 use crate::image::oci::reference::Uri;
 use crate::image::tree::{Tree, clear_set_id, failed, is_full, room};
 use crate::image::watch::{self, Watch};
-use crate::image::Image;
 
 /// For messages.
 pub(super) const AGENTS: &str = "docker, oci, oci-archive, docker-archive, localimage, debootstrap, scratch";
