@@ -6,12 +6,14 @@
 
 use super::areas::{Class, Part, is_image};
 use super::contents::spans;
+use super::frozen::{Frozen, stop_at_rest};
 use super::inject::{Call, Site};
 use super::lock::Lock;
 use super::seize::Held;
+use super::snapshot;
 use super::tracking::pagemap_of;
-use super::{Frozen, snapshot, stop_at_rest};
 use crate::proc::{self, maps};
+use crate::refuse;
 use crate::restore::{ADVICE, MADV_HUGEPAGE};
 use crate::sys::{pagemap, task};
 use nix::errno::Errno;
@@ -125,7 +127,7 @@ impl Pass {
     /// Some pieces of one process; false when there is none left.
     fn batch(&mut self) -> Result<bool> {
         let begun = Instant::now();
-        let frozen = stop_at_rest(self.pid, &mut |_| Ok(true))?;
+        let frozen = stop(self.pid)?;
         let found = self.find(&frozen)?;
         let ready = match found {
             Some((held, site, mut pieces)) => {
@@ -146,7 +148,7 @@ impl Pass {
             piece.filled = copy(&memory, piece, &[[piece.start, piece.length]]).is_ok();
         }
         let begun = Instant::now();
-        let frozen = stop_at_rest(self.pid, &mut |_| Ok(true))?;
+        let frozen = stop(self.pid)?;
         let moved = finish(&frozen, pid, &memory, &pieces);
         frozen.tree.release();
         self.stood(begun);
@@ -185,6 +187,12 @@ impl Pass {
         }
         Ok(None)
     }
+}
+
+/// Everybody stands still, and can be asked something.
+fn stop(pid: i32) -> Result<Frozen> {
+    let frozen = stop_at_rest(pid, &mut |_| Ok(true))?;
+    refuse::error(&super::untouchable(&frozen)?).map_or(Ok(frozen), Err)
 }
 
 fn unreadable(pid: i32, error: &std::io::Error) -> BackendError {
@@ -281,7 +289,7 @@ fn finish(frozen: &Frozen, pid: i32, memory: &File, pieces: &[Piece]) -> Result<
             None => calls.push(Call::new(libc::SYS_munmap, &[piece.room, piece.length])),
         }
     }
-    let results = snapshot::make_calls(site, held, &calls)?;
+    let results = snapshot::make_calls_while_held(site, held, &calls)?;
     site.wipe(&held.memory)?;
     let failed = moves.into_iter().filter_map(|index| results.get(index)).find(|result| **result < 0);
     failed.map_or(Ok(bytes), |error| Err(refused(pid, *error)))

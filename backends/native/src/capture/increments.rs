@@ -1,8 +1,9 @@
 //! What a generation need not write because the one before has it.
 
 use super::areas::{Class, Part};
+use super::frozen::Frozen;
+use super::mode;
 use super::tracking::{Tracking, pagemap_of};
-use super::{Frozen, mode};
 use crate::model::{Area, Backing, Image, Layer, Process};
 use crate::restore::check;
 use crate::sys::pagemap;

@@ -8,6 +8,7 @@ pub(crate) mod building;
 pub(crate) mod contents;
 pub(crate) mod descriptors;
 pub(crate) mod detach;
+pub(crate) mod frozen;
 pub(crate) mod increments;
 pub(crate) mod inject;
 pub(crate) mod inotify;
@@ -34,8 +35,8 @@ use areas::{Class, Part};
 use building::{Building, Flags};
 use contents::Contents;
 use descriptors::Objects;
+use frozen::{Frozen, freeze};
 use increments::Known;
-use inject::Site;
 use inotify::Places;
 use seize::{HeldThread, Tree};
 use snapshot::Snapshot;
@@ -88,14 +89,6 @@ pub(crate) struct Report {
     pub(crate) tracking: Option<String>,
     /// Why the next one cannot.
     pub(crate) why_untracked: Option<String>,
-}
-
-/// The tree as it stands still.
-pub(crate) struct Frozen {
-    tree: Tree,
-    sites: Vec<Site>,
-    /// The mappings, in the order of the processes, from before anything was written into them.
-    parts: Vec<Vec<Part>>,
 }
 
 /// Saves the tree.
@@ -239,38 +232,6 @@ struct Writing<'a> {
     known: &'a HashMap<i32, Known>,
 }
 
-/// Stops the tree at a moment when no thread is on its way home from an earlier capture whose engine died, and none of
-/// that capture's copies is left.
-fn freeze(request: &Request) -> Result<Frozen> {
-    let mut patience = 10;
-    stop_at_rest(request.pid, &mut |tree| {
-        patience -= 1;
-        Ok(patience < 0 || refuse::strays(&tree.members(), &request.beside)?.is_empty())
-    })
-}
-
-/// Stops the tree when no thread is on its way home, and `also` holds.
-fn stop_at_rest(pid: i32, also: &mut dyn FnMut(&Tree) -> Result<bool>) -> Result<Frozen> {
-    for _ in 0..200 {
-        let mut frozen = Frozen { tree: Tree::stop(pid)?, sites: Vec::new(), parts: Vec::new() };
-        let mut unfinished = false;
-        for held in &mut frozen.tree.processes {
-            held.save_registers()?;
-            let maps = maps::parse(&proc::read(held.pid, "maps")?)?;
-            let site = Site::choose(held, &maps)?;
-            unfinished |= site.unfinished(held);
-            frozen.sites.push(site);
-            frozen.parts.push(areas::understand(maps));
-        }
-        if !unfinished && also(&frozen.tree)? {
-            return Ok(frozen);
-        }
-        drop(frozen);
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Err(BackendError::failed("an earlier capture that was killed is still under way").help("try again"))
-}
-
 /// Everything that can be seen from outside, and the refusals once more. The second part of the answer are the areas,
 /// by process and start, of which everything is saved.
 fn look(
@@ -329,18 +290,27 @@ fn refused(request: &Request, frozen: &Frozen) -> Result<Vec<Finding>> {
     let members = tree.members();
     let mut findings = refuse::strays(&members, &request.beside)?;
     findings.extend(refuse::adopted(request.pid, &members));
+    findings.extend(untouchable(frozen)?);
     for (held, parts) in tree.processes.iter().zip(&frozen.parts) {
-        findings.extend(refuse::process(held.pid)?);
         findings.extend(refuse::mappings(held.pid, parts));
-        let segments = |thread: &HeldThread| refuse::segments(held.pid, thread.tid, &thread.registers);
-        findings.extend(held.threads.iter().find_map(segments));
-        findings.extend(refuse::redirected(held.pid, held.threads.iter().map(|thread| thread.tid)));
     }
     for (pid, _) in &tree.zombies {
         findings.extend(refuse::process(*pid)?);
     }
     let living: Vec<i32> = tree.processes.iter().map(|held| held.pid).collect();
     findings.extend(refuse::shared(&living));
+    Ok(findings)
+}
+
+/// What stands against asking anything of a process.
+fn untouchable(frozen: &Frozen) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for held in &frozen.tree.processes {
+        findings.extend(refuse::process(held.pid)?);
+        let segments = |thread: &HeldThread| refuse::segments(held.pid, thread.tid, &thread.registers);
+        findings.extend(held.threads.iter().find_map(segments));
+        findings.extend(refuse::redirected(held.pid, held.threads.iter().map(|thread| thread.tid)));
+    }
     Ok(findings)
 }
 

@@ -66,6 +66,29 @@ enum Descriptors {
 
 /// A userfaultfd of the process: made by a first task, so that the process never has the descriptor.
 pub(crate) fn userfaultfd(site: &Site, held: &Held) -> Result<OwnedFd> {
+    let refused = |error: nix::errno::Errno| {
+        BackendError::failed(format!("no userfaultfd of process {}", held.pid)).because(error.desc())
+    };
+    let taken = by_a_task(site, held, |task| {
+        let made = site.call_at_rest(task, Call::new(libc::SYS_userfaultfd, &[uffd::FLAGS]))?;
+        match i32::try_from(made) {
+            Ok(number @ 0..) => pidfd::open(task).and_then(|it| pidfd::copy(&it, number)).map_err(refused),
+            Ok(error) => Err(refused(nix::errno::Errno::from_raw(-error))),
+            Err(_) => Err(refused(nix::errno::Errno::EINVAL)),
+        }
+    })?;
+    uffd::agree(&taken).map_err(refused)?;
+    Ok(taken)
+}
+
+/// Lets a task with the memory of the process make these calls, one by one; their results. Unlike a helper it does
+/// nothing any more once the engine dies and lets the others run.
+pub(crate) fn make_calls_while_held(site: &Site, held: &Held, calls: &[Call]) -> Result<Vec<i64>> {
+    by_a_task(site, held, |task| calls.iter().map(|call| site.call_at_rest(task, *call)).collect())
+}
+
+/// Does something with a first task, which stands at rest, has descriptors of its own, and dies with the engine.
+fn by_a_task<T>(site: &Site, held: &Held, work: impl FnOnce(i32) -> Result<T>) -> Result<T> {
     // Left alone it makes no copy, which would become a child of whoever adopts orphans.
     let nothing = Call::new(libc::SYS_getpid, &[]).bytes().collect::<Vec<_>>();
     let helper = helper(site, held, &calls(site, Descriptors::Copied, 0), at::FIRST_TABLE, &nothing)?;
@@ -73,20 +96,10 @@ pub(crate) fn userfaultfd(site: &Site, held: &Held) -> Result<OwnedFd> {
         gone(helper)?;
         return Err(no_copy(site, held, 0));
     };
-    let made = site.call_at_rest(task, Call::new(libc::SYS_userfaultfd, &[uffd::FLAGS]));
-    let refused = |error: nix::errno::Errno| {
-        BackendError::failed(format!("no userfaultfd of process {}", held.pid)).because(error.desc())
-    };
-    let taken = made.and_then(|number| match i32::try_from(number) {
-        Ok(number @ 0..) => pidfd::open(task).and_then(|it| pidfd::copy(&it, number)).map_err(refused),
-        Ok(error) => Err(refused(nix::errno::Errno::from_raw(-error))),
-        Err(_) => Err(refused(nix::errno::Errno::EINVAL)),
-    });
+    let done = work(task);
     end(task);
     gone(helper)?;
-    let taken = taken?;
-    uffd::agree(&taken).map_err(refused)?;
-    Ok(taken)
+    done
 }
 
 const PR_SET_CHILD_SUBREAPER: u64 = 36;

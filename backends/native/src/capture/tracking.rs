@@ -6,9 +6,10 @@
 //! its way, or a generation that was not kept, ends the remembering, and what follows is saved as a whole.
 
 use super::areas::{self, Class, Part};
+use super::frozen::{Frozen, freeze};
 use super::seize::Held;
 use super::snapshot;
-use super::{Frozen, Request, freeze, refused};
+use super::{Request, refused};
 use crate::proc::{self, maps};
 use crate::refuse;
 use crate::sys::{mailbox, pagemap, uffd};
