@@ -235,9 +235,9 @@ fn the_lints_that_keep_the_rest_are_on() {
 
 #[test]
 fn nothing_is_left_to_do_later() {
-    let wrong = lines(&all_sources().unwrap(), |file, line| {
-        file != "tests/tidy.rs"
-            && ["TODO", "FIXME", "XXX", "unimplemented!("].iter().any(|word| line.contains(word))
-    });
+    // In two parts, so that they do not stand here either.
+    let words =
+        [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X"), concat!("unimple", "mented!(")];
+    let wrong = lines(&all_sources().unwrap(), |_, line| words.iter().any(|word| line.contains(word)));
     assert_eq!(wrong, Vec::<String>::new());
 }

@@ -193,12 +193,14 @@ fn files_that_cannot_be_copied() {
     INFO:    Starting build...
     FATAL:   image.def, line 4: "closed/in/file" cannot be looked for
              because: permission denied
+             hint:    you need read permission for it and for every directory above it
     "#);
     insta::assert_snapshot!(told("closed/in/* /x"), @r#"
     exit 255
     INFO:    Starting build...
     FATAL:   image.def, line 4: "closed/in/*" cannot be looked for
              because: permission denied
+             hint:    you need read permission for it and for every directory above it
     "#);
     insta::assert_snapshot!(told("data /x"), @"
     exit 255

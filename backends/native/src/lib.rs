@@ -5,6 +5,7 @@ mod arch;
 mod capture;
 mod cli;
 mod entry;
+mod lock;
 mod model;
 mod plugin;
 mod proc;

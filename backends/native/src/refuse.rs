@@ -180,7 +180,11 @@ pub(crate) fn process(pid: i32) -> Result<Vec<Finding>> {
         fatal("shadow-stack", "it runs with a shadow stack", "switch it off by GLIBC_TUNABLES");
     }
     if status.tagged {
-        fatal("tagged", "it keeps words of its own in addresses (linear address masking)", "switch that off");
+        fatal(
+            "tagged",
+            "it keeps words of its own in addresses (linear address masking)",
+            "start it without ARCH_ENABLE_TAGGED_ADDR",
+        );
     }
     if link(pid, "root")? != "/" {
         fatal("chroot", "its root directory is another one", "start it without chroot");

@@ -57,7 +57,9 @@ fn killed_inside() {
             // The application itself is saved then.
             Victim::Copy => {
                 assert!(outcomes.iter().all(|outcome| outcome.starts_with("saved")));
-                assert!(outcomes.iter().any(|outcome| outcome.contains("memory ran out")));
+                assert!(
+                    outcomes.iter().any(|outcome| outcome.contains("was killed, as when memory runs out"))
+                );
             }
         }
     }

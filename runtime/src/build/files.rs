@@ -49,7 +49,9 @@ pub(super) fn copy(files: &Files, tree: &Tree, work: &Work<'_>, definition: &Pat
         let base = if stage.is_some() { Path::new("/") } else { cwd };
         let line = || format!("{}, line {}", definition.display(), copy.line);
         let found = glob::expand(&source, base, Path::new(&copy.from)).map_err(|e| {
-            Error::new(format!("{}: {:?} cannot be looked for", line(), copy.from)).because(io_words(&e))
+            Error::new(format!("{}: {:?} cannot be looked for", line(), copy.from))
+                .because(io_words(&e))
+                .help("you need read permission for it and for every directory above it")
         })?;
         if found.is_empty() {
             let place =

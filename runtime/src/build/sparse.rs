@@ -6,7 +6,8 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use rustix::fs::SeekFrom as Sought;
 use rustix::io::Errno;
 
-/// Copies the first `size` bytes of `from` into `to`, which is empty; all there is where that is 0. File systems that do not tell of holes have none.
+/// Copies the first `size` bytes of `from` into `to`, which is empty; all there is where that is 0. File systems that do
+/// not tell of holes have none.
 ///
 /// # Errors
 /// What the file system says; a file that has become shorter meanwhile.

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::image::attach::Held;
 use crate::image::{Image, identity};
 use crate::monitor::direct;
+use crate::monitor::findings::accepts;
 use crate::monitor::foreground::Foreground;
 use crate::monitor::order::MonitorOrder;
 use crate::monitor::serve;
@@ -290,8 +291,7 @@ fn check_flags(wanted: &Wanted) -> Result<()> {
     if args.verify.is_some() && args.restart.is_none() && args.resume.is_none() {
         return Err(Error::usage("--verify needs --restart NAME or --resume NAME"));
     }
-    let lose = |kind: &str| args.accept_loss.iter().any(|k| k == kind || k == "all");
-    if engine && args.writable_tmpfs && !lose("writable-tmpfs") {
+    if engine && args.writable_tmpfs && !accepts(&args.accept_loss, "writable-tmpfs") {
         return Err(Error::usage("--writable-tmpfs keeps files in memory that no engine saves").help(
             "use --overlay DIR, whose files stay; to go on and lose them: --accept-loss=writable-tmpfs",
         ));

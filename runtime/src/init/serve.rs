@@ -59,7 +59,8 @@ fn gone(e: &std::io::Error) -> Error {
 }
 
 impl<'a> Init<'a> {
-    /// Starts helpers and application; `clocks` is why those do not go on, and only told. `None` when a generation could not be rebuilt, which was told.
+    /// Starts helpers and application; `clocks` is why those do not go on, and only told. `None` when a generation could
+    /// not be rebuilt, which was told.
     ///
     /// # Errors
     /// What could not be started.

@@ -63,6 +63,7 @@ pub fn capture(live: &Live, stop: bool, accept_loss: &[String], teller: &dyn Tel
     let Saved { report, base, notes, took, clocks } = saved?;
     let mut captured = commit(live, engine, &survey, report, base, clocks, teller)?;
     captured.notes.splice(0..0, notes);
+    live.change(|s| captured.notes.append(&mut s.remarks));
     captured.engine_ms = millis(took);
     captured.total_ms = millis(begun.elapsed());
     captured.stopped = stop;

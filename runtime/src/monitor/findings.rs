@@ -3,18 +3,23 @@
 use crate::error::{Error, Result};
 use stasis_plugin_api::report::{Finding, Severity};
 
+/// Whether a kind of loss is accepted.
+#[must_use]
+pub fn accepts(accepted: &[String], kind: &str) -> bool {
+    accepted.iter().any(|word| word == kind || word == "all")
+}
+
 /// Refuses what is fatal, and what would be lost unless its kind is accepted. Returns the remarks.
 ///
 /// # Errors
 /// All obstacles at once.
 pub fn judge(doing: &str, engine: &str, findings: Vec<Finding>, accepted: &[String]) -> Result<Vec<String>> {
-    let accepts = |kind: &str| accepted.iter().any(|a| a == kind || a == "all");
     let mut notes = Vec::new();
     let mut obstacles: Vec<Finding> = Vec::new();
     for finding in findings {
         match finding.severity {
             Severity::Note => notes.push(format!("{}: {}", finding.object, finding.why)),
-            Severity::Loss if accepts(&finding.kind) => {
+            Severity::Loss if accepts(accepted, &finding.kind) => {
                 notes.push(format!("{} will be lost, as accepted: {}", finding.object, finding.why));
             }
             Severity::Loss | Severity::Fatal => obstacles.push(finding),

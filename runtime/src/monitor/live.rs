@@ -62,6 +62,8 @@ pub struct State {
     pub verifying: bool,
     /// It is not what was saved.
     pub damaged: bool,
+    /// What went wrong beside the application, for whoever asks next.
+    pub remarks: Vec<String>,
 }
 
 /// What an engine's instance has on top.
@@ -168,6 +170,7 @@ impl Live {
                 image,
                 verifying: false,
                 damaged: false,
+                remarks: Vec::new(),
             }),
             changed: Condvar::new(),
             wake: Mutex::new(parts.wake),
@@ -283,6 +286,13 @@ impl Live {
                         live.end(Some(&format!("the engine's {name} ended ({ending})")));
                     }
                 });
+            }
+            FromInit::HelperEnded { name, ending, essential: false } if ending != Ending::Exit(0) => {
+                let log = self.logs.as_ref().map(|logs| logs.join(format!("{name}.log")));
+                let said = log.map(|log| format!("; what it said is in {}", log.display()));
+                let remark = format!("the engine's {name} ended ({ending}){}", said.unwrap_or_default());
+                tracing::debug!(remark, "a helper");
+                self.change(|s| s.remarks.push(remark.clone()));
             }
             FromInit::Ran { id, .. }
             | FromInit::Surveyed { id, .. }

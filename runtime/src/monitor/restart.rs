@@ -4,6 +4,7 @@ use crate::clocks::Clocks;
 use crate::error::{Error, Result};
 use crate::init::survey;
 use crate::monitor::capture::cpu_features;
+use crate::monitor::findings::accepts;
 use crate::monitor::order::EngineOrder;
 use crate::spec::{ClocksGoOn, ContainerSpec};
 use crate::store::{Checkpoint, Generation, Level, Manifest};
@@ -146,7 +147,7 @@ fn try_bind(address: SocketAddr, udp: bool) -> std::result::Result<(), Errno> {
 pub fn clocks(generation: &Generation, accepted: &[String]) -> Result<Option<ClocksGoOn>> {
     let Some(then) = generation.manifest().clocks else { return Ok(None) };
     let now = Clocks::now().map_err(|e| Error::new("the clocks cannot be read").because(&e))?;
-    let may_go_back = accepted.iter().any(|kind| kind == "clocks" || kind == "all");
+    let may_go_back = accepts(accepted, "clocks");
     Ok(Some(ClocksGoOn { offset: then.ahead_of(now), may_go_back }))
 }
 

@@ -7,8 +7,8 @@ pub(crate) const HOME_CALL: u64 = 14;
 /// rt_sigreturn, the call of `rest`.
 pub(crate) const REST_CALL: u64 = 15;
 pub(crate) const RESTART_SYSCALL: u64 = 219;
-/// The instruction.
-const SYSCALL: [u8; 2] = [0x0f, 0x05];
+/// The instruction `syscall`.
+pub(crate) const SYSCALL: [u8; 2] = [0x0f, 0x05];
 const EINTR: i64 = -4;
 const RESTARTNOHAND: i64 = -514;
 const RESTART_RESTARTBLOCK: i64 = -516;
@@ -81,11 +81,8 @@ pub(crate) fn continues_another(registers: &Registers, code: [u8; 2]) -> Option<
     if registers.orig_rax == RESTART_SYSCALL && restarts(registers) {
         return Some(registers.rip);
     }
-    is_about_to_continue(registers, code).then(|| registers.rip.wrapping_add(2))
-}
-
-fn is_about_to_continue(registers: &Registers, code: [u8; 2]) -> bool {
-    registers.rax == RESTART_SYSCALL && code == SYSCALL
+    let about_to = registers.rax == RESTART_SYSCALL && code == SYSCALL;
+    about_to.then(|| registers.rip.wrapping_add(SYSCALL.len() as u64))
 }
 
 /// The call that will be continued, where the registers still know.

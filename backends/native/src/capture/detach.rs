@@ -8,13 +8,13 @@ use super::areas::{Class, Part, is_image};
 use super::contents::spans;
 use super::frozen::{Frozen, stop_at_rest};
 use super::inject::{Call, Site};
-use super::lock::Lock;
 use super::seize::Held;
 use super::snapshot;
 use super::tracking::pagemap_of;
+use crate::lock::Lock;
+use crate::proc::maps::{ADVICE, HUGE};
 use crate::proc::{self, maps};
 use crate::refuse;
-use crate::restore::{ADVICE, MADV_HUGEPAGE};
 use crate::sys::{pagemap, task};
 use nix::errno::Errno;
 use stasis_plugin_api::error::{BackendError, Result, kind};
@@ -24,17 +24,16 @@ use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-const PAGE: u64 = 4096;
 const CHUNK: u64 = 256 << 10;
-/// So many pieces are made ready at once; each takes up to ten calls of the helper's table.
+/// So many pieces are made ready at once: the application stands still while they take their places.
 const MOST_PIECES: usize = 10;
 /// And so many bytes of them: a capture waits until they are through.
 const MOST_BYTES: u64 = 256 << 20;
-/// Who waits for a restart that never ends is ended with the container.
-const RESTART: Duration = Duration::from_secs(24 * 3600);
+/// A restart of the largest memory, or a capture of it, is through before; whoever waits longer ends with the container.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 const LOOK: Duration = Duration::from_millis(5);
-/// How often in all it does not matter that the application cannot be stopped.
-const PATIENCE: u32 = 100;
+/// How often it is tried to stop the application while something keeps one of its threads in the kernel.
+const TRIES: u32 = 10;
 /// For the application, whose processors these are.
 const NICE: i32 = 10;
 const READ_WRITE: u32 = 3;
@@ -78,16 +77,10 @@ pub(crate) fn run(order: &Order) -> Result<Done> {
     let _ = task::set_nice(0, NICE);
     let pid = restarted(order)?;
     let mut pass = Pass { pid, done: Done::default(), stop: LOOK, tried: HashSet::new() };
-    let mut patience = PATIENCE;
     loop {
-        let lock = Lock::take(&order.lock)?;
+        let lock = Lock::take(&order.lock, PATIENCE)?;
         let more = match pass.batch() {
             Err(error) if error.kind == kind::APPLICATION_ENDED => return Ok(pass.done),
-            // Something keeps a thread in the kernel.
-            Err(error) if error.kind == kind::TIMED_OUT && patience > 0 => {
-                patience -= 1;
-                true
-            }
             more => more?,
         };
         drop(lock);
@@ -100,9 +93,9 @@ pub(crate) fn run(order: &Order) -> Result<Done> {
 
 /// The root's pid, once the restart is through.
 fn restarted(order: &Order) -> Result<i32> {
-    let until = Instant::now() + RESTART;
+    let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
-        let lock = Lock::take(&order.lock)?;
+        let lock = Lock::take(&order.lock, PATIENCE)?;
         let pid = std::fs::read_to_string(&order.pid_file).ok().and_then(|text| text.trim().parse().ok());
         drop(lock);
         if let Some(pid) = pid {
@@ -119,7 +112,7 @@ struct Pass {
     done: Done,
     /// How long the application stood still last.
     stop: Duration,
-    /// Pieces that came to nothing, by process and address: they stay as they are.
+    /// Pieces that were taken up, by process and address: those of which nothing came stay as they are.
     tried: HashSet<(i32, u64)>,
 }
 
@@ -145,7 +138,7 @@ impl Pass {
         pieces.retain(|piece| piece.room != 0);
         for piece in &mut pieces {
             // Else the application has unmapped it meanwhile, or has ended.
-            piece.filled = copy(&memory, piece, &[[piece.start, piece.length]]).is_ok();
+            piece.filled = copy(&memory, piece, &[[piece.start, piece.length]], Zeros::There).is_ok();
         }
         let begun = Instant::now();
         let frozen = stop(self.pid)?;
@@ -189,14 +182,22 @@ impl Pass {
     }
 }
 
-/// Everybody stands still, and can be asked something.
+/// Everybody stands still, and can be asked something. Giving up leaves the rooms that were made behind.
 fn stop(pid: i32) -> Result<Frozen> {
-    let frozen = stop_at_rest(pid, &mut |_| Ok(true))?;
+    for _ in 1..TRIES {
+        match stop_at_rest(pid, &mut |_| Ok(true)) {
+            Err(error) if error.kind == kind::TIMED_OUT => std::thread::sleep(LOOK),
+            frozen => return can_be_asked(frozen?),
+        }
+    }
+    can_be_asked(stop_at_rest(pid, &mut |_| Ok(true))?)
+}
+
+fn can_be_asked(frozen: Frozen) -> Result<Frozen> {
     refuse::error(&super::untouchable(&frozen)?).map_or(Ok(frozen), Err)
 }
 
 fn unreadable(pid: i32, error: &std::io::Error) -> BackendError {
-    // Nobody asks what becomes of a process that has ended, or is another program now.
     BackendError::failed(format!("the memory of process {pid} cannot be copied")).because(error)
 }
 
@@ -243,8 +244,17 @@ fn refused(pid: i32, error: i64) -> BackendError {
         .because(why.desc())
 }
 
-/// Copies these ranges of a piece into its room. What is zero is zero there already.
-fn copy(memory: &File, piece: &Piece, ranges: &[[u64; 2]]) -> std::io::Result<()> {
+/// What becomes of pages that are zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Zeros {
+    /// They are so in a new room.
+    There,
+    /// Something else may have been copied there before.
+    Copied,
+}
+
+/// Copies these ranges of a piece into its room.
+fn copy(memory: &File, piece: &Piece, ranges: &[[u64; 2]], zeros: Zeros) -> std::io::Result<()> {
     let mut buffer = vec![0; usize::try_from(CHUNK).unwrap_or(0)];
     for [start, length] in ranges {
         let mut done = 0;
@@ -253,7 +263,8 @@ fn copy(memory: &File, piece: &Piece, ranges: &[[u64; 2]]) -> std::io::Result<()
             let chunk = buffer.get_mut(..size).unwrap_or(&mut []);
             memory.read_exact_at(chunk, start + done)?;
             let to = piece.room + (start + done - piece.start);
-            for (from, end) in spans(chunk) {
+            let parts = if zeros == Zeros::There { spans(chunk) } else { vec![(0, size)] };
+            for (from, end) in parts {
                 memory.write_all_at(chunk.get(from..end).unwrap_or(&[]), to + from as u64)?;
             }
             done += size as u64;
@@ -280,8 +291,7 @@ fn finish(frozen: &Frozen, pid: i32, memory: &File, pieces: &[Piece]) -> Result<
             Some(part) => {
                 let written = pagemap::own_pages(&map, piece.start, piece.start + piece.length);
                 let written = written.map_err(|error| refused(pid, -i64::from(error as i32)))?;
-                clear(memory, piece, &written).map_err(|error| unreadable(pid, &error))?;
-                copy(memory, piece, &written).map_err(|error| unreadable(pid, &error))?;
+                copy(memory, piece, &written, Zeros::Copied).map_err(|error| unreadable(pid, &error))?;
                 calls.extend(calls_for(piece, &flags, part));
                 moves.push(calls.len() - 1);
                 bytes += piece.length;
@@ -293,22 +303,6 @@ fn finish(frozen: &Frozen, pid: i32, memory: &File, pieces: &[Piece]) -> Result<
     site.wipe(&held.memory)?;
     let failed = moves.into_iter().filter_map(|index| results.get(index)).find(|result| **result < 0);
     failed.map_or(Ok(bytes), |error| Err(refused(pid, *error)))
-}
-
-/// What was written may be zero now, which is not copied over what was there.
-fn clear(memory: &File, piece: &Piece, written: &[[u64; 2]]) -> std::io::Result<()> {
-    let zeros = vec![0; usize::try_from(PAGE).unwrap_or(0)];
-    let mut page = zeros.clone();
-    for [start, length] in written {
-        for at in (*start..start + length).step_by(zeros.len()) {
-            let room = piece.room + (at - piece.start);
-            memory.read_exact_at(&mut page, room)?;
-            if page != zeros {
-                memory.write_all_at(&zeros, room)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The mapping, where it is still the one that was copied.
@@ -334,7 +328,7 @@ fn locked(flags: &Flags, part: &Part) -> bool {
 
 /// The room becomes as the mapping is, and moves there last.
 fn calls_for(piece: &Piece, flags: &Flags, part: &Part) -> Vec<Call> {
-    let advice = ADVICE.iter().chain(&[("hg", MADV_HUGEPAGE)]).filter(|(flag, _)| has(flags, part, flag));
+    let advice = ADVICE.iter().chain(&[HUGE]).filter(|(flag, _)| has(flags, part, flag));
     let mut calls: Vec<Call> = advice
         .map(|(_, advice)| Call::new(libc::SYS_madvise, &[piece.room, piece.length, *advice]))
         .collect();
@@ -351,6 +345,8 @@ fn calls_for(piece: &Piece, flags: &Flags, part: &Part) -> Vec<Call> {
 mod tests {
     use super::*;
     use crate::proc::maps::Mapping;
+
+    const PAGE: u64 = 4096;
 
     fn part(start: u64, end: u64, name: &str) -> Part {
         let map =

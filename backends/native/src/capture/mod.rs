@@ -12,7 +12,6 @@ pub(crate) mod frozen;
 pub(crate) mod increments;
 pub(crate) mod inject;
 pub(crate) mod inotify;
-pub(crate) mod lock;
 pub(crate) mod memories;
 pub(crate) mod mode;
 pub(crate) mod multicast;
@@ -27,6 +26,7 @@ pub(crate) mod sockets;
 pub(crate) mod tracking;
 pub(crate) mod unix;
 
+use crate::lock::{self, Lock};
 use crate::model::{Area, FORMAT, Image, Kind, Machine, OLDEST, Process};
 use crate::proc::{self, maps};
 use crate::refuse;
@@ -93,7 +93,7 @@ pub(crate) struct Report {
 
 /// Saves the tree.
 pub(crate) fn dump(request: &Request) -> Result<Report> {
-    let _lock = request.lock.as_deref().map(lock::Lock::take).transpose()?;
+    let _lock = request.lock.as_deref().map(|path| Lock::take(path, lock::PATIENCE)).transpose()?;
     let started = Instant::now();
     let mut building = Building::begin(request);
     let mut places = Places::default();
@@ -425,7 +425,8 @@ fn write_copies(
         let written = write_pages(contents, process, &source, &flags, how);
         // Also where all went well: what was killed may read as if it never had any pages.
         if !copy.alive() {
-            let why = format!("the copy of process {} was killed: memory ran out", process.pid);
+            // By whom nobody tells.
+            let why = format!("the copy of process {} was killed, as when memory runs out", process.pid);
             return Err(Failure::NoCopy(why));
         }
         written?;

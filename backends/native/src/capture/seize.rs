@@ -115,14 +115,11 @@ impl Tree {
     /// its descriptors and pages may be gone without any error for who reads them.
     pub(crate) fn held_to_the_end(&self) -> Result<()> {
         for held in &self.processes {
-            let leader = held.leader()?.tid;
-            ptrace::registers(leader).map_err(|error| match error {
-                Errno::ESRCH => BackendError::new(
-                    kind::APPLICATION_ENDED,
-                    format!("process {} was killed while it was saved", held.pid),
-                ),
-                error => failed("reading the registers of", leader, error),
-            })?;
+            if !ptrace::stands(held.leader()?.tid) {
+                let what = format!("process {} was killed while it was saved", held.pid);
+                return Err(BackendError::new(kind::APPLICATION_ENDED, what)
+                    .help("where the application goes on without it, try again"));
+            }
         }
         Ok(())
     }

@@ -55,6 +55,12 @@ fn mapping(line: &str) -> Option<Mapping> {
     (start < end).then_some(Mapping { start, end, prot, shared: *s == b's', offset, device, inode, name })
 }
 
+/// What `VmFlags` say about an area and the advice that makes it so.
+pub(crate) const ADVICE: [(&str, u64); 7] =
+    [("rr", 1), ("sr", 2), ("dc", 10), ("mg", 12), ("nh", 15), ("dd", 16), ("wf", 18)];
+/// The same of huge pages, which have to be asked for before there is any content.
+pub(crate) const HUGE: (&str, u64) = ("hg", 14);
+
 /// A flag of ours beside the kernel's: the mapping has a memory protection key.
 pub(crate) const KEYED: &str = "protection key";
 

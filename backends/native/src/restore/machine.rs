@@ -1,5 +1,6 @@
 //! What a restart knows of x86-64: the loop that runs a table of calls, and registers of interrupted calls.
 
+use crate::arch::registers::{RESTART_SYSCALL, SYSCALL};
 use crate::model::{Registers, Thread};
 
 /// `loop: cmp rbx,rbp; jae end; mov rax,[rbx]; rdi..r9 from [rbx+8..]; syscall; mov [rbx+0x38],rax; add rbx,64;
@@ -9,15 +10,12 @@ pub(super) const LOOP: [u8; 46] = [
     0x8b, 0x53, 0x18, 0x4c, 0x8b, 0x53, 0x20, 0x4c, 0x8b, 0x43, 0x28, 0x4c, 0x8b, 0x4b, 0x30, 0x0f, 0x05,
     0x48, 0x89, 0x43, 0x38, 0x48, 0x83, 0xc3, 0x40, 0xeb, 0xd4, 0xcc, 0x90,
 ];
-/// The instruction `syscall`.
-pub(super) const SYSCALL: [u8; 2] = [0x0f, 0x05];
 /// The kernel's marks of a call that is to be run again.
 const AGAIN: [i64; 3] = [-512, -513, -514];
 /// Run again unless a handler ran: ERESTARTNOHAND.
 const UNLESS_HANDLED: u64 = -514i64 as u64;
 /// Continued by `restart_syscall`, of which a new process knows nothing: ERESTART_RESTARTBLOCK.
 const BLOCK: i64 = -516;
-const RESTART_SYSCALL: u64 = 219;
 const INTERRUPTED: u64 = -4i64 as u64;
 const NO_CALL: u64 = u64::MAX;
 

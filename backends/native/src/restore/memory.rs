@@ -4,6 +4,7 @@ use super::objects::{Access, Made};
 use super::remote::Remote;
 use super::table::Table;
 use crate::model::{Area, Backing, Process};
+use crate::proc::maps::{ADVICE, HUGE};
 use stasis_plugin_api::prelude::*;
 use std::os::fd::AsRawFd;
 
@@ -26,13 +27,9 @@ const GAP: u64 = 1 << 20;
 const MOST: u64 = 1 << 30;
 /// `vm.max_map_count` is 65530: file mappings do not merge as anonymous ones do.
 const MOST_MAPPED: usize = 20_000;
-pub(crate) const MADV_HUGEPAGE: u64 = 14;
 /// Instead of MAP_PRIVATE: the kernel may empty it at any time.
 const MAP_DROPPABLE: i32 = 8;
 const MADV_GUARD_INSTALL: u64 = 102;
-/// What `VmFlags` say about an area and the advice that makes it so.
-pub(crate) const ADVICE: [(&str, u64); 7] =
-    [("rr", 1), ("sr", 2), ("dc", 10), ("mg", 12), ("nh", 15), ("dd", 16), ("wf", 18)];
 
 /// Maps everything. The scratch area stays.
 pub(super) fn fill(remote: &Remote, process: &Process, made: &Made, how: How) -> Result<()> {
@@ -99,9 +96,9 @@ impl Filling<'_> {
         let prot = area.prot | fill;
         let arguments = [area.start, length, prot.into(), flags as u64, number(fd), offset];
         table.call(told(area, "mapping"), libc::SYS_mmap, &arguments);
-        if has("hg") {
+        if has(HUGE.0) {
             // Before the content: huge pages are made when they are touched first.
-            table.try_call("huge pages", libc::SYS_madvise, &[area.start, length, MADV_HUGEPAGE]);
+            table.try_call("huge pages", libc::SYS_madvise, &[area.start, length, HUGE.1]);
         }
         let maps = self.maps(area, kind);
         let mapped = if maps { clusters(area) } else { Vec::new() };

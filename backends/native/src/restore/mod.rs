@@ -15,11 +15,10 @@ mod surroundings;
 mod table;
 mod threads;
 
-use crate::capture::lock::Lock;
+use crate::lock::{self, Lock};
 use crate::model::{Credentials, Image, Process, State};
 use crate::sys::{process, ptrace, task};
 use memory::How;
-pub(crate) use memory::{ADVICE, MADV_HUGEPAGE};
 use objects::Made;
 use remote::Remote;
 use serde_json::json;
@@ -39,8 +38,9 @@ struct Order {
     lock: Option<PathBuf>,
 }
 
-/// `--dir DIR [--map | --copy] [--pid-file FILE] [--lock FILE]`. Copying is the rule: memory that is mapped from the image is not quite
-/// what it was. `madvise(MADV_DONTNEED)`, after which a program may count on zeros, brings the saved content back.
+/// `--dir DIR [--map | --copy] [--pid-file FILE] [--lock FILE]`. Copying is the rule: memory that is mapped from the image
+/// is not quite what it was. `madvise(MADV_DONTNEED)`, after which a program may count on zeros, brings the saved content
+/// back.
 fn order(arguments: &[String]) -> Result<Order> {
     let mut order = Order::default();
     let mut words = arguments.iter();
@@ -64,7 +64,7 @@ fn order(arguments: &[String]) -> Result<Order> {
 /// Rebuilds what a directory holds. The answer tells how long each part took.
 pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     let order = order(arguments)?;
-    let _lock = order.lock.as_deref().map(Lock::take).transpose()?;
+    let _lock = order.lock.as_deref().map(|path| Lock::take(path, lock::PATIENCE)).transpose()?;
     let began = Instant::now();
     let image = check::load(&order.dir)?;
     check::not_of(&image)?;

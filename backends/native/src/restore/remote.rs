@@ -1,7 +1,8 @@
 //! One half-built process under the engine's hand: calls run in it, its memory written. It dies with the engine.
 
-use super::machine::{LOOP, SYSCALL};
+use super::machine::LOOP;
 use super::table::{ENTRIES, Failed, SCRATCH, Table};
+use crate::arch::registers::SYSCALL;
 use crate::model::Registers;
 use crate::sys::ptrace::{self, Stop};
 use nix::errno::Errno;

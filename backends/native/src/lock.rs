@@ -6,7 +6,8 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Longer than any step takes that works behind a restart.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Held until it is dropped, or its holder dies.
@@ -14,13 +15,13 @@ const LOOK: Duration = Duration::from_millis(2);
 pub(crate) struct Lock(#[allow(dead_code, reason = "it is held, not used")] File);
 
 impl Lock {
-    /// Waits for it.
-    pub(crate) fn take(path: &Path) -> Result<Self> {
+    /// Waits for it, at most so long.
+    pub(crate) fn take(path: &Path, patience: Duration) -> Result<Self> {
         let failed = |error: &std::io::Error| {
             BackendError::failed(format!("{} cannot be locked", path.display())).because(error)
         };
         let file = File::options().create(true).append(true).open(path).map_err(|error| failed(&error))?;
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Self(file)),
