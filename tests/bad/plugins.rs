@@ -407,3 +407,26 @@ fn a_plugin_of_somebody_else_is_served_like_any_other() {
     assert!(env.ok(&["backend", "list"]).unwrap().out.contains("faulty"));
     env.finish().unwrap();
 }
+
+/// The application goes on without it, but somebody has to hear of it.
+#[test]
+fn a_helper_that_fails_and_is_not_essential() {
+    need!(image, userns);
+    let env = Env::new(Who::User).unwrap();
+    let small = image(&env, "small");
+    let start = ["instance", "start", "--backend", "faulty", "--checkpoint", "kept", "--backend-option"];
+    env.ok(&[&start[..], &["helper=true", &small, "one", IDLE]].concat()).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let log = loop {
+        let told = env.ok(&["checkpoint", "instance", "one"]).unwrap().err;
+        let said = "the engine's helper ended (exit 3); what it said is in ";
+        if let Some((_, rest)) = told.split_once(said) {
+            break rest.lines().next().unwrap().to_owned();
+        }
+        assert!(std::time::Instant::now() < deadline, "nobody tells of it: {told}");
+    };
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "oh dear\n");
+    let again = env.ok(&["checkpoint", "instance", "one"]).unwrap().err;
+    assert!(!again.contains("helper"), "it is told once: {again}");
+    env.finish().unwrap();
+}

@@ -54,6 +54,7 @@ impl CheckpointBackend for Faulty {
                     OptionKind::List,
                     "What to do wrong and where: panic:capture,hang:ready",
                 ),
+                OptionSpec::new("helper", OptionKind::Boolean, "With a helper that fails"),
                 OptionSpec::new(
                     "fault",
                     OptionKind::Choice(odd::WORDS.iter().map(|w| (*w).to_owned()).collect()),
@@ -85,7 +86,17 @@ impl CheckpointBackend for Faulty {
     fn plan_launch(&self, host: &mut Host<'_>, _: &LaunchRequest) -> Result<LaunchPlan> {
         faults::commit("plan_launch", Some(host))?;
         host.remember("planned", "yes");
-        Ok(LaunchPlan::default())
+        let mut plan = LaunchPlan::default();
+        if host.option_bool("helper") == Some(true) {
+            let words = ["/bin/sh", "-c", "echo oh dear; exit 3"].map(str::to_owned);
+            plan.needs.helpers.push(Helper {
+                name: "helper".to_owned(),
+                argv: words.to_vec(),
+                readiness: Readiness::Started,
+                ..Helper::default()
+            });
+        }
+        Ok(plan)
     }
 
     fn ready(&self, host: &mut Host<'_>, _: &InstanceView) -> Result<ReadyReport> {
