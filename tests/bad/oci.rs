@@ -180,25 +180,19 @@ fn content_with_another_digest() {
     let last = layer.len() - 1;
     layer[last] ^= 1;
     let digest: &'static str = Box::leak(made.layers[0].digest.clone().into_boxed_str());
-    let registry = odd(&made, digest, move |_| Answer::new(200, layer.clone())).unwrap();
-    // The archive in it is whole, only the packing is not.
-    insta::assert_snapshot!(digests(&told(&env, &registry).unwrap()), @"
-    exit 255
-    FATAL:   cannot unpack layer 1 of N, from docker://127.0.0.1:N/x/y:v1
-             because: layer $DIGEST is damaged
-             because: its content has digest sha256:$DIGEST
-             hint:    try again: it was removed from the cache
-    ");
     let mut other = gzip(b"").unwrap();
     other.resize(made.layers[0].bytes.len(), 0);
-    let registry = odd(&made, digest, move |_| Answer::new(200, other.clone())).unwrap();
-    insta::assert_snapshot!(digests(&told(&env, &registry).unwrap()), @"
-    exit 255
-    FATAL:   cannot unpack layer 1 of N, from docker://127.0.0.1:N/x/y:v1
-             because: layer $DIGEST is damaged
-             because: its content has digest sha256:$DIGEST
-             hint:    try again: it was removed from the cache
-    ");
+    // The archive in the first is whole, only the packing is not; the second is another one.
+    for body in [layer, other] {
+        let registry = odd(&made, digest, move |_| Answer::new(200, body.clone())).unwrap();
+        insta::allow_duplicates! { insta::assert_snapshot!(digests(&told(&env, &registry).unwrap()), @"
+        exit 255
+        FATAL:   cannot unpack layer 1 of N, from docker://127.0.0.1:N/x/y:v1
+                 because: layer $DIGEST is damaged
+                 because: its content has digest sha256:$DIGEST
+                 hint:    try again: it was removed from the cache
+        "); }
+    }
     // Nothing of it was believed: the right one is had afterwards.
     let right = Odd::with(&made, |_, _| None).unwrap();
     assert_eq!(env.ok(&["run", &right.name("x/y:v1")]).unwrap().out, "it says nothing\n");
