@@ -23,13 +23,15 @@ const PROT_WRITE: u32 = 2;
 const LEAST: u64 = 64 << 10;
 /// Runs that are so near become one mapping.
 const GAP: u64 = 1 << 20;
-/// The kernel copies at most 2 GiB a call.
-const MOST: u64 = 1 << 30;
+/// So much is read at once: what the processor has just emptied for it is still at hand then.
+const PART: u64 = 1 << 20;
 /// `vm.max_map_count` is 65530: file mappings do not merge as anonymous ones do.
 const MOST_MAPPED: usize = 20_000;
 /// Instead of MAP_PRIVATE: the kernel may empty it at any time.
 const MAP_DROPPABLE: i32 = 8;
 const MADV_GUARD_INSTALL: u64 = 102;
+/// Since Linux 5.14.
+const MADV_POPULATE_WRITE: u64 = 23;
 
 /// Maps everything. The scratch area stays.
 pub(super) fn fill(remote: &Remote, process: &Process, made: &Made, how: How) -> Result<()> {
@@ -142,7 +144,12 @@ impl Filling<'_> {
     fn read(&self, remote: &Remote, table: &mut Table, area: &Area, piece: [u64; 4]) -> Result<()> {
         let [mut at, mut left, file, mut offset] = piece;
         while left > 0 {
-            let part = MOST.min(left);
+            let part = PART.min(left);
+            if part >= LEAST {
+                // One call for all pages instead of a fault for each: reading takes two thirds of the time then.
+                let arguments = [at, part, MADV_POPULATE_WRITE];
+                table.try_call("making room", libc::SYS_madvise, &arguments);
+            }
             let arguments = [self.file(file), at, part, offset];
             table.exact(told(area, "reading the image into"), libc::SYS_pread64, &arguments, part);
             (at, left, offset) = (at + part, left - part, offset + part);
