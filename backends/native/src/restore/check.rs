@@ -65,13 +65,18 @@ pub(crate) fn parse(text: &[u8]) -> Result<Image> {
         format: u32,
     }
     let unclear = |e: serde_json::Error| damaged("the image's core.json cannot be understood").because(e);
-    let head: Head = serde_json::from_slice(text).map_err(unclear)?;
-    if !(OLDEST..=FORMAT).contains(&head.format) {
+    let read = serde_json::from_slice::<Image>(text);
+    // What is of another format need not look like an image.
+    let format = match &read {
+        Ok(image) => image.format,
+        Err(_) => serde_json::from_slice::<Head>(text).map_err(unclear)?.format,
+    };
+    if !(OLDEST..=FORMAT).contains(&format) {
         return Err(BackendError::new(kind::UNSUPPORTED, "the image cannot be understood")
-            .because(format!("it has format {}, and this engine reads up to {FORMAT}", head.format))
+            .because(format!("it has format {format}, and this engine reads up to {FORMAT}"))
             .help("take the version of stasis that saved it"));
     }
-    let image: Image = serde_json::from_slice(text).map_err(unclear)?;
+    let image = read.map_err(unclear)?;
     match wrong(&image) {
         None => Ok(image),
         Some(why) => Err(damaged("the image's core.json is damaged").because(why)),

@@ -9,6 +9,7 @@ mod layout;
 mod machine;
 mod memory;
 mod objects;
+mod pinned;
 mod remote;
 pub(crate) mod skeleton;
 mod surroundings;
@@ -20,6 +21,7 @@ use crate::model::{Credentials, Image, Process, State};
 use crate::sys::{process, ptrace, task};
 use memory::How;
 use objects::Made;
+use pinned::Pinned;
 use remote::Remote;
 use serde_json::json;
 use stasis_plugin_api::prelude::*;
@@ -76,12 +78,13 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     let checked = began.elapsed();
     let made = objects::make(&order.dir, &image)?;
     let opened = began.elapsed();
+    let pinned = Pinned::here(&image, how);
     let mut tree = Tree { pids: vec![image.root], released: false };
     skeleton::make(&image, &made).inspect_err(|error| tree.keep_others(error))?;
     let born = began.elapsed();
     let remotes = rebuild(&image, &made, &engine, how, &mut tree)?;
     let filled = began.elapsed();
-    finish(&image, &made, &remotes)?;
+    finish(&image, &made, &remotes, pinned.as_ref())?;
     if let Some(path) = &order.pid_file {
         std::fs::write(path, format!("{}\n", image.root))
             .map_err(|e| BackendError::failed(format!("cannot write {}", path.display())).because(e))?;
@@ -192,20 +195,21 @@ fn rebuild(
 }
 
 /// Everything that begins to act as soon as it is there.
-fn finish(image: &Image, made: &Made, remotes: &[Remote]) -> Result<()> {
+fn finish(image: &Image, made: &Made, remotes: &[Remote], pinned: Option<&Pinned>) -> Result<()> {
     objects::owners(image, made)?;
     for (remote, process) in remotes.iter().zip(living(image)) {
         late::signals(remote, process)?;
         late::last(remote, process)?;
         threads::finish(process)?;
-        scheduling(process);
+        scheduling(process, pinned);
     }
     Ok(())
 }
 
 /// What another process may set. Values beyond what this user may have stay at what it may.
-fn scheduling(process: &Process) {
+fn scheduling(process: &Process, pinned: Option<&Pinned>) {
     for thread in &process.threads {
+        pinned.inspect(|pinned| pinned.let_go(thread.tid));
         if thread.policy != 0 {
             let policy = i32::try_from(thread.policy).unwrap_or(0);
             let _ = task::set_policy(thread.tid, policy, thread.priority);

@@ -78,6 +78,12 @@ pub(crate) fn robust_list(tid: i32) -> Result<[u64; 2]> {
     Ok(list)
 }
 
+/// The processor on which this thread runs.
+pub(crate) fn processor() -> Option<usize> {
+    // SAFETY: it only answers.
+    usize::try_from(unsafe { libc::sched_getcpu() }).ok()
+}
+
 /// The processors that a thread may run on.
 pub(crate) fn affinity(tid: i32) -> Result<Vec<u64>> {
     let mut words = vec![0_u64; 128];

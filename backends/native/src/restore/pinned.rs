@@ -1,0 +1,46 @@
+//! One processor for the engine and what it builds. They take turns at every step, and to wake another processor takes
+//! longer than most steps do.
+
+use super::memory::How;
+use crate::model::Image;
+use crate::sys::{process, task};
+
+/// From so many bytes on the content takes longer than the steps, and the kernel is to choose where it is read.
+const MUCH: u64 = 64 << 20;
+
+/// Where this process might run before.
+#[derive(Debug)]
+pub(super) struct Pinned {
+    usual: Vec<u64>,
+}
+
+impl Pinned {
+    /// Keeps this process, and all that it makes, where it runs now. `None` where that cannot be had or is of no use.
+    pub(super) fn here(image: &Image, how: How) -> Option<Self> {
+        if how == How::Copy && content(image) >= MUCH {
+            return None;
+        }
+        let usual = process::affinity(0).ok()?;
+        let here = process::processor()?;
+        let mut only = vec![0; usual.len()];
+        *only.get_mut(here / 64)? = 1_u64 << (here % 64);
+        task::set_affinity(0, &only).ok()?;
+        Some(Self { usual })
+    }
+
+    /// Lets a thread run wherever it might have run.
+    pub(super) fn let_go(&self, tid: i32) {
+        // The processors may have changed meanwhile; then the kernel has moved it already.
+        let _ = task::set_affinity(tid, &self.usual);
+    }
+}
+
+/// The bytes that are read.
+fn content(image: &Image) -> u64 {
+    let areas = image.processes.iter().flat_map(|process| &process.areas);
+    let bytes = |area: &crate::model::Area| {
+        let runs = area.runs.iter().map(|[_, length]| *length);
+        runs.chain(area.pieces.iter().map(|[_, length, ..]| *length)).fold(0, u64::saturating_add)
+    };
+    areas.map(bytes).fold(0, u64::saturating_add)
+}
