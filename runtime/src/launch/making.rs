@@ -14,20 +14,33 @@ use std::path::{Path, PathBuf};
 /// A root in the making.
 pub(crate) struct Making {
     pub(crate) root: OwnedFd,
+    /// As the kernel tells it.
+    path_of_root: Option<PathBuf>,
     pub(crate) workshop: OwnedFd,
     pub(crate) notes: Vec<String>,
     pub(crate) rooms: Vec<OwnedFd>,
     files: u32,
-    /// Where something was mounted, and which directory of the host it is.
-    made: Vec<(PathBuf, Option<PathBuf>)>,
+    /// What was mounted, in the order in which it was.
+    made: Vec<Mounted>,
     /// Where a memory file system of the container's own was mounted, and its device.
     tmpfs: Vec<(PathBuf, libc::dev_t)>,
+}
+
+/// Something that was mounted.
+struct Mounted {
+    target: PathBuf,
+    /// Where that is in the root, links resolved.
+    place: Option<PathBuf>,
+    /// Which directory of the host it is.
+    source: Option<PathBuf>,
 }
 
 impl Making {
     /// Only the image so far. What is made for it lies in `workshop`; `rooms` are closed at the end.
     pub(crate) fn new(root: OwnedFd, workshop: OwnedFd, rooms: Vec<OwnedFd>) -> Self {
-        Self { root, workshop, notes: Vec::new(), rooms, files: 0, made: Vec::new(), tmpfs: Vec::new() }
+        let path_of_root = sys::real_path(root.as_fd());
+        let (notes, made, tmpfs) = (Vec::new(), Vec::new(), Vec::new());
+        Self { root, path_of_root, workshop, notes, rooms, files: 0, made, tmpfs }
     }
 
     /// Those that no later mount hides: a bind of `/var` shows the host's `/var/tmp`.
@@ -74,19 +87,30 @@ impl Making {
     /// Shows a path of the host at `target`.
     pub(crate) fn bind(&mut self, source: &Path, target: &Path, writable: bool) -> Result<()> {
         let from = sys::open_place(source).map_err(|e| cannot("open the bind source", source, e))?;
-        self.bind_open(from.as_fd(), target, writable)?;
-        self.made.push((target.to_owned(), Some(source.to_owned())));
+        let to = self.bind_open(from.as_fd(), target, writable)?;
+        self.note(target, &to, Some(source));
         Ok(())
     }
 
-    fn bind_open(&mut self, from: BorrowedFd<'_>, target: &Path, writable: bool) -> Result<()> {
+    fn note(&mut self, target: &Path, to: &OwnedFd, source: Option<&Path>) {
+        let (place, source) = (self.place_of(to.as_fd()), source.map(Path::to_owned));
+        self.made.push(Mounted { target: target.to_owned(), place, source });
+    }
+
+    /// Where something opened in the root lies there, links resolved.
+    fn place_of(&self, there: BorrowedFd<'_>) -> Option<PathBuf> {
+        sys::real_path_below(self.path_of_root.as_ref()?, there)
+    }
+
+    /// Answers with what was mounted upon.
+    fn bind_open(&mut self, from: BorrowedFd<'_>, target: &Path, writable: bool) -> Result<OwnedFd> {
         let to = self.place(target, is_directory(from))?;
         sys::bind(from, to.as_fd()).map_err(|e| cannot("mount something at", target, e))?;
         if !writable {
             let top = self.open(target)?;
             sys::make_read_only(top.as_fd()).map_err(|e| cannot("make read-only", target, e))?;
         }
-        Ok(())
+        Ok(to)
     }
 
     /// Mounts a new file system.
@@ -101,7 +125,7 @@ impl Making {
         let flags = flags | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         sys::mount(Some(Path::new("stasis")), &sys::path_of(to.as_fd()), Some(kind), flags, data)
             .map_err(|e| cannot(&format!("mount {kind} at"), target, e))?;
-        self.made.push((target.to_owned(), None));
+        self.note(target, &to, None);
         Ok(())
     }
 
@@ -118,7 +142,7 @@ impl Making {
         let workshop = sys::path_of(self.workshop.as_fd());
         let failed = |e| cannot("separate the file for", target, e);
         sys::propagation(&workshop, MsFlags::MS_PRIVATE).map_err(failed)?;
-        self.bind_open(made.as_fd(), target, false)?;
+        drop(self.bind_open(made.as_fd(), target, false)?);
         sys::propagation(&workshop, MsFlags::MS_UNBINDABLE).map_err(failed)
     }
 
@@ -158,7 +182,7 @@ impl Making {
             Some(data),
         )
         .map_err(|e| cannot("mount a tmpfs at", target, e))?;
-        self.made.push((target.to_owned(), None));
+        self.note(target, &to, None);
         Ok(())
     }
 
@@ -175,7 +199,7 @@ impl Making {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
         if sys::open_below(self.root.as_fd(), node, flags).is_ok_and(|fd| is_character_device(fd.as_fd())) {
             let ours = self.open(&target.join("ptmx"))?;
-            self.bind_open(ours.as_fd(), node, true)?;
+            drop(self.bind_open(ours.as_fd(), node, true)?);
         }
         Ok(())
     }
@@ -249,22 +273,13 @@ impl Making {
 
     /// A directory that was bound from the host is shown, and nothing more: no mount point is made in it.
     fn refuse_the_hosts(&self, path: &Path, parent: &Path, within: BorrowedFd<'_>) -> Result<()> {
-        let root = self.root.as_fd();
-        let Some(path_of_root) = sys::real_path(root) else { return Ok(()) };
-        let place = |target: &Path| {
-            let there = sys::open_below(root, target, OFlag::O_PATH).ok()?;
-            sys::real_path_below(&path_of_root, there.as_fd())
-        };
-        let Some(here) = sys::real_path_below(&path_of_root, within) else { return Ok(()) };
-        let above = self.made.iter().filter_map(|(target, source)| {
-            let place = place(target)?;
-            here.starts_with(&place).then_some((place, target, source))
-        });
+        let Some(here) = self.place_of(within) else { return Ok(()) };
+        let places = self.made.iter().filter_map(|mounted| Some((mounted.place.as_ref()?, mounted)));
         // Of two at one place the later one is what is seen.
-        let Some((place, target, Some(source))) = above.max_by_key(|(place, ..)| place.iter().count()) else {
-            return Ok(());
-        };
-        let below = here.strip_prefix(&place).unwrap_or(&here);
+        let above =
+            places.filter(|(place, _)| here.starts_with(place)).max_by_key(|(place, _)| place.iter().count());
+        let Some((place, Mounted { target, source: Some(source), .. })) = above else { return Ok(()) };
+        let below = here.strip_prefix(place).unwrap_or(&here);
         let missing = path.strip_prefix(parent).unwrap_or(path);
         let there: PathBuf = source.join(below).join(missing).components().collect();
         Err(Error::new(format!("cannot mount at {}: there is nothing to mount on", path.display()))

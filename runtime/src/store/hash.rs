@@ -196,7 +196,11 @@ impl<'a> Pool<'a> {
         let mut open = None;
         let mut buffer = Vec::new();
         while let Some(part) = self.take() {
-            buffer.resize(BUFFER, 0);
+            // As much as is needed: making room in memory costs more than hashing a small file.
+            let most = usize::try_from(part.to - part.from).unwrap_or(BUFFER).min(BUFFER);
+            if buffer.len() < most {
+                buffer.resize(most, 0);
+            }
             tell(self.hash(part, &mut open, &mut buffer).map(|value| (part, value)))?;
         }
         Ok(())
