@@ -112,16 +112,32 @@ enum Start {
     Exec(actions::ExecArgs),
     Run(actions::RunArgs),
     Shell(actions::ShellArgs),
+    #[command(subcommand)]
+    Instance(StartInstance),
 }
 
+#[derive(Debug, Subcommand)]
+#[command(defer = true)]
+enum StartInstance {
+    Start(Box<instance::StartArgs>),
+    Run(Box<instance::StartArgs>),
+}
+
+/// Wherever one of these is among the words it may be the command.
+const QUICK: [&str; 4] = ["exec", "run", "shell", "instance"];
+
 fn parse(arguments: &[OsString]) -> std::result::Result<Cli, clap::Error> {
-    if arguments.iter().any(|word| word == "exec" || word == "run" || word == "shell")
+    if arguments.iter().any(|word| QUICK.iter().any(|quick| word == quick))
         && let Ok(Quick { globals, command }) = Quick::try_parse_from(arguments)
     {
         let command = match command {
             Start::Exec(args) => Command::Exec(args),
             Start::Run(args) => Command::Run(args),
             Start::Shell(args) => Command::Shell(args),
+            Start::Instance(command) => Command::Instance(match command {
+                StartInstance::Start(args) => instance::InstanceCommand::Start(args),
+                StartInstance::Run(args) => instance::InstanceCommand::Run(args),
+            }),
         };
         return Ok(Cli { globals, command });
     }
@@ -261,6 +277,11 @@ mod tests {
             "stasis run --checkpoint kept --backend auto image --verbose",
             "stasis shell --restart kept@3 -",
             "stasis instance run image name exec",
+            "stasis --quiet instance start --restart kept -B /a image name --nocolor",
+            "stasis instance start image",
+            "stasis instance start --help",
+            "stasis instance list --json",
+            "stasis instance",
             "stasis exec",
             "stasis exec --help",
             "stasis exec --no-such image true",
