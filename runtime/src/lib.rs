@@ -33,8 +33,7 @@ use std::ffi::OsString;
 pub fn run(arguments: Vec<OsString>) -> i32 {
     match arguments.get(1).and_then(|role| role.to_str()) {
         Some(init::ROLE) => init::main(),
-        Some(monitor::ROLE) => monitor::main(),
-        Some(worker::ROLE) => worker::child::main(),
+        Some(worker::ROLE) => worker::child::started(),
         Some(image::output::GUARD) => image::output::guard(arguments.get(2)),
         Some(cli::generated::MAN_PAGES) => cli::write_man_pages(arguments.get(2)),
         _ => cli::main(arguments),

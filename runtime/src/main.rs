@@ -1,4 +1,4 @@
-//! The `stasis` command. The same binary is started again as monitor, init and worker.
+//! The `stasis` command. The same binary is started again as init and as worker.
 
 use std::process::ExitCode;
 

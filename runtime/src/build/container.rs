@@ -168,7 +168,8 @@ fn carry_out(order: &Order) -> Result<Ending> {
         nix::sys::signal::SigSet::thread_get_mask().unwrap_or_else(|_| nix::sys::signal::SigSet::empty());
     let signals = serve::signals(false)?;
     let waited = (|| {
-        let container = start::start(order, None)?;
+        let container = start::start(&order.spec, None)?;
+        container.order(order)?;
         container.replaced(Duration::from_secs(60))?;
         loop {
             let mut watched = [

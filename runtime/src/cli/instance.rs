@@ -9,16 +9,15 @@ use crate::cli::{Session, others, output, report};
 use crate::error::{Error, Result};
 use crate::image::attach::Held;
 use crate::instance::{Liveness, Record, Seen};
-use crate::monitor::client;
 use crate::monitor::control::{Reply, Request, Started};
-use crate::monitor::{CHANNEL, LIBRARY, ROLE, place};
+use crate::monitor::{self, client, place};
 use crate::name::InstanceName;
 use crate::spec::resolve::Action;
 use crate::store::Store;
 use crate::sys::channel::Channel;
 use crate::sys::process;
 use clap::{Args, Subcommand};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 /// `instance`.
@@ -198,23 +197,24 @@ fn start(session: &Session, args: StartArgs, runscript: bool) -> Result<()> {
     Ok(())
 }
 
-/// Starts a monitor and waits for its word.
+/// Makes a monitor and waits for its word. It is a fork of this process, which has one thread: what it needs to know
+/// is in its memory already.
 fn spawn(planned: &Planned) -> Result<Started> {
-    let cannot = |e: &std::io::Error| Error::new("cannot start the instance's monitor").because(e);
+    let cannot = |e: &dyn std::error::Error| Error::new("cannot start the instance's monitor").because(e);
     let (ours, theirs) = Channel::pair().map_err(|e| cannot(&e))?;
-    let mut fds = vec![(theirs.as_fd(), CHANNEL)];
-    fds.extend(planned.library.as_ref().map(|l| (l.as_fd(), LIBRARY)));
-    let mut child = process::spawn_self(&[ROLE.as_ref()], &fds, true).map_err(|e| cannot(&e))?;
+    let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(|e| cannot(&e));
+    let library = planned.library.as_ref().map(|library| copy(library.as_fd())).transpose()?;
+    let image = planned.image.iter().flat_map(Held::descriptors).map(copy).collect::<Result<_>>()?;
+    let main = || monitor::main(&theirs, &planned.order, library, image);
+    let monitor = process::fork_with(&[], main).map_err(|e| cannot(&e))?;
     drop(theirs);
-    let handed = planned.image.as_ref().map(Held::descriptors).unwrap_or_default();
-    ours.send_with(&planned.order, &handed).map_err(|e| cannot(&e))?;
     let answer = client::answer(&ours, &Terminal::default());
     match answer {
         Ok((Reply::Started(started), _)) => Ok(started),
         Ok(_) => Err(Error::new("the monitor gave an answer that does not fit")),
         Err(error) => {
             // It ends by itself after an error; waiting means that nothing is left when this returns.
-            let _ = child.wait();
+            let _ = process::reap(monitor);
             Err(error)
         }
     }

@@ -18,7 +18,6 @@ use crate::launch::start::INIT_CHANNEL;
 use crate::sys::channel::Channel;
 use crate::sys::{fd, process, signal};
 use nix::sys::signal::Signal;
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// The role word with which our binary becomes an init.
@@ -26,15 +25,14 @@ pub const ROLE: &str = "__init";
 
 /// Runs the container. Returns an exit code.
 pub fn main() -> i32 {
-    let taken = fd::inherited(INIT_CHANNEL).and_then(|c| Ok((c, fd::inherited(INIT_CHANNEL + 1)?)));
-    let Ok((channel, order)) = taken else {
+    let Ok(channel) = fd::inherited(INIT_CHANNEL) else {
         // Started by hand: there is nobody to tell.
         return 255;
     };
-    let image = fd::inherited(INIT_CHANNEL + 2).ok();
-    fd::close_from(INIT_CHANNEL + 3);
+    let image = fd::inherited(INIT_CHANNEL + 1).ok();
+    fd::close_from(INIT_CHANNEL + 2);
     let channel = Channel::from(channel);
-    match run(&channel, order, image) {
+    match run(&channel, image) {
         Ok(()) => 0,
         Err(error) => {
             // A monitor that is gone needs no answer.
@@ -44,11 +42,12 @@ pub fn main() -> i32 {
     }
 }
 
-fn run(channel: &Channel, order: OwnedFd, image: Option<OwnedFd>) -> crate::error::Result<()> {
-    let mut text = Vec::new();
-    let unclear = |e: &dyn std::error::Error| Error::new("init cannot read its order").because(e);
-    std::fs::File::from(order).read_to_end(&mut text).map_err(|e| unclear(&e))?;
-    let order: Order = serde_json::from_slice(&text).map_err(|e| unclear(&e))?;
+fn run(channel: &Channel, image: Option<OwnedFd>) -> crate::error::Result<()> {
+    let received = channel.recv().map_err(|e| Error::new("init cannot read its order").because(&e))?;
+    let Some((order, _)): Option<(Order, _)> = received else {
+        // Whoever made this process has changed its mind.
+        return Ok(());
+    };
     // It ends by killing everybody that it sees, which has to be its own pid namespace.
     if std::process::id() != 1 {
         return Err(Error::new("init is not pid 1 of a pid namespace"));

@@ -4,7 +4,7 @@ use super::Result;
 use super::error::InstanceError;
 use nix::dir::Dir as Entries;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, open, openat, renameat, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use std::fs::{DirBuilder, File};
@@ -159,21 +159,31 @@ impl Dir {
         Ok(Some(bytes))
     }
 
-    /// Replaces a file as a whole. Not made durable: what it says does not outlive the kernel. The caller has
-    /// the directory for itself: the temporary name is always the same.
-    pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    /// Replaces a file as a whole, which is not durable then: the caller, to whom the new one is given, may make it so.
+    /// The caller has the directory for itself: the name of the file beside it is always the same.
+    ///
+    /// They change places, and the old one stays for the next time. Nobody waits for the disk so: ext4 writes out what is
+    /// renamed over another file, or cut to nothing and written anew.
+    pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> Result<File> {
         let new = temporary(name);
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT;
         let written = self.open_file(&new, flags).and_then(|mut file| {
-            file.write_all(bytes).map_err(|e| InstanceError::io("write", &self.path.join(name), e))?;
-            renameat(&self.fd, new.as_str(), &self.fd, name)
-                .map_err(|e| InstanceError::io("replace", &self.path.join(name), e))
+            let written = file.write_all(bytes).and_then(|()| file.set_len(bytes.len() as u64));
+            written.map_err(|e| InstanceError::io("write", &self.path.join(name), e))?;
+            self.put(&new, name).map_err(|e| InstanceError::io("replace", &self.path.join(name), e))?;
+            Ok(file)
         });
         if written.is_err() {
             // The error being returned says more than one from here would.
             let _ = unlinkat(&self.fd, new.as_str(), UnlinkatFlags::NoRemoveDir);
         }
         written
+    }
+
+    fn put(&self, new: &str, name: &str) -> nix::Result<()> {
+        // There is none yet, or this file system cannot do that.
+        renameat2(&self.fd, new, &self.fd, name, RenameFlags::RENAME_EXCHANGE)
+            .or_else(|_| renameat(&self.fd, new, &self.fd, name))
     }
 
     /// Removes the entry, which is no directory with something in it. Nothing there is no error.
@@ -190,7 +200,7 @@ impl Dir {
     }
 }
 
-/// What [`Dir::replace`] leaves beside `name` when it is killed.
+/// What [`Dir::replace`] leaves beside `name`.
 pub(super) fn temporary(name: &str) -> String {
     format!(".{name}.new")
 }

@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::launch::protocol::{FromInit, Order};
 use crate::launch::{root, userns};
-use crate::spec::{ContainerSpec, RootMode};
+use crate::spec::{ContainerSpec, IdSpec, RootMode};
 use crate::sys::channel::Channel;
 use crate::sys::process::{self, Forked};
 use nix::sched::CloneFlags;
@@ -13,10 +13,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The descriptor at which init finds its channel. Its order and, where the image is one, the mount follow.
+/// The descriptor at which init finds its channel, over which its order comes. The mount follows, where the image is one.
 pub const INIT_CHANNEL: i32 = 3;
 
-/// A container whose first process was made.
+/// A container whose first process was made. It waits for its order.
 #[derive(Debug)]
 pub struct Container {
     /// The first process, as seen here.
@@ -25,6 +25,23 @@ pub struct Container {
     pub pidfd: OwnedFd,
     /// To init.
     pub channel: Channel,
+    made_as: Shape,
+}
+
+/// What of a spec counts when a first process is made.
+#[derive(Debug, PartialEq, Eq)]
+struct Shape {
+    namespaces: CloneFlags,
+    ids: IdSpec,
+    init: bool,
+    mounted: bool,
+}
+
+impl Shape {
+    fn of(spec: &ContainerSpec) -> Self {
+        let (ids, init, mounted) = (spec.ids.clone(), spec.init, spec.root.is_mounted());
+        Self { namespaces: flags(spec), ids, init, mounted }
+    }
 }
 
 /// Why it does not stand.
@@ -80,12 +97,12 @@ fn flags(spec: &ContainerSpec) -> CloneFlags {
 }
 
 /// Makes the container's first process, which is an init or, where none is wanted, the application itself. The caller
-/// has one thread, and holds the image's mount where it is one.
+/// has one thread, and holds the image's mount where it is one. What the process is to do is told later, by
+/// [`Container::order`].
 ///
 /// # Errors
 /// What the host refuses, with the remedy.
-pub fn start(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Container> {
-    let spec = &order.spec;
+pub fn start(spec: &ContainerSpec, image: Option<BorrowedFd<'_>>) -> Result<Container> {
     if !spec.namespaces.pid {
         return Err(Error::new(format!(
             "the container {} asks for a first process and for no pid namespace",
@@ -99,12 +116,12 @@ pub fn start(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Container> 
     let (pid, pidfd) = match forked {
         Forked::Child => {
             drop(ours);
-            process::end(first_process(order, &theirs, image))
+            process::end(first_process(spec, &theirs, image))
         }
         Forked::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
     };
     drop(theirs);
-    let container = Container { pid, pidfd, channel: ours };
+    let container = Container { pid, pidfd, channel: ours, made_as: Shape::of(spec) };
     let ready = match spec.namespaces.user {
         true => userns::map(pid.unsigned_abs(), &spec.ids),
         false => Ok(()),
@@ -113,9 +130,14 @@ pub fn start(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Container> 
         container.kill();
         return Err(error);
     }
-    // It has the order from this process's memory, and waits only for the maps.
-    container.channel.send(&()).map_err(broken)?;
-    Ok(container)
+    // It waits for the maps.
+    match container.channel.send(&()) {
+        Ok(()) => Ok(container),
+        Err(error) => {
+            container.kill();
+            Err(broken(error))
+        }
+    }
 }
 
 /// Turns this process into the application of a container without an init. The caller has one thread. Returns only
@@ -139,6 +161,24 @@ pub fn become_application(order: &Order, image: Option<BorrowedFd<'_>>) -> Error
 }
 
 impl Container {
+    /// Whether it was made as this spec wants it.
+    #[must_use]
+    pub fn fits(&self, spec: &ContainerSpec) -> bool {
+        self.made_as == Shape::of(spec)
+    }
+
+    /// Tells the first process what to do.
+    ///
+    /// # Errors
+    /// It is gone. So is the container.
+    pub fn order(&self, order: &Order) -> Result<()> {
+        self.channel.send(order).map_err(|error| {
+            let lost = self.lost(Some(&error));
+            self.kill();
+            lost
+        })
+    }
+
     /// Waits until the application's program runs.
     ///
     /// # Errors
@@ -222,16 +262,19 @@ impl Container {
 
 /// In the new process: waits for the id maps, then becomes init or the application. Returns an exit code; what went
 /// wrong was told over the channel.
-fn first_process(order: &Order, channel: &Channel, image: Option<BorrowedFd<'_>>) -> i32 {
+fn first_process(spec: &ContainerSpec, channel: &Channel, image: Option<BorrowedFd<'_>>) -> i32 {
     let Ok(Some(((), _))) = channel.recv() else {
         // The monitor died or gave up.
         return 255;
     };
-    let failed = match order.spec.init {
-        true => become_init(channel, order, image),
-        false => match root::make(order, image) {
-            Ok(_) => crate::init::app::become_application(&order.spec),
-            Err(error) => error,
+    let failed = match spec.init {
+        true => become_init(channel, spec, image),
+        false => match channel.recv::<Order>() {
+            Ok(Some((order, _))) => match root::make(&order, image) {
+                Ok(_) => crate::init::app::become_application(&order.spec),
+                Err(error) => error,
+            },
+            _ => return 255,
         },
     };
     // If nobody listens any more there is nobody to tell.
@@ -241,21 +284,17 @@ fn first_process(order: &Order, channel: &Channel, image: Option<BorrowedFd<'_>>
 
 /// Starts our own binary again, before the root is left: a process that never did an exec in its user
 /// namespace could not be looked into by its owner.
-fn become_init(channel: &Channel, order: &Order, image: Option<BorrowedFd<'_>>) -> Error {
+fn become_init(channel: &Channel, spec: &ContainerSpec, image: Option<BorrowedFd<'_>>) -> Error {
     let cannot = |what: &str, e: nix::errno::Errno| {
         Error::new(format!("cannot start the container's init ({what})")).because(e.desc())
     };
-    if order.spec.namespaces.user
-        && order.spec.ids.uid != 0
+    if spec.namespaces.user
+        && spec.ids.uid != 0
         && let Err(e) = process::keep_capabilities_over_exec()
     {
         return cannot("capabilities", e).help(userns::forbidden_help(Some(e)));
     }
-    let again = match crate::sys::channel::in_memory("stasis-order", order) {
-        Ok(fd) => fd,
-        Err(e) => return Error::new("cannot start the container's init (memory)").because(&e),
-    };
-    let handed = [Some(channel.as_fd()), Some(again.as_fd()), image];
+    let handed = [Some(channel.as_fd()), image];
     // Out of the way of the numbers that they get.
     let lifted: std::io::Result<Vec<_>> = handed.into_iter().flatten().map(crate::sys::fd::lift).collect();
     let Ok(lifted) = lifted else {

@@ -6,13 +6,14 @@ use crate::image::attach::{self, Held, Way};
 use crate::image::{Image, identity};
 use crate::instance::{Claim, Host, Instances, Record, State};
 use crate::launch::protocol::{Ending, Order};
-use crate::launch::start::{self, Container, NotStood};
+use crate::launch::start::{Container, NotStood};
 use crate::monitor::Teller;
 use crate::monitor::ask::{Asked, Planned, ask};
 use crate::monitor::control::{RestartedFrom, Started};
+use crate::monitor::early::{self, First};
 use crate::monitor::live::{EngineLive, Live, Parts, Phase, lock, tail};
 use crate::monitor::order::{EngineOrder, MonitorOrder, Verify};
-use crate::monitor::place::{clear, listen, mount_point, runtime_directory};
+use crate::monitor::place::{clear, listen, mount_point, runtime_directory, runtime_path};
 use crate::monitor::ready::{handshake, settled};
 use crate::monitor::{restart, verify};
 use crate::name::{BackendName, CheckpointName, InstanceName};
@@ -57,6 +58,8 @@ pub struct Begun {
     pub foreground: bool,
     /// Keeps what was unpacked here in the cache.
     pub kept: Option<File>,
+    /// Has nothing more to do. Ending it takes a moment, for which whoever waits for the start need not wait.
+    pub worker: Option<Worker>,
 }
 
 impl Begun {
@@ -90,11 +93,12 @@ pub fn begin(
     teller: &dyn Teller,
 ) -> Result<Begun> {
     let name = InstanceName::new(&order.spec.name)?;
+    let worker = early::worker(order, library, image.as_ref(), &runtime_path(&order.runtime_dir, &name))?;
     let instances = Instances::open(&order.data_root, Host::from_kernel()?);
     let mut claim = instances.claim(&name)?;
     let outcome = runtime_directory(&order.runtime_dir, &name).and_then(|runtime| {
         let new = new_checkpoint(order);
-        let made = make(order, library, image.as_ref(), teller, &mut claim, &runtime);
+        let made = make(order, worker, image.as_ref(), teller, &mut claim, &runtime);
         if made.is_err() {
             clear(&runtime);
             if let Some((store, name)) = new {
@@ -127,7 +131,7 @@ fn new_checkpoint(order: &MonitorOrder) -> Option<(Store, CheckpointName)> {
 
 fn make(
     order: &MonitorOrder,
-    library: Option<OwnedFd>,
+    worker: Option<(Plugin, Worker)>,
     image: Option<&Held>,
     teller: &dyn Teller,
     claim: &mut Claim,
@@ -135,16 +139,12 @@ fn make(
 ) -> Result<Begun> {
     let mut spec = order.spec.clone();
     claim.open_logs()?;
-    let mut prepared = match (&order.engine, library) {
-        (Some(wanted), Some(library)) => {
-            let prepared = prepare(order, wanted, library, image, runtime, teller)?;
-            Some(prepared)
-        }
-        (Some(wanted), None) => {
-            return Err(Error::new(format!("the library of backend \"{}\" is missing", wanted.plugin.name)));
-        }
-        (None, _) => None,
+    let mut prepared = match (&order.engine, worker) {
+        (Some(wanted), Some((plugin, worker))) => Some(prepare(order, wanted, plugin, worker, teller)?),
+        _ => None,
     };
+    let mount = image.and_then(Held::mount);
+    let first = First::start(&spec, mount);
     let mut kept = None;
     if let Some(prepared) = &mut prepared {
         let planned = plan(&spec, prepared, &order.data_root, teller)?;
@@ -161,9 +161,10 @@ fn make(
         fed: order.fed,
         size: order.size,
     };
-    let container = start::start(&init_order, image.and_then(Held::mount))?;
+    let container = first.take(&init_order.spec, mount)?;
+    container.order(&init_order)?;
     let stood = stand(order, spec, prepared, teller, runtime, logs, &container).and_then(|stood| {
-        claim.write(&record(order, &stood.live, claim, runtime, stood.restarted.as_ref())?)?;
+        claim.write_behind(&record(order, &stood.live, claim, runtime, stood.restarted.as_ref())?)?;
         Ok(stood)
     });
     match stood {
@@ -180,6 +181,7 @@ fn make(
                 restarted: stood.restarted,
                 foreground: order.foreground,
                 kept,
+                worker: stood.worker,
             })
         }
         Err(error) => {
@@ -196,6 +198,7 @@ struct Stood {
     wake: UnixStream,
     terminal: Option<OwnedFd>,
     restarted: Option<RestartedFrom>,
+    worker: Option<Worker>,
 }
 
 fn stand(
@@ -230,7 +233,7 @@ fn stand(
     let (wake, wake_there) = UnixStream::pair().map_err(broken)?;
     wake.set_nonblocking(true).map_err(broken)?;
     wake_there.set_nonblocking(true).map_err(broken)?;
-    let (engine, worker, generation, unverified) = match prepared {
+    let (engine, mut worker, generation, unverified) = match prepared {
         Some(p) => (Some(p.live), Some(p.worker), p.generation, p.unverified),
         None => (None, None, None, Vec::new()),
     };
@@ -247,7 +250,7 @@ fn stand(
     }));
     let (ear, hearing) = (Arc::clone(&live), container.channel.try_clone().map_err(broken)?);
     let ear = std::thread::spawn(move || ear.hear_init(&hearing));
-    let outcome = match worker {
+    let outcome = match &mut worker {
         Some(worker) => handshake(&live, worker, generation.as_ref(), order.foreground, teller)
             .and_then(|()| settle(&live)),
         None if order.foreground || stood.application == 0 => Ok(()),
@@ -268,7 +271,7 @@ fn stand(
     if let Some(generation) = generation {
         verify::behind(&live, generation, unverified);
     }
-    Ok(Stood { live, ear, wake, terminal: stood.terminal, restarted })
+    Ok(Stood { live, ear, wake, terminal: stood.terminal, restarted, worker })
 }
 
 /// What was brought back goes by this machine's clocks.
@@ -324,9 +327,8 @@ fn with_log(error: Error, logs: Option<&Path>) -> Error {
 fn prepare(
     order: &MonitorOrder,
     wanted: &EngineOrder,
-    library: OwnedFd,
-    image: Option<&Held>,
-    runtime: &Path,
+    plugin: Plugin,
+    mut worker: Worker,
     teller: &dyn Teller,
 ) -> Result<Prepared> {
     let name = CheckpointName::new(&wanted.checkpoint)?;
@@ -351,17 +353,6 @@ fn prepare(
         Some(number) => Some(restart::open(&checkpoint, number, wanted, &order.spec)?),
         None => None,
     };
-    let version_req = wanted.plugin.version.as_deref().map(semver::VersionReq::parse).transpose();
-    let plugin = Plugin {
-        name: wanted.plugin.name.clone(),
-        path: wanted.plugin.path.clone(),
-        library,
-        cache: Plugin::cache(&order.data_root, &wanted.plugin.name),
-        version_req: version_req.map_err(|e| Error::new("a version requirement is broken").because(&e))?,
-        options: wanted.plugin.options.clone(),
-        option_flags: wanted.plugin.flags.clone(),
-    };
-    let mut worker = Worker::spawn_with(&plugin, image.and_then(Held::mount), runtime)?;
     let descriptor = worker.describe()?;
     let mut unverified = Vec::new();
     if let Some(generation) = &generation {

@@ -7,6 +7,7 @@ pub mod capture;
 pub mod client;
 pub mod control;
 pub mod direct;
+mod early;
 pub mod findings;
 pub mod follow;
 pub mod foreground;
@@ -20,20 +21,13 @@ pub mod services;
 pub mod triggers;
 mod verify;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image::attach::Held;
 use crate::monitor::control::Reply;
 use crate::monitor::order::MonitorOrder;
 use crate::sys::channel::Channel;
-use crate::sys::fd;
-use std::os::fd::AsFd;
-
-/// The role word with which our binary becomes the monitor of an instance.
-pub const ROLE: &str = "__monitor";
-/// Where that monitor finds its channel to the command, and the plugin's library.
-pub const CHANNEL: i32 = 3;
-/// See [`CHANNEL`].
-pub const LIBRARY: i32 = 4;
+use crate::sys::{fd, signal};
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Told what happens on the way.
 pub trait Teller: Sync {
@@ -61,14 +55,14 @@ impl Teller for ChannelTeller<'_> {
     }
 }
 
-/// The monitor of an instance, started by `instance start`. Returns an exit code.
-pub fn main() -> i32 {
-    let Ok(channel) = fd::inherited(CHANNEL) else { return 255 };
-    let channel = Channel::from(channel);
-    let library = fd::inherited(LIBRARY).ok();
-    fd::close_from(LIBRARY + 1);
+/// The monitor of an instance, in a process that `instance start` forked. Whatever that one had open besides what is
+/// handed over is closed, and must not be used any more: this process ends when this returns, with the code returned.
+pub fn main(channel: &Channel, order: &MonitorOrder, library: Option<OwnedFd>, image: Vec<OwnedFd>) -> i32 {
+    let handed = image.iter().chain(&library).map(AsFd::as_fd);
+    fd::close_others(3, handed.chain([channel.as_fd()]));
     leave_streams();
-    match run(&channel, library) {
+    signal::reset(&[]);
+    match run(channel, order, library, Held::from_descriptors(image)) {
         Ok(code) => code,
         Err(error) => {
             // The command may have been interrupted; then there is nobody to tell.
@@ -89,17 +83,17 @@ fn leave_streams() {
     }
 }
 
-fn run(channel: &Channel, library: Option<std::os::fd::OwnedFd>) -> Result<i32> {
-    let (order, fds): (MonitorOrder, _) = match channel.recv() {
-        Ok(Some(received)) => received,
-        Ok(None) => return Err(Error::new("the command that started the monitor is gone")),
-        Err(e) => return Err(Error::new("the monitor cannot read its order").because(&e)),
-    };
+fn run(
+    channel: &Channel,
+    order: &MonitorOrder,
+    library: Option<OwnedFd>,
+    image: Option<Held>,
+) -> Result<i32> {
     // Until this process ends nobody removes an image of the cache that runs here.
     let directory = &order.spec.root.directory;
     let _image = crate::image::oci::cache::hold(directory).or_else(|| crate::image::attach::hold(directory));
     let signals = serve::signals(false)?;
-    let begun = begin::begin(&order, library, Held::from_descriptors(fds), &ChannelTeller(channel))?;
+    let begun = begin::begin(order, library, image, &ChannelTeller(channel))?;
     let started = begun.started();
     if channel.send(&Reply::Started(started)).is_err() {
         begun.live.end(Some("the command that started it was interrupted"));

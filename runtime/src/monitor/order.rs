@@ -3,13 +3,12 @@
 use crate::spec::ContainerSpec;
 use crate::store::ImageIdentity;
 use crate::sys::terminal::Size;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// A container to be started and owned.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct MonitorOrder {
     /// The container, without the engine's wishes.
     pub spec: ContainerSpec,
@@ -28,7 +27,7 @@ pub struct MonitorOrder {
 }
 
 /// The engine and what it is to do.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct EngineOrder {
     /// The plugin.
     pub plugin: PluginOrder,
@@ -55,8 +54,7 @@ pub struct EngineOrder {
 }
 
 /// When the content of a generation is compared with what was saved. Its sizes always are before.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Verify {
     /// Before the first instruction, save what the backend reads only later.
     #[default]
@@ -69,7 +67,7 @@ pub enum Verify {
 }
 
 /// A plugin, found and checked by the registry. Its library travels as a descriptor.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct PluginOrder {
     /// The backend's name.
     pub name: String,

@@ -5,9 +5,14 @@ use crate::name::InstanceName;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+/// Where an instance's own directory is.
+pub(super) fn runtime_path(base: &Path, name: &InstanceName) -> PathBuf {
+    base.join("run").join(name.as_str())
+}
+
 /// A fresh private directory for an instance.
 pub(super) fn runtime_directory(base: &Path, name: &InstanceName) -> Result<PathBuf> {
-    let path = base.join("run").join(name.as_str());
+    let path = runtime_path(base, name);
     clear(&path);
     make_private(&base.join("run"))?;
     make_private(&path)?;

@@ -86,7 +86,7 @@ fn was_done(live: &Live, restarted: bool, ending: Option<Ending>) -> bool {
 /// Waits until the engine says that the application can be saved.
 pub(super) fn handshake(
     live: &Live,
-    mut worker: Worker,
+    worker: &mut Worker,
     generation: Option<&Generation>,
     foreground: bool,
     teller: &dyn Teller,
@@ -96,10 +96,10 @@ pub(super) fn handshake(
     let mut memory = lock(&engine_live.memory).clone();
     let view = live.view(Survey::default());
     let outcome = match generation {
-        None => engine::ready(&mut worker, &view, &mut memory, &around),
+        None => engine::ready(worker, &view, &mut memory, &around),
         Some(g) => {
             let request = AliveRequest { instance: view, generation: restart::view(g) };
-            engine::alive(&mut worker, &request, &mut memory, &around)
+            engine::alive(worker, &request, &mut memory, &around)
         }
     };
     let outcome = match outcome {
@@ -107,7 +107,7 @@ pub(super) fn handshake(
             // A script may still be on its way to a program that is not there, or that the engine cannot
             // enter: only what is ready after a moment is.
             let seen = settled(live);
-            again(live, &mut worker, &mut memory, seen, &around)
+            again(live, worker, &mut memory, seen, &around)
         }
         other => other,
     };

@@ -73,6 +73,7 @@ pub fn serve(mut begun: Begun, signals: &SignalFd, foreground: Option<&mut Foreg
         // Ends with the process: nobody waits for it.
         std::thread::spawn(move || accept(&live, &listener));
     }
+    drop(begun.worker.take());
     wait_for_end(&mut begun, signals, foreground);
     let outcome = settle(begun);
     for thread in [Some(digest), interval].into_iter().flatten() {
@@ -131,7 +132,7 @@ fn settle(begun: Begun) -> Outcome {
     drop(state);
     if let Some(engine) = &live.engine {
         // Locks are free before anybody hears of the end: the next start may follow at once.
-        let _ = engine.staging.clear();
+        let _ = engine.staging.remove();
         drop(lock(&engine.lock).take());
     }
     drop(lock(&live.held).take());

@@ -5,6 +5,7 @@ use crate::monitor::Teller;
 use crate::monitor::live::{Live, Phase, State};
 use crate::monitor::order::Verify;
 use crate::store::Generation;
+use crate::sys::process;
 use stasis_plugin_api::capability::VERIFY_BEHIND;
 use stasis_plugin_api::descriptor::Descriptor;
 use std::path::{Path, PathBuf};
@@ -49,11 +50,18 @@ pub(super) fn behind(live: &Arc<Live>, generation: Generation, files: Vec<PathBu
     live.change(|s| s.verifying = true);
     let work = Arc::new(Behind { live: Arc::clone(live), generation, files });
     let here = Arc::clone(&work);
-    if std::thread::Builder::new().spawn(move || here.compare()).is_err() {
+    let thread = std::thread::Builder::new().spawn(move || {
+        process::nice(NICE);
+        here.compare();
+    });
+    if thread.is_err() {
         // The number of tasks is limited: this one does it.
         work.compare();
     }
 }
+
+/// Of the thread that compares, and of those that it starts: the application has just come back, and goes first.
+const NICE: i32 = 10;
 
 struct Behind {
     live: Arc<Live>,

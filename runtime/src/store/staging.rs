@@ -50,7 +50,7 @@ impl Staging {
     }
 
     /// Removes it and everything in it, when the instance has ended.
-    pub fn remove(self) -> Result<()> {
+    pub fn remove(&self) -> Result<()> {
         remove::remove(&self.parent, &self.name)
     }
 }

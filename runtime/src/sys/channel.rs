@@ -7,7 +7,6 @@ use nix::sys::socket::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -162,17 +161,4 @@ impl From<OwnedFd> for Channel {
     fn from(fd: OwnedFd) -> Self {
         Self { stream: fd.into() }
     }
-}
-
-/// A value as JSON in an anonymous file, read position at the start: for a process about to start.
-///
-/// # Errors
-/// What the kernel says.
-pub fn in_memory<T: Serialize>(name: &str, value: &T) -> io::Result<OwnedFd> {
-    let name = std::ffi::CString::new(name).map_err(io::Error::other)?;
-    let fd = nix::sys::memfd::memfd_create(name.as_c_str(), nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
-    let mut file = File::from(fd);
-    file.write_all(&serde_json::to_vec(value).map_err(io::Error::other)?)?;
-    io::Seek::rewind(&mut file)?;
-    Ok(file.into())
 }

@@ -36,15 +36,34 @@ pub fn give_away(fd: OwnedFd) -> RawFd {
 
 /// Closes every descriptor from `first` on. For a process about to exec.
 pub fn close_from(first: RawFd) {
-    let first = first.unsigned_abs();
-    // SAFETY: no Rust owner of those descriptors runs again in this process: the caller execs.
-    if unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0u32) } == 0 {
+    close_range(first.unsigned_abs(), u32::MAX);
+}
+
+/// Closes every descriptor from `first` on but those of `keep`. For a process that was just forked, in which no owner
+/// of the others runs again.
+pub fn close_others<'a>(first: RawFd, keep: impl Iterator<Item = BorrowedFd<'a>>) {
+    let mut kept: Vec<u32> = keep.map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    kept.sort_unstable();
+    let mut from = first.unsigned_abs();
+    for number in kept {
+        if from < number {
+            close_range(from, number - 1);
+        }
+        from = from.max(number + 1);
+    }
+    close_range(from, u32::MAX);
+}
+
+/// From the first to the last one.
+fn close_range(first: u32, last: u32) {
+    // SAFETY: no Rust owner of those descriptors runs again in this process: see the callers.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0u32) } == 0 {
         return;
     }
     // Kernels before 5.9 have no close_range.
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
         .map_or(1024, |(soft, _)| soft.min(65_536));
-    for number in u64::from(first)..limit {
+    for number in u64::from(first)..=u64::from(last).min(limit) {
         // SAFETY: as above.
         unsafe { libc::close(RawFd::try_from(number).unwrap_or(-1)) };
     }

@@ -5,11 +5,13 @@ use nix::sched::CloneFlags;
 use nix::unistd::Pid;
 use std::ffi::{CString, OsStr};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 
 /// Where a program of the host is: on PATH, else in one of these directories.
 #[must_use]
@@ -83,10 +85,55 @@ fn clone_before_clone3(namespaces: CloneFlags) -> Result<Forked, Errno> {
 /// # Errors
 /// What the kernel says.
 pub fn fork() -> Result<Option<Pid>, Errno> {
-    // SAFETY: the callers (init and the supervisor) have one thread.
+    // SAFETY: the callers (commands, init and the supervisor) have one thread.
     match unsafe { nix::unistd::fork() }? {
         nix::unistd::ForkResult::Child => Ok(None),
         nix::unistd::ForkResult::Parent { child } => Ok(Some(child)),
+    }
+}
+
+/// Whether this process has one thread, so that a fork of it can go on with everything that is in its memory.
+pub fn alone() -> bool {
+    // One for each thread, and two as for every directory.
+    std::fs::metadata("/proc/self/task").is_ok_and(|tasks| tasks.nlink() == 3)
+}
+
+/// Forks a process in a session of its own, with descriptors at given numbers, that does `main` and nothing else: no
+/// owner of anything runs in it afterwards. The caller has one thread. Answers with its pid.
+///
+/// # Errors
+/// What the kernel says.
+pub fn fork_with(fds: &[(BorrowedFd<'_>, RawFd)], main: impl FnOnce() -> i32) -> io::Result<Pid> {
+    let pairs = lifted(fds)?;
+    if let Some(pid) = fork()? {
+        return Ok(pid);
+    }
+    let placed = pairs.iter().try_for_each(|(fd, at)| super::fd::place(fd.as_fd(), *at));
+    let code = match placed.and_then(|()| nix::unistd::setsid()) {
+        // A panic must not find its way out through what the parent was doing.
+        Ok(_) => catch_unwind(AssertUnwindSafe(main)).unwrap_or(101),
+        Err(_) => 255,
+    };
+    end(code)
+}
+
+/// Copies out of the way of the numbers that they get.
+fn lifted(fds: &[(BorrowedFd<'_>, RawFd)]) -> io::Result<Vec<(OwnedFd, RawFd)>> {
+    fds.iter().map(|(fd, at)| Ok((super::fd::lift(*fd)?, *at))).collect()
+}
+
+/// Waits for the end of a child.
+///
+/// # Errors
+/// What the kernel says.
+pub fn reap(pid: Pid) -> Result<ExitStatus, Errno> {
+    let mut status = 0;
+    loop {
+        // SAFETY: a pointer to a live int.
+        match Errno::result(unsafe { libc::waitpid(pid.as_raw(), &raw mut status, 0) }) {
+            Err(Errno::EINTR) => {}
+            other => return other.map(|_| ExitStatus::from_raw(status)),
+        }
     }
 }
 
@@ -104,13 +151,11 @@ pub fn end(code: i32) -> ! {
 pub fn spawn_self(role: &[&OsStr], fds: &[(BorrowedFd<'_>, RawFd)], new_session: bool) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("stasis").args(role);
-    let pairs: Vec<(OwnedFd, RawFd)> =
-        fds.iter().map(|(fd, at)| Ok((super::fd::lift(*fd)?, *at))).collect::<io::Result<_>>()?;
+    let pairs = lifted(fds)?;
     // SAFETY: between fork and exec only dup2, fcntl and setsid run, all async-signal-safe; the
     // descriptors were lifted above every target number, so no target overwrites a source.
     unsafe {
         command.pre_exec(move || {
-            use std::os::fd::AsFd;
             for (fd, at) in &pairs {
                 super::fd::place(fd.as_fd(), *at)?;
             }
@@ -157,13 +202,11 @@ pub fn with_mounts_of_its_own(command: &mut Command) -> &mut Command {
 /// # Errors
 /// What the kernel says.
 pub fn spawn_tool(command: &mut Command, fds: &[(BorrowedFd<'_>, RawFd)], bound: bool) -> io::Result<Child> {
-    let pairs: Vec<(OwnedFd, RawFd)> =
-        fds.iter().map(|(fd, at)| Ok((super::fd::lift(*fd)?, *at))).collect::<io::Result<_>>()?;
+    let pairs = lifted(fds)?;
     // SAFETY: between fork and exec only dup2, fcntl, setsid, prctl, signal and sigprocmask run, all
     // async-signal-safe; the descriptors were lifted above every target number.
     unsafe {
         command.pre_exec(move || {
-            use std::os::fd::AsFd;
             for (fd, at) in &pairs {
                 super::fd::place(fd.as_fd(), *at)?;
             }
@@ -230,6 +273,12 @@ pub fn descriptor_of(pid: i32) -> Result<OwnedFd, Errno> {
 fn prctl(option: i32, argument: libc::c_ulong) -> Result<(), Errno> {
     // SAFETY: every option used in this file takes plain numbers.
     Errno::result(unsafe { libc::prctl(option, argument, 0usize, 0usize, 0usize) }).map(drop)
+}
+
+/// Lets others go before this thread, and before threads that it starts: by so many steps of `nice(1)`.
+pub fn nice(steps: i32) {
+    // SAFETY: a plain number; with Linux it is the calling thread's.
+    unsafe { libc::nice(steps) };
 }
 
 /// The first pid that the kernel never gives, `kernel.pid_max`; where that cannot be read, its smallest default.

@@ -8,6 +8,7 @@ use crate::registry::load;
 use crate::sys::channel::Channel;
 use crate::sys::{fd, process, signal};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
 use stasis_plugin_api::abi::abi_stable::prefix_type::PrefixTypeTrait as _;
 use stasis_plugin_api::abi::abi_stable::std_types::{RResult, RStr, RString};
 use stasis_plugin_api::abi::{BackendModule_Ref, HostHandle, HostPointer, HostTable, error_from};
@@ -51,10 +52,19 @@ impl Link {
     }
 }
 
-/// The whole worker. Called by `main` before anything else is set up (no subscriber of `tracing`, no
-/// threads); returns the exit code.
-pub fn main() -> i32 {
-    match serve() {
+/// The role of our program started again as a worker. Called by `main` before anything else is set up (no subscriber of
+/// `tracing`, no threads); returns the exit code.
+pub fn started() -> i32 {
+    let parent = std::env::args().nth(2).and_then(|text| text.strip_prefix(PARENT)?.parse().ok());
+    let image = std::env::args().nth(3).is_some_and(|word| word == WITH_IMAGE);
+    // Of nobody, where it is missing.
+    main(Pid::from_raw(parent.unwrap_or(-1)), image)
+}
+
+/// The whole worker, in a process of its own that has one thread and what the order is about at its numbers; returns the
+/// exit code.
+pub(super) fn main(parent: Pid, with_image: bool) -> i32 {
+    match serve(parent, with_image) {
         Ok(()) => 0,
         Err(error) => {
             // Goes to the pipe of last words.
@@ -64,16 +74,13 @@ pub fn main() -> i32 {
     }
 }
 
-fn serve() -> io::Result<()> {
+fn serve(parent: Pid, with_image: bool) -> io::Result<()> {
     signal::reset(&[libc::SIGPIPE]);
-    process::end_with_parent()?;
-    let parent = std::env::args().nth(2).and_then(|text| text.strip_prefix(PARENT)?.parse().ok());
-    if parent != Some(nix::unistd::getppid().as_raw()) {
+    if process::end_with(parent).is_err() {
         return Err(io::Error::other("whoever started this worker is gone"));
     }
-    // What the user's shell left open is no business of a plugin.
-    let image = std::env::args().nth(3).is_some_and(|word| word == WITH_IMAGE);
-    fd::close_from(if image { IMAGE + 1 } else { CANCEL + 1 });
+    // What the user's shell or whoever started this has open is no business of a plugin.
+    fd::close_from(if with_image { IMAGE + 1 } else { CANCEL + 1 });
     // Nor is the image any of a program that it starts.
     fd::close_on_exec_from(IMAGE);
     let library = fd::inherited(LIBRARY)?;

@@ -72,6 +72,8 @@ pub struct Worker {
     from_file: BTreeMap<String, Value>,
     from_flags: Vec<String>,
     scratch: PathBuf,
+    /// Of a call that put nothing into it: it is as good for the next one.
+    unused: Option<tempfile::TempDir>,
     cache: PathBuf,
     process: Process,
     load: Clock,
@@ -108,6 +110,7 @@ impl Worker {
             from_file: plugin.options.clone(),
             from_flags: plugin.option_flags.clone(),
             scratch: scratch.to_owned(),
+            unused: None,
             cache: plugin.cache.clone(),
             process,
             load,
@@ -221,13 +224,19 @@ impl Worker {
             })?;
         self.process.send(&clock, &Order::Call { method: method.to_owned(), call }, None)?;
         let text = self.serve(&mut clock, services)?;
+        if is_empty(scratch.path()) {
+            self.unused = Some(scratch);
+        }
         let answer: Answer = serde_json::from_str(&text).map_err(|e| self.process.unclear(method, &e))?;
         let reply = serde_json::from_value(answer.reply).map_err(|e| self.process.unclear(method, &e))?;
         *state = answer.state;
         Ok(reply)
     }
 
-    fn scratch_dir(&self) -> Result<tempfile::TempDir, WorkerError> {
+    fn scratch_dir(&mut self) -> Result<tempfile::TempDir, WorkerError> {
+        if let Some(unused) = self.unused.take() {
+            return Ok(unused);
+        }
         tempfile::Builder::new().prefix("call-").tempdir_in(&self.scratch).map_err(|source| {
             WorkerError::Start {
                 plugin: self.name.clone(),
@@ -284,6 +293,10 @@ impl Report {
             Self::Request { .. } | Self::KeepFd { .. } | Self::KeptFd { .. } => "request",
         }
     }
+}
+
+fn is_empty(directory: &Path) -> bool {
+    std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn epoch_ms(from_now: Duration) -> u64 {

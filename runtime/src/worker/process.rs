@@ -2,7 +2,7 @@
 
 use super::output::Output;
 use super::wire::{CANCEL, CHANNEL, IMAGE, LIBRARY, Order, PARENT, ROLE, Report, WITH_IMAGE};
-use super::{Services, WorkerError};
+use super::{Services, WorkerError, child};
 use crate::sys::channel::Channel;
 use crate::sys::{fd, process};
 use nix::errno::Errno;
@@ -14,9 +14,9 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 /// What a plugin gets to put things right after its deadline.
@@ -65,7 +65,7 @@ impl Clock {
 #[derive(Debug)]
 pub(super) struct Process {
     plugin: String,
-    child: Child,
+    pid: Pid,
     channel: Channel,
     /// Until the worker is told that its caller has given up.
     cancel: Option<OwnedFd>,
@@ -92,7 +92,6 @@ impl Process {
         let (read, write) = fd::pipe().map_err(failed("making a pipe"))?;
         let output = Output::new(read).map_err(failed("making a pipe"))?;
         let null = std::fs::File::open("/dev/null").map_err(failed("opening /dev/null"))?;
-        let me = format!("{PARENT}{}", std::process::id());
         // A session of its own: Ctrl-C is for us to pass on, and one signal reaches what it started.
         let mut fds = vec![
             (null.as_fd(), 0),
@@ -103,12 +102,9 @@ impl Process {
             (cancelled.as_fd(), CANCEL),
         ];
         fds.extend(image.map(|image| (image, IMAGE)));
-        let mut role = vec![OsStr::new(ROLE), OsStr::new(&me)];
-        role.extend(image.map(|_| OsStr::new(WITH_IMAGE)));
-        let child =
-            process::spawn_self(&role, &fds, true).map_err(failed("starting our own program again"))?;
+        let pid = begin(&fds, image.is_some()).map_err(failed("starting our own program again"))?;
         let plugin = plugin.to_owned();
-        Ok(Self { plugin, child, channel, cancel: Some(cancel), output, end: None })
+        Ok(Self { plugin, pid, channel, cancel: Some(cancel), output, end: None })
     }
 
     /// Sends within the time left.
@@ -190,11 +186,7 @@ impl Process {
     }
 
     fn peek(&self) -> Result<WaitStatus, Errno> {
-        waitid(Id::Pid(self.pid()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT)
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id().cast_signed())
+        waitid(Id::Pid(self.pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT)
     }
 
     fn wait_for_end(&self, at_most: Duration) -> bool {
@@ -221,8 +213,8 @@ impl Process {
         }
         let by_itself = self.wait_for_end(patience);
         // Both may be gone already. It is not reaped, so nobody else can have its number.
-        let _ = killpg(self.pid(), Signal::SIGKILL);
-        let status = if by_itself || self.wait_for_end(ENDING) { self.child.wait().ok() } else { None };
+        let _ = killpg(self.pid, Signal::SIGKILL);
+        let status = if by_itself || self.wait_for_end(ENDING) { process::reap(self.pid).ok() } else { None };
         self.output.drain();
         self.end = Some(status.filter(|_| by_itself));
         self.end.flatten()
@@ -230,7 +222,7 @@ impl Process {
 
     #[cfg(test)]
     pub(super) fn id(&self) -> u32 {
-        self.child.id()
+        self.pid.as_raw().unsigned_abs()
     }
 
     /// Ends it; what it printed last.
@@ -277,6 +269,20 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.end(Duration::ZERO);
     }
+}
+
+/// Where this process has one thread a fork of it becomes the worker, which is there at once; else our program is
+/// started again.
+fn begin(fds: &[(BorrowedFd<'_>, RawFd)], with_image: bool) -> io::Result<Pid> {
+    let parent = nix::unistd::getpid();
+    if process::alone() {
+        return process::fork_with(fds, || child::main(parent, with_image));
+    }
+    let me = format!("{PARENT}{parent}");
+    let mut role = vec![OsStr::new(ROLE), OsStr::new(&me)];
+    role.extend(with_image.then(|| OsStr::new(WITH_IMAGE)));
+    let started = process::spawn_self(&role, fds, true)?;
+    Ok(Pid::from_raw(started.id().cast_signed()))
 }
 
 fn in_words(status: ExitStatus) -> String {

@@ -19,7 +19,7 @@ const ENOUGH: Duration = Duration::from_secs(30);
 #[test]
 fn __worker() {
     if std::env::args().nth(1).as_deref() == Some(wire::ROLE) {
-        assert_eq!(child::main(), 0);
+        assert_eq!(child::started(), 0);
     }
 }
 
