@@ -95,6 +95,15 @@ fn nearly_everything_inside() {
 }
 
 #[test]
+fn much_memory_is_read_by_several() {
+    inside("much_memory_is_read_by_several", much_inside);
+}
+
+fn much_inside() {
+    generations(&compile("much", &["-pthread"]), "", &ALL);
+}
+
+#[test]
 fn registers_come_back() {
     inside("registers_come_back", registers_inside);
 }

@@ -130,3 +130,24 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     fcntl(fd, FcntlArg::F_SETFL(flags))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::process::{fork_with, reap};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn others_are_closed_and_those_kept_are_not() {
+        let files: Vec<OwnedFd> = (0..5).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect();
+        let open = |fd: &OwnedFd| fcntl(fd, FcntlArg::F_GETFD).is_ok();
+        let main = || {
+            // The order in which they are told does not matter.
+            close_others(3, [&files[3], &files[1]].into_iter().map(AsFd::as_fd));
+            let left: Vec<bool> = files.iter().map(open).collect();
+            i32::from(left == [false, true, false, true, false])
+        };
+        assert_eq!(reap(fork_with(&[], main).unwrap()).unwrap().code(), Some(1));
+        assert!(files.iter().all(open));
+    }
+}

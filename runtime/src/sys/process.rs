@@ -12,6 +12,10 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+/// A thread that has done its work is gone within this time, if it is one that goes.
+const LEAVING: Duration = Duration::from_millis(20);
 
 /// Where a program of the host is: on PATH, else in one of these directories.
 #[must_use]
@@ -36,6 +40,7 @@ pub enum Forked {
 /// # Errors
 /// What the kernel says.
 pub fn clone_into(namespaces: CloneFlags) -> Result<Forked, Errno> {
+    wait_until_alone();
     let mut pidfd: RawFd = -1;
     let flags = namespaces.bits() as u64 | libc::CLONE_PIDFD as u64;
     // SAFETY: clone_args is plain data for which all zeroes is "nothing asked for".
@@ -98,12 +103,22 @@ pub fn alone() -> bool {
     std::fs::metadata("/proc/self/task").is_ok_and(|tasks| tasks.nlink() == 3)
 }
 
+/// For a process that has one thread: those that have done their work may still be on their way out, and hold a lock of
+/// the memory's, which nobody would open in a fork.
+fn wait_until_alone() {
+    let until = Instant::now() + LEAVING;
+    while !alone() && Instant::now() < until {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
+
 /// Forks a process in a session of its own, with descriptors at given numbers, that does `main` and nothing else: no
 /// owner of anything runs in it afterwards. The caller has one thread. Answers with its pid.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn fork_with(fds: &[(BorrowedFd<'_>, RawFd)], main: impl FnOnce() -> i32) -> io::Result<Pid> {
+    wait_until_alone();
     let pairs = lifted(fds)?;
     if let Some(pid) = fork()? {
         return Ok(pid);
@@ -399,6 +414,15 @@ pub fn loopback_up() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fork_is_alone_and_does_one_thing() {
+        // The harness has threads, and what this one forks has none.
+        assert!(!alone());
+        let forked = |main: fn() -> i32| reap(fork_with(&[], main).unwrap()).unwrap().code();
+        assert_eq!(forked(|| i32::from(alone())), Some(1));
+        assert_eq!(forked(|| std::panic::resume_unwind(Box::new(()))), Some(101));
+    }
 
     #[test]
     fn a_parent_that_is_gone_is_told_of() {

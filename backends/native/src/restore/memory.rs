@@ -1,6 +1,7 @@
 //! The mappings of the saved process with their content.
 
 use super::objects::{Access, Made};
+use super::readers::{Crew, Readers};
 use super::remote::Remote;
 use super::table::Table;
 use crate::model::{Area, Backing, Process};
@@ -33,8 +34,9 @@ const MADV_GUARD_INSTALL: u64 = 102;
 /// Since Linux 5.14.
 const MADV_POPULATE_WRITE: u64 = 23;
 
-/// Maps everything. The scratch area stays.
-pub(super) fn fill(remote: &Remote, process: &Process, made: &Made, how: How) -> Result<()> {
+/// Maps everything: first the areas, then, by several threads where it is much, what is in them, last what they are to be.
+/// The scratch area stays.
+pub(super) fn fill(remote: &Remote, process: &Process, made: &Made, how: How, crew: &Crew<'_>) -> Result<()> {
     let files = made.pages.get(&process.pid).map_or(&[][..], Vec::as_slice);
     let pieces: usize = process.areas.iter().map(|area| area.pieces.len()).sum();
     let filling = Filling {
@@ -46,7 +48,18 @@ pub(super) fn fill(remote: &Remote, process: &Process, made: &Made, how: How) ->
     let mut table = remote.table();
     place(process, &mut table);
     for area in &process.areas {
-        filling.area(remote, &mut table, area)?;
+        filling.area(&mut table, area)?;
+        remote.make_room(remote.pid, &mut table)?;
+    }
+    remote.run(remote.pid, &mut table)?;
+    let readers = Readers::make(remote, filling.bytes(process), crew)?;
+    for area in &process.areas {
+        filling.content(&readers, &mut table, area)?;
+    }
+    readers.read(&mut table)?;
+    readers.end()?;
+    for area in &process.areas {
+        filling.finish(remote, &mut table, area)?;
         remote.make_room(remote.pid, &mut table)?;
     }
     layout(process, made, &mut table)?;
@@ -82,38 +95,60 @@ fn number(fd: i32) -> u64 {
 }
 
 impl Filling<'_> {
-    fn area(&self, remote: &Remote, table: &mut Table, area: &Area) -> Result<()> {
+    /// The mapping, empty and open for what is to be written into it.
+    fn area(&self, table: &mut Table, area: &Area) -> Result<()> {
         let Some((fd, offset, kind)) = self.source(area)? else { return Ok(()) };
-        let has = |flag: &str| area.vm_flags.iter().any(|f| f == flag);
-        let length = area.end - area.start;
         let mut flags = kind | libc::MAP_FIXED;
-        if has("nr") {
+        if has(area, "nr") {
             flags |= libc::MAP_NORESERVE;
         }
-        if has("gd") || area.backing == Backing::Stack {
+        if has(area, "gd") || area.backing == Backing::Stack {
             flags |= libc::MAP_GROWSDOWN;
         }
-        let empty = area.runs.is_empty() && area.pieces.is_empty();
-        let fill = if empty { 0 } else { PROT_WRITE };
-        let prot = area.prot | fill;
-        let arguments = [area.start, length, prot.into(), flags as u64, number(fd), offset];
+        let length = area.end - area.start;
+        let arguments = [area.start, length, open(area).into(), flags as u64, number(fd), offset];
         table.call(told(area, "mapping"), libc::SYS_mmap, &arguments);
-        if has(HUGE.0) {
+        if has(area, HUGE.0) {
             // Before the content: huge pages are made when they are touched first.
             table.try_call("huge pages", libc::SYS_madvise, &[area.start, length, HUGE.1]);
         }
-        let maps = self.maps(area, kind);
-        let mapped = if maps { clusters(area) } else { Vec::new() };
-        self.copy(remote, table, area, &mapped)?;
-        let pieces = self.pieces(remote, table, area, maps)?;
-        if prot != area.prot {
+        Ok(())
+    }
+
+    /// What is read now.
+    fn content(&self, readers: &Readers<'_>, table: &mut Table, area: &Area) -> Result<()> {
+        let maps = self.maps(area)?;
+        self.copy(readers, table, area, &mapped_runs(area, maps))?;
+        for piece in &area.pieces {
+            let [start, length, file, offset] = *piece;
+            let skip = mapped_piece(area, piece, maps);
+            self.read(readers, table, area, [start + skip, length - skip, file, offset + skip])?;
+        }
+        Ok(())
+    }
+
+    /// What is mapped from the image instead, and everything about the area that would have been in the way.
+    fn finish(&self, remote: &Remote, table: &mut Table, area: &Area) -> Result<()> {
+        let length = area.end - area.start;
+        if self.source(area)?.is_none() {
+            return Ok(());
+        }
+        if open(area) != area.prot {
             let arguments = [area.start, length, area.prot.into()];
             table.call(told(area, "protecting"), libc::SYS_mprotect, &arguments);
         }
+        let maps = self.maps(area)?;
         let own = self.files.len().saturating_sub(1) as u64;
-        let of_runs = mapped.iter().map(|[start, n]| [*start, *n, own, area.base + (start - area.start)]);
-        for [start, length, file, offset] in of_runs.chain(pieces) {
-            let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED | flags & libc::MAP_NORESERVE) as u64;
+        let of_runs = mapped_runs(area, maps)
+            .into_iter()
+            .map(|[start, n]| [start, n, own, area.base + (start - area.start)]);
+        let pieces = area.pieces.iter().map(|piece| {
+            let [start, _, file, offset] = *piece;
+            [start, mapped_piece(area, piece, maps), file, offset]
+        });
+        let reserve = if has(area, "nr") { libc::MAP_NORESERVE } else { 0 };
+        for [start, length, file, offset] in of_runs.chain(pieces).filter(|[_, length, ..]| *length > 0) {
+            let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED | reserve) as u64;
             let arguments = [start, length, area.prot.into(), flags, self.file(file), offset];
             table.call(told(area, "mapping the image into"), libc::SYS_mmap, &arguments);
             remote.make_room(remote.pid, table)?;
@@ -121,27 +156,24 @@ impl Filling<'_> {
         advise(remote, table, area)
     }
 
+    /// How much of the process is read.
+    fn bytes(&self, process: &Process) -> u64 {
+        let read = |area: &Area| {
+            let maps = self.maps(area).unwrap_or(false);
+            let runs: u64 = area.runs.iter().map(|[_, length]| *length).sum();
+            let mapped: u64 = mapped_runs(area, maps).iter().map(|[_, length]| *length).sum();
+            let pieces: u64 = area.pieces.iter().map(|p| p[1] - mapped_piece(area, p, maps)).sum();
+            runs.saturating_sub(mapped) + pieces
+        };
+        process.areas.iter().map(read).sum()
+    }
+
     fn file(&self, index: u64) -> u64 {
         let file = usize::try_from(index).ok().and_then(|index| self.files.get(index));
         number(file.copied().unwrap_or(-1))
     }
 
-    /// Reads the pieces that are not worth a mapping, and the rest of those that are; the answer is what is to be mapped.
-    fn pieces(&self, remote: &Remote, table: &mut Table, area: &Area, maps: bool) -> Result<Vec<[u64; 4]>> {
-        let mut mapped = Vec::new();
-        for [start, length, file, offset] in &area.pieces {
-            // Never the last page, as in `clusters`.
-            let worth = (*length).min(area.end - PAGE - start);
-            let skip = if maps && worth >= LEAST { worth } else { 0 };
-            if skip > 0 {
-                mapped.push([*start, skip, *file, *offset]);
-            }
-            self.read(remote, table, area, [start + skip, length - skip, *file, offset + skip])?;
-        }
-        Ok(mapped)
-    }
-
-    fn read(&self, remote: &Remote, table: &mut Table, area: &Area, piece: [u64; 4]) -> Result<()> {
+    fn read(&self, readers: &Readers<'_>, table: &mut Table, area: &Area, piece: [u64; 4]) -> Result<()> {
         let [mut at, mut left, file, mut offset] = piece;
         while left > 0 {
             let part = PART.min(left);
@@ -153,7 +185,7 @@ impl Filling<'_> {
             let arguments = [self.file(file), at, part, offset];
             table.exact(told(area, "reading the image into"), libc::SYS_pread64, &arguments, part);
             (at, left, offset) = (at + part, left - part, offset + part);
-            remote.make_room(remote.pid, table)?;
+            readers.make_room(table)?;
         }
         Ok(())
     }
@@ -183,14 +215,16 @@ impl Filling<'_> {
         }))
     }
 
-    fn maps(&self, area: &Area, kind: i32) -> bool {
+    /// Whether what is in the area is mapped from the image as far as that is worth it.
+    fn maps(&self, area: &Area) -> Result<bool> {
+        let Some((_, _, kind)) = self.source(area)? else { return Ok(false) };
         let plain = kind & libc::MAP_ANONYMOUS != 0 && area.backing != Backing::Stack;
         let whole = area.base.checked_add(area.end - area.start).is_some_and(|end| end <= self.size);
-        self.how == How::Map && plain && !area.shared && (whole || area.runs.is_empty())
+        Ok(self.how == How::Map && plain && !area.shared && (whole || area.runs.is_empty()))
     }
 
     /// Reads what is not mapped.
-    fn copy(&self, remote: &Remote, table: &mut Table, area: &Area, mapped: &[[u64; 2]]) -> Result<()> {
+    fn copy(&self, readers: &Readers<'_>, table: &mut Table, area: &Area, mapped: &[[u64; 2]]) -> Result<()> {
         for [start, length] in &area.runs {
             let mut at = *start;
             while at < start + length {
@@ -205,12 +239,32 @@ impl Filling<'_> {
                 };
                 let part = (start + length - at).min(next - at);
                 let own = self.files.len().saturating_sub(1) as u64;
-                self.read(remote, table, area, [at, part, own, area.base + (at - area.start)])?;
+                self.read(readers, table, area, [at, part, own, area.base + (at - area.start)])?;
                 at += part;
             }
         }
         Ok(())
     }
+}
+
+fn has(area: &Area, flag: &str) -> bool {
+    area.vm_flags.iter().any(|f| f == flag)
+}
+
+/// The rights while content is written.
+fn open(area: &Area) -> u32 {
+    let empty = area.runs.is_empty() && area.pieces.is_empty();
+    area.prot | if empty { 0 } else { PROT_WRITE }
+}
+
+fn mapped_runs(area: &Area, maps: bool) -> Vec<[u64; 2]> {
+    if maps { clusters(area) } else { Vec::new() }
+}
+
+/// How much of a piece is mapped. Never the last page of the area, as in `clusters`.
+fn mapped_piece(area: &Area, [start, length, ..]: &[u64; 4], maps: bool) -> u64 {
+    let worth = (*length).min(area.end - PAGE - start);
+    if maps && worth >= LEAST { worth } else { 0 }
 }
 
 /// The parts of an area that are worth mapping: runs, with the gaps between them where those are short. Gaps are holes
@@ -234,9 +288,8 @@ fn clusters(area: &Area) -> Vec<[u64; 2]> {
 }
 
 fn advise(remote: &Remote, table: &mut Table, area: &Area) -> Result<()> {
-    let has = |flag: &str| area.vm_flags.iter().any(|f| f == flag);
     let length = area.end - area.start;
-    for (_, advice) in ADVICE.iter().filter(|(flag, _)| has(flag)) {
+    for (_, advice) in ADVICE.iter().filter(|(flag, _)| has(area, flag)) {
         table.call(told(area, "advice about"), libc::SYS_madvise, &[area.start, length, *advice]);
     }
     for [start, length] in &area.guards {
@@ -244,11 +297,11 @@ fn advise(remote: &Remote, table: &mut Table, area: &Area) -> Result<()> {
         table.call(told(area, "guard pages in"), libc::SYS_madvise, &arguments);
         remote.make_room(remote.pid, table)?;
     }
-    if has("lo") {
+    if has(area, "lo") {
         // First without touching anything: not all of it can be touched where a stack ends in pages without any right.
         let what = told(area, "locking");
         table.call(what.clone(), libc::SYS_mlock2, &[area.start, length, u64::from(libc::MLOCK_ONFAULT)]);
-        if !has("lf") {
+        if !has(area, "lf") {
             table.try_call(what, libc::SYS_mlock, &[area.start, length]);
         }
     }

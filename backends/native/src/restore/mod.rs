@@ -10,6 +10,7 @@ mod machine;
 mod memory;
 mod objects;
 mod pinned;
+mod readers;
 mod remote;
 pub(crate) mod skeleton;
 mod surroundings;
@@ -22,6 +23,7 @@ use crate::sys::{process, ptrace, task};
 use memory::How;
 use objects::Made;
 use pinned::Pinned;
+use readers::Crew;
 use remote::Remote;
 use serde_json::json;
 use stasis_plugin_api::prelude::*;
@@ -78,11 +80,14 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     let checked = began.elapsed();
     let made = objects::make(&order.dir, &image)?;
     let opened = began.elapsed();
+    // Before they become one.
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let pinned = Pinned::here(&image, how);
+    let crew = Crew { processors, pinned: pinned.as_ref() };
     let mut tree = Tree { pids: vec![image.root], released: false };
     skeleton::make(&image, &made).inspect_err(|error| tree.keep_others(error))?;
     let born = began.elapsed();
-    let remotes = rebuild(&image, &made, &engine, how, &mut tree)?;
+    let remotes = rebuild(&image, &made, &engine, (how, &crew), &mut tree)?;
     let filled = began.elapsed();
     finish(&image, &made, &remotes, pinned.as_ref())?;
     if let Some(path) = &order.pid_file {
@@ -165,7 +170,7 @@ fn rebuild(
     image: &Image,
     made: &Made,
     engine: &Credentials,
-    how: How,
+    (how, crew): (How, &Crew<'_>),
     tree: &mut Tree,
 ) -> Result<Vec<Remote>> {
     let mut remotes = Vec::new();
@@ -178,7 +183,7 @@ fn rebuild(
     for (remote, process) in remotes.iter_mut().zip(living(image)) {
         late::group(remote, image, process)?;
         layout::clear(remote, process)?;
-        memory::fill(remote, process, made, how)?;
+        memory::fill(remote, process, made, how, crew)?;
     }
     for (remote, process) in remotes.iter().zip(living(image)) {
         late::unpark(remote, image, process, made)?;

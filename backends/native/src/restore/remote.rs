@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 const STOP: Duration = Duration::from_secs(20);
 const BATCH: Duration = Duration::from_secs(24 * 3600);
 const SIGTRAP: i32 = 5;
+const CALLS: &str = "running calls";
 /// All signals but SIGTRAP, by which a batch ends.
 pub(super) const ALL_BUT_TRAP: u64 = !(1 << (SIGTRAP - 1));
 
@@ -173,10 +174,15 @@ impl Remote {
         self.read(self.scratch + ENTRIES, length)
     }
 
-    /// Runs a list in a thread. Threads and processes that it makes stand before their first instruction afterwards.
+    /// Runs a list in a thread. Threads that it makes stand before their first instruction afterwards.
     pub(super) fn run(&self, tid: i32, table: &mut Table) -> Result<()> {
+        self.share(&[tid], table).map(drop)
+    }
+
+    /// Runs a list in several threads at once, each of which takes a part of it. Answers with the threads that it made.
+    pub(super) fn share(&self, tids: &[i32], table: &mut Table) -> Result<Vec<i32>> {
         if table.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         if !table.fits() {
             return Err(self.failed("a list of calls", "it is too long"));
@@ -184,32 +190,40 @@ impl Remote {
         for (address, bytes) in table.bytes() {
             self.write(address, &bytes)?;
         }
+        let parts = table.parts(tids.len());
+        for (tid, (start, end)) in tids.iter().zip(&parts) {
+            let mut registers = self.registers(*tid)?;
+            (registers.rip, registers.orig_rax) = (self.scratch, u64::MAX);
+            (registers.rbx, registers.rbp) = (*start, *end);
+            self.set(*tid, &registers)?;
+            ptrace::resume(*tid, 0).map_err(|e| self.failed(CALLS, e.desc()))?;
+        }
+        let mut born = Vec::new();
+        for (tid, _) in tids.iter().zip(&parts) {
+            self.until_trap(*tid, &mut born)?;
+        }
         let (start, end) = table.range();
-        let mut registers = self.registers(tid)?;
-        (registers.rip, registers.orig_rax) = (self.scratch, u64::MAX);
-        (registers.rbx, registers.rbp) = (start, end);
-        self.set(tid, &registers)?;
-        self.until_trap(tid)?;
         let bytes = self.read(start, (end - start) as usize)?;
-        table.finish(&bytes).map_err(|Failed { what, errno }| self.failed(&what, errno.desc()))
+        table.finish(&bytes).map_err(|Failed { what, errno }| self.failed(&what, errno.desc()))?;
+        Ok(born)
     }
 
-    fn until_trap(&self, tid: i32) -> Result<()> {
-        let what = "running calls";
-        let failed = |e: Errno| self.failed(what, e.desc());
+    /// Waits for the end of what a thread was set to.
+    fn until_trap(&self, tid: i32, born: &mut Vec<i32>) -> Result<()> {
+        let failed = |e: Errno| self.failed(CALLS, e.desc());
         loop {
-            ptrace::resume(tid, 0).map_err(failed)?;
             match ptrace::wait(tid, Instant::now() + BATCH).map_err(failed)? {
                 Stop::Signal(SIGTRAP) => return Ok(()),
                 Stop::Birth => {
                     let new = ptrace::born(tid).map_err(failed)?;
                     ptrace::wait(new, Instant::now() + STOP).map_err(failed)?;
+                    born.push(new);
+                    ptrace::resume(tid, 0).map_err(failed)?;
                 }
                 stop => {
                     let at = ptrace::registers(tid).map(|r| r.rip).unwrap_or(0);
-                    return Err(
-                        self.failed(what, format!("it stopped in an unexpected way ({stop:?} at {at:x})"))
-                    );
+                    let why = format!("it stopped in an unexpected way ({stop:?} at {at:x})");
+                    return Err(self.failed(CALLS, why));
                 }
             }
         }
@@ -218,6 +232,23 @@ impl Remote {
     /// Runs the list when it is nearly full.
     pub(super) fn make_room(&self, tid: i32, table: &mut Table) -> Result<()> {
         if table.is_full() { self.run(tid, table) } else { Ok(()) }
+    }
+
+    /// Ends a thread that was made for the rebuilding only.
+    pub(super) fn end(&self, tid: i32) -> Result<()> {
+        let failed = |e: Errno| self.failed("ending a thread", e.desc());
+        let mut registers = self.registers(tid)?;
+        let exit = libc::SYS_exit.cast_unsigned();
+        (registers.rip, registers.rax, registers.orig_rax) = (self.syscall, exit, u64::MAX);
+        registers.rdi = 0;
+        self.set(tid, &registers)?;
+        ptrace::resume(tid, 0).map_err(failed)?;
+        match ptrace::wait(tid, Instant::now() + STOP).map_err(failed)? {
+            Stop::Gone => Ok(()),
+            stop => {
+                Err(self.failed("ending a thread", format!("it stopped in an unexpected way ({stop:?})")))
+            }
+        }
     }
 }
 

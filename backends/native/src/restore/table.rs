@@ -106,6 +106,13 @@ impl Table {
         (start, start + (self.entries.len() * ENTRY) as u64)
     }
 
+    /// The same for so many threads, each of which gets a part of them; fewer where there are not so many.
+    pub(super) fn parts(&self, threads: usize) -> Vec<(u64, u64)> {
+        let (start, end) = self.range();
+        let each = self.entries.len().div_ceil(threads.max(1)).max(1) * ENTRY;
+        (start..end).step_by(each).map(|from| (from, (from + each as u64).min(end))).collect()
+    }
+
     /// The entries and the data as bytes, each with its address.
     pub(super) fn bytes(&self) -> [(u64, Vec<u8>); 2] {
         let entries = self.entries.iter().flatten().flat_map(|n| n.to_ne_bytes()).collect();
