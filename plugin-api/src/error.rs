@@ -36,6 +36,8 @@ pub mod kind {
     pub const UNSUPPORTED: &str = "unsupported";
     /// The application ended while the operation ran.
     pub const APPLICATION_ENDED: &str = "application-ended";
+    /// The engine may have left the application standing still: it was not saved, and may never go on by itself.
+    pub const STANDS_STILL: &str = "stands-still";
     /// Another capture is under way.
     pub const BUSY: &str = "busy";
     /// No room for what had to be written; the application is as before.

@@ -2,7 +2,7 @@
 //! it also travels from init and worker to the command. Nothing is written here; `cli::report` does that.
 
 use serde::{Deserialize, Serialize};
-use stasis_plugin_api::error::BackendError;
+use stasis_plugin_api::error::{BackendError, kind};
 use std::error::Error as StdError;
 use std::fmt;
 
@@ -41,7 +41,7 @@ pub struct Error {
     pub kind: Option<Kind>,
 }
 
-/// Failures after which there may be another way.
+/// Failures that are more to a caller than their text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -49,6 +49,8 @@ pub enum Kind {
     CannotSave,
     /// There is no way to a registry.
     Unreachable,
+    /// An engine may have left the application standing still.
+    StandsStill,
 }
 
 impl Error {
@@ -167,7 +169,8 @@ impl StdError for Error {}
 
 impl From<BackendError> for Error {
     fn from(error: BackendError) -> Self {
-        let new = Self { why: error.why, help: error.help, ..Self::new(error.what) };
+        let kind = (error.kind == kind::STANDS_STILL).then_some(Kind::StandsStill);
+        let new = Self { why: error.why, help: error.help, kind, ..Self::new(error.what) };
         new.detail(error.engine_output.unwrap_or_default())
     }
 }

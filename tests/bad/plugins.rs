@@ -361,6 +361,17 @@ fn a_plugin_that_hangs() {
 }
 
 #[test]
+fn an_engine_that_may_have_left_the_application_standing() {
+    need!(image, userns);
+    insta::assert_snapshot!(call("still", "capture").unwrap(), @r#"
+    exit 255
+    FATAL:   asked to fail in capture
+             because: nothing was saved, and the application may stand still
+             hint:    see whether it goes on; if not, `stasis instance stop --force one` ends it
+    "#);
+}
+
+#[test]
 fn a_plugin_that_lies() {
     need!(image, userns);
     let env = Env::new(Who::User).unwrap();

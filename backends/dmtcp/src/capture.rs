@@ -30,8 +30,7 @@ pub(crate) fn capture(host: &mut Host<'_>, request: &CaptureRequest) -> Result<C
     host.progress(0, 0, "saving");
     let patience = host.time_left().saturating_sub(Duration::from_secs(1));
     let output = coordinator::command(host, &["-bc"], patience)?;
-    let saved = judge(host, &request.instance.logs, &output)
-        .and_then(|()| complete(host, &request.instance, before.peers));
+    let saved = judge(host, &request.instance.logs, &output).and_then(|()| complete(host, &request.instance));
     let set = saved.map_err(|error| filled_up(error, staging))?;
     for image in &set.images {
         images::check(&staging.join(&image.file))?;
@@ -66,9 +65,7 @@ fn judge(host: &Host<'_>, logs: &Path, output: &RunOutput) -> Result<()> {
     let alive = host.application().is_ok_and(|a| a.running);
     let said = format!("{}\n{}", output.stderr, coordinator::said(host, logs));
     let error = match (output.code, output.timed_out) {
-        (_, true) => {
-            BackendError::new(kind::TIMED_OUT, "DMTCP did not complete the capture in the time given")
-        }
+        (_, true) => late(),
         (Some(2), _) if alive => {
             BackendError::new(kind::BUSY, "DMTCP says that the application is not in a state to be saved")
         }
@@ -80,15 +77,21 @@ fn judge(host: &Host<'_>, logs: &Path, output: &RunOutput) -> Result<()> {
     Err(asserts::explain(error, &said))
 }
 
-/// DMTCP 4.2 answers before the images are complete, so they are waited for whatever the version.
-fn complete(host: &Host<'_>, instance: &InstanceView, expected: u32) -> Result<Set> {
+/// Who starts a process just when a capture begins may wait for the coordinator for ever (DMTCP 5.0: it does not take the
+/// new process, and does not say so), and the capture for whoever started it. The coordinator tells of all that they run.
+fn late() -> BackendError {
+    BackendError::new(kind::STANDS_STILL, "DMTCP did not complete the capture in the time given")
+        .because("its coordinator waits for processes that do not answer")
+}
+
+/// DMTCP 4.2 answers before the images are complete, so they are waited for whatever the version. How many there will be
+/// nobody knows before: processes end and begin while it is asked.
+fn complete(host: &Host<'_>, instance: &InstanceView) -> Result<Set> {
     let end = Instant::now() + host.time_left();
     loop {
-        let set = images::list(&instance.staging)?;
-        if set.unfinished.is_empty()
-            && u32::try_from(set.images.len()).is_ok_and(|n| n >= expected)
-            && status(host).is_ok_and(|s| s.running)
-        {
+        let mut set = images::list(&instance.staging)?;
+        let whole = set.unfinished.is_empty() && images::only_listed(&instance.staging, &mut set);
+        if whole && status(host).is_ok_and(|s| s.running) {
             return Ok(set);
         }
         host.check("waiting for the images")?;
@@ -102,10 +105,9 @@ fn complete(host: &Host<'_>, instance: &InstanceView, expected: u32) -> Result<S
             ));
         }
         if Instant::now() > end {
-            return Err(BackendError::new(
-                kind::TIMED_OUT,
-                format!("{} of {expected} images are complete", set.images.len()),
-            ));
+            let count = set.images.len();
+            let what = format!("{count} images are there, and DMTCP has not said that these are all");
+            return Err(BackendError::new(kind::TIMED_OUT, what));
         }
         std::thread::sleep(Duration::from_millis(5));
     }

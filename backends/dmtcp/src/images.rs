@@ -3,10 +3,17 @@
 use stasis_plugin_api::prelude::*;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// What every image of DMTCP 4.0 and later begins with.
 const MAGIC: &[u8] = b"DMTCP_CHECKPOINT_IMAGE_v";
+/// How the name of an image ends.
+const IMAGE: &str = ".dmtcp";
+/// What DMTCP's script for a restart is called, which is a link to it.
+const SCRIPT: &str = "dmtcp_restart_script.sh";
+/// More than any honest script.
+const MOST: u64 = 8 << 20;
 /// Deeper and more than any honest capture.
 const LIMIT: usize = 4096;
 
@@ -46,7 +53,7 @@ pub(crate) fn list(staging: &Path) -> Result<Set> {
         let (is_file, is_dir) = entry.file_type().map_or((false, false), |t| (t.is_file(), t.is_dir()));
         if name.ends_with(".temp") {
             set.unfinished.push(name);
-        } else if name.starts_with("ckpt_") && name.ends_with(".dmtcp") && is_file {
+        } else if name.starts_with("ckpt_") && name.ends_with(IMAGE) && is_file {
             set.images.push(parse(&name));
         } else if name.starts_with("ckpt_") && name.ends_with("_files") && is_dir {
             set.open_files.push(name);
@@ -57,9 +64,36 @@ pub(crate) fn list(staging: &Path) -> Result<Set> {
     Ok(set)
 }
 
+/// Keeps those images that DMTCP's own script for a restart lists. False while it is not there, and while one that it
+/// lists is not.
+pub(crate) fn only_listed(staging: &Path, set: &mut Set) -> bool {
+    let Some(mut listed) = listed(staging) else { return false };
+    set.images.retain(|image| {
+        let there = listed.contains(&image.file);
+        listed = listed.replace(&image.file, "");
+        there
+    });
+    !set.images.is_empty() && !listed.contains(IMAGE)
+}
+
+/// The line with the images in the script. The link to it is made when all of it is written. The application can write
+/// here, too: nothing else is followed or waited for.
+fn listed(staging: &Path) -> Option<String> {
+    let script = std::fs::read_link(staging.join(SCRIPT)).ok()?.into_os_string().into_string().ok()?;
+    if !script.starts_with("dmtcp_restart_script_") || script.contains('/') {
+        return None;
+    }
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags).open(staging.join(script)).ok()?;
+    let mut text = String::new();
+    file.metadata().ok()?.is_file().then_some(())?;
+    file.take(MOST).read_to_string(&mut text).ok()?;
+    text.lines().find(|line| line.starts_with("given_ckpt_files=")).map(str::to_owned)
+}
+
 /// `ckpt_PROGRAM_HOSTID-PID-TIME.dmtcp`.
 fn parse(file: &str) -> SavedImage {
-    let inner = file.trim_start_matches("ckpt_").trim_end_matches(".dmtcp");
+    let inner = file.trim_start_matches("ckpt_").trim_end_matches(IMAGE);
     let (name, ids) = inner.rsplit_once('_').unwrap_or((inner, ""));
     let pid = ids.split('-').nth(1).and_then(|p| p.parse().ok()).unwrap_or(0);
     SavedImage { file: file.to_owned(), name: name.to_owned(), pid }
@@ -121,6 +155,38 @@ mod tests {
             below(dir.path(), &set.open_files[0], 3).unwrap(),
             [PathBuf::from("ckpt_x_1-2-3_files/log_1")]
         );
+    }
+
+    #[test]
+    fn the_script_tells_which_images_there_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let names = ["ckpt_a_1-40000-1.dmtcp", "ckpt_b_1-41000-2.dmtcp", "ckpt_c_1-42000-3.dmtcp"];
+        for name in &names[..2] {
+            std::fs::write(path(name), "").unwrap();
+        }
+        let kept = || {
+            let mut set = list(dir.path()).unwrap();
+            only_listed(dir.path(), &mut set).then(|| set.images.iter().map(|i| i.pid).collect::<Vec<_>>())
+        };
+        let write = |names: &[&str]| {
+            let all: String = names.iter().map(|name| format!(" /.stasis/capture/{name}")).collect();
+            let text = format!("#!/bin/bash\ngiven_ckpt_files=\"{all}\"\nfor tmp in $given_ckpt_files; do\n");
+            std::fs::write(path("dmtcp_restart_script_1-40000-9.sh"), text).unwrap();
+        };
+        write(&names[..2]);
+        assert_eq!(kept(), None, "it may not be complete before the link is there");
+        std::os::unix::fs::symlink("dmtcp_restart_script_1-40000-9.sh", path(SCRIPT)).unwrap();
+        assert_eq!(kept(), Some(vec![40000, 41000]));
+        write(&names[..1]);
+        assert_eq!(kept(), Some(vec![40000]), "one that ended meanwhile is none of them");
+        write(&names);
+        assert_eq!(kept(), None, "one is missing");
+        write(&[]);
+        assert_eq!(kept(), None);
+        std::fs::remove_file(path(SCRIPT)).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", path(SCRIPT)).unwrap();
+        assert_eq!(kept(), None);
     }
 
     #[test]

@@ -121,8 +121,9 @@ fn coordinator(shim: &str) -> Helper {
             number: LISTENER_FD,
             source: DescriptorSource::UnixListener(SOCKET.into()),
         }],
-        // A batch system sends TERM to every process; without the coordinator the application would die of it.
-        ignore_signals: vec![15, 2, 1],
+        // A batch system sends TERM to every process; without the coordinator the application would die of it. DMTCP 5.0
+        // does not think of PIPE, which comes when it writes to a process that has just ended.
+        ignore_signals: vec![15, 2, 1, 13],
         readiness: Readiness::Started,
         essential: true,
         identity: Identity::Application,

@@ -1,7 +1,7 @@
 //! A generation taken of a running container: looked at, saved by the engine, hashed, committed.
 
 use crate::clocks::Clocks;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::init::survey::listening;
 use crate::instance::Port;
 use crate::launch::protocol::ToInit;
@@ -132,6 +132,17 @@ fn running(live: &Live) -> Result<()> {
 fn told_truthfully(live: &Live, error: Error) -> Error {
     // The news of its death may be on its way.
     let ended = live.wait(Some(Instant::now() + Duration::from_millis(300)), |s| s.phase >= Phase::Ending);
+    if !ended && error.kind == Some(Kind::StandsStill) {
+        let error = error.because("nothing was saved, and the application may stand still");
+        let end =
+            format!("see whether it goes on; if not, `stasis instance stop --force {}` ends it", live.name);
+        let checkpoint = live.engine.as_ref().map(|engine| &engine.checkpoint);
+        let last = checkpoint.and_then(|c| Some((c.name(), *c.generations().ok()?.last()?)));
+        return error.help(match last {
+            Some((name, number)) => format!("{end}, and --restart {name} brings generation {number} back"),
+            None => end,
+        });
+    }
     if !ended {
         return error.because("the application runs on, and nothing was saved");
     }

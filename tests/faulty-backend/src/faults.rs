@@ -50,6 +50,7 @@ pub(crate) fn commit(method: &str, host: Option<&Host<'_>>) -> Result<Option<Fau
         Some("error") => Err(BackendError::failed(format!("asked to fail in {method}"))
             .because("the test wants it")
             .help("ask for something else")),
+        Some("still") => Err(BackendError::new(kind::STANDS_STILL, format!("asked to fail in {method}"))),
         Some("hang") => hang(),
         Some("crash") => std::process::abort(),
         Some("panic") => fall(method),

@@ -10,6 +10,7 @@
 //! | `panic` | a panic |
 //! | `hang` | it never returns |
 //! | `crash` | SIGABRT |
+//! | `still` | an error: the application may stand still (`capture` only) |
 //! | `exit` | the process ends with status 0, without an answer |
 //! | `lie` | success, and nothing was done (`capture` only) |
 //! | `corrupt` | success, and what was written is of no use (`capture` only) |
