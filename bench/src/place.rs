@@ -78,6 +78,8 @@ fn absolute(path: impl AsRef<Path>) -> Result<PathBuf> {
 #[derive(Debug)]
 pub(crate) struct Place {
     dir: PathBuf,
+    /// In memory, as it is where nobody says otherwise.
+    runtime: PathBuf,
     images: PathBuf,
     stasis: PathBuf,
     pub(crate) runs: usize,
@@ -92,8 +94,14 @@ impl Place {
         }
         let dir = std::env::temp_dir().join(format!("stasis-bench-{}", std::process::id()));
         output(Command::new("mkdir").args(["-m", "0700", "--"]).arg(&dir))?;
+        let shared = Path::new("/dev/shm");
+        let runtime = match shared.is_dir() {
+            true => shared.join(format!("stasis-bench-{}", std::process::id())),
+            false => dir.join("run"),
+        };
         let place = Self {
             dir,
+            runtime,
             images: options.images.clone(),
             stasis: absolute(&options.stasis)?,
             runs: options.runs,
@@ -148,7 +156,7 @@ impl Place {
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.stasis);
         command.arg("--config").arg(self.dir.join("plugins.toml")).args(words).stdin(Stdio::null());
-        command.env("STASIS_DATA_DIR", self.dir.join("data")).env("STASIS_RUNTIME_DIR", self.dir.join("run"));
+        command.env("STASIS_DATA_DIR", self.dir.join("data")).env("STASIS_RUNTIME_DIR", &self.runtime);
         command.env_remove("STASIS_IMAGE_MOUNT");
         command
     }
@@ -169,7 +177,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let _ = self.command(&["instance", "stop", "--all"]).output();
-        let _ = output(Command::new("rm").arg("-rf").arg("--").arg(&self.dir));
+        let _ = output(Command::new("rm").arg("-rf").arg("--").args([&self.dir, &self.runtime]));
     }
 }
 
