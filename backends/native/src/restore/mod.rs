@@ -81,9 +81,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     let made = objects::make(&order.dir, &image)?;
     let opened = began.elapsed();
     // Before they become one.
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let pinned = Pinned::here(&image, how);
-    let crew = Crew { processors, pinned: pinned.as_ref() };
+    let usual = process::affinity(0).unwrap_or_default();
+    let pinned = Pinned::here(&image, how, &usual);
+    let crew = Crew { processors: count(&usual), pinned: pinned.as_ref() };
     let mut tree = Tree { pids: vec![image.root], released: false };
     skeleton::make(&image, &made).inspect_err(|error| tree.keep_others(error))?;
     let born = began.elapsed();
@@ -232,9 +232,12 @@ fn scheduling(process: &Process, pinned: Option<&Pinned>) {
     }
 }
 
+fn count(processors: &[u64]) -> usize {
+    processors.iter().map(|word| word.count_ones() as usize).sum()
+}
+
 /// Only a choice is brought back: whoever was allowed everywhere is so again, on a larger machine too.
 fn affinity(tid: i32, wanted: &[u64]) {
-    let count = |words: &[u64]| words.iter().map(|w| w.count_ones()).sum::<u32>();
     let Ok(here) = process::affinity(tid) else { return };
     let narrower = wanted.iter().zip(&here).any(|(wanted, here)| here & !wanted != 0);
     if narrower && count(wanted) > 0 {

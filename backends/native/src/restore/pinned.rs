@@ -8,7 +8,7 @@ use crate::sys::{process, task};
 /// From so many bytes on the content takes longer than the steps, and the kernel is to choose where it is read.
 const MUCH: u64 = 64 << 20;
 
-/// Where this process might run before.
+/// Where it might run before.
 #[derive(Debug)]
 pub(super) struct Pinned {
     usual: Vec<u64>,
@@ -16,16 +16,15 @@ pub(super) struct Pinned {
 
 impl Pinned {
     /// Keeps this process, and all that it makes, where it runs now. `None` where that cannot be had or is of no use.
-    pub(super) fn here(image: &Image, how: How) -> Option<Self> {
+    pub(super) fn here(image: &Image, how: How, usual: &[u64]) -> Option<Self> {
         if how == How::Copy && content(image) >= MUCH {
             return None;
         }
-        let usual = process::affinity(0).ok()?;
         let here = process::processor()?;
         let mut only = vec![0; usual.len()];
         *only.get_mut(here / 64)? = 1_u64 << (here % 64);
         task::set_affinity(0, &only).ok()?;
-        Some(Self { usual })
+        Some(Self { usual: usual.to_vec() })
     }
 
     /// Lets a thread run wherever it might have run.
