@@ -28,9 +28,11 @@ const CHUNK: u64 = 256 << 10;
 /// So many pieces are made ready at once: the application stands still while they take their places.
 const MOST_PIECES: usize = 10;
 /// And so many bytes of them: a capture waits until they are through.
-const MOST_BYTES: u64 = 256 << 20;
+const MOST_BYTES: u64 = 64 << 20;
 /// A restart of the largest memory, or a capture of it, is through before; whoever waits longer ends with the container.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+/// What has just come back is asked first: nobody makes it stand still for so long.
+const FIRST: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(5);
 /// How often it is tried to stop the application while something keeps one of its threads in the kernel.
 const TRIES: u32 = 10;
@@ -76,6 +78,7 @@ pub(crate) fn run(order: &Order) -> Result<Done> {
     // Where that is not allowed it is as busy as others.
     let _ = task::set_nice(0, NICE);
     let pid = restarted(order)?;
+    std::thread::sleep(FIRST);
     let mut pass = Pass { pid, done: Done::default(), stop: LOOK, tried: HashSet::new() };
     loop {
         let lock = Lock::take(&order.lock, PATIENCE)?;

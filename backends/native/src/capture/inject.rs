@@ -8,6 +8,7 @@ use super::seize::{Held, HeldThread, STEP, failed};
 use crate::arch::cave::{self, CALL, CALLS, Code, NOT_MADE, REGION, at};
 use crate::arch::registers::{HOME_CALL, REST_CALL, going_home};
 use crate::proc::maps::Mapping;
+use crate::sys::clone::THREAD;
 use crate::sys::ptrace::{self, Stop, steps};
 use stasis_plugin_api::error::{BackendError, Result};
 use std::fs::File;
@@ -199,14 +200,7 @@ impl Site {
 
     /// Makes the helper, by a thread that stands on `home`. It stands still then.
     pub(crate) fn make_helper(&self, tid: i32) -> Result<i32> {
-        let flags = libc::CLONE_VM
-            | libc::CLONE_FS
-            | libc::CLONE_FILES
-            | libc::CLONE_SIGHAND
-            | libc::CLONE_THREAD
-            | libc::CLONE_SYSVSEM;
-        let flags = u64::from(flags.cast_unsigned());
-        let call = Call::new(libc::SYS_clone, &[flags, self.address(at::HELPER_FRAME) + 8]);
+        let call = Call::new(libc::SYS_clone, &[THREAD, self.address(at::HELPER_FRAME) + 8]);
         match self.call(tid, call)? {
             (1.., Some(helper)) => {
                 expect_stop(helper)?;

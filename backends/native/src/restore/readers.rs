@@ -3,7 +3,7 @@
 use super::pinned::Pinned;
 use super::remote::Remote;
 use super::table::Table;
-use crate::sys::clone::CloneArguments;
+use crate::sys::clone::{CloneArguments, THREAD};
 use stasis_plugin_api::prelude::*;
 
 /// So many read at once: memory is emptied for them page by page, and more of them soon wait for each other.
@@ -33,13 +33,7 @@ impl<'a> Readers<'a> {
         let worth = usize::try_from(bytes / EACH).unwrap_or(MOST).min(MOST).min(crew.processors).max(1);
         let mut table = remote.table();
         for _ in 1..worth {
-            let flags = libc::CLONE_VM
-                | libc::CLONE_FS
-                | libc::CLONE_FILES
-                | libc::CLONE_SIGHAND
-                | libc::CLONE_THREAD
-                | libc::CLONE_SYSVSEM;
-            let arguments = CloneArguments { flags: flags as u64, ..CloneArguments::default() }.bytes();
+            let arguments = CloneArguments { flags: THREAD, ..CloneArguments::default() }.bytes();
             let at = table.put(&arguments);
             table.try_call("a reader", libc::SYS_clone3, &[at, arguments.len() as u64]);
         }

@@ -4,7 +4,7 @@ use super::check::unhex;
 use super::remote::Remote;
 use super::table::Table;
 use crate::model::{Credentials, Process, Thread};
-use crate::sys::clone::CloneArguments;
+use crate::sys::clone::{CloneArguments, THREAD};
 use crate::sys::ptrace;
 use stasis_plugin_api::prelude::*;
 
@@ -19,22 +19,12 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// Makes the threads beside the leader. They stand before their first instruction.
 pub(super) fn make(remote: &Remote, process: &Process) -> Result<()> {
-    let flags = libc::CLONE_VM
-        | libc::CLONE_FS
-        | libc::CLONE_FILES
-        | libc::CLONE_SIGHAND
-        | libc::CLONE_THREAD
-        | libc::CLONE_SYSVSEM;
     let mut table = remote.table();
     for thread in process.threads.iter().skip(1) {
         let tid = table.put(&thread.tid.to_ne_bytes());
-        let arguments = CloneArguments {
-            flags: flags as u64,
-            set_tid: tid,
-            set_tid_size: 1,
-            ..CloneArguments::default()
-        }
-        .bytes();
+        let arguments =
+            CloneArguments { flags: THREAD, set_tid: tid, set_tid_size: 1, ..CloneArguments::default() }
+                .bytes();
         let at = table.put(&arguments);
         table.call(format!("thread {}", thread.tid), libc::SYS_clone3, &[at, arguments.len() as u64]);
         remote.make_room(remote.pid, &mut table)?;

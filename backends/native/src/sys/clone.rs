@@ -2,6 +2,14 @@
 
 use nix::errno::Errno;
 
+/// A thread of the process that makes it.
+pub(crate) const THREAD: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM) as u64;
+
 /// `struct clone_args`, as far as `set_tid_size` (version 1).
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
