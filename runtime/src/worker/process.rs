@@ -7,7 +7,7 @@ use crate::sys::channel::Channel;
 use crate::sys::{fd, process};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -214,6 +214,8 @@ impl Process {
         let by_itself = self.wait_for_end(patience);
         // Both may be gone already. It is not reaped, so nobody else can have its number.
         let _ = killpg(self.pid, Signal::SIGKILL);
+        // One that was just forked leads no group yet.
+        let _ = kill(self.pid, Signal::SIGKILL);
         let status = if by_itself || self.wait_for_end(ENDING) { process::reap(self.pid).ok() } else { None };
         self.output.drain();
         self.end = Some(status.filter(|_| by_itself));
