@@ -7,15 +7,18 @@ mod engine;
 
 use engine::{dump, inside, report, soon, start};
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// A memory cgroup of its own with this limit, by either version; removed when this is dropped.
 struct Group(PathBuf);
 
 impl Group {
     fn new(limit: u64) -> Result<Self, String> {
-        let name = format!("stasis-native-{}", fs::read_link("/proc/self/ns/pid").unwrap().display());
-        let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+        // The number of a namespace is given again.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let name = format!("stasis-native-{}", now.as_nanos());
         for (root, file) in
             [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
         {
@@ -24,7 +27,7 @@ impl Group {
                 continue;
             }
             let group = Self(directory);
-            if fs::write(group.0.join(file), limit.to_string()).is_ok() {
+            if put(&group.0.join(file), limit).is_ok() {
                 return Ok(group);
             }
         }
@@ -32,13 +35,23 @@ impl Group {
     }
 
     fn enter(&self, pid: u32) {
-        fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+        put(&self.0.join("cgroup.procs"), pid).unwrap();
     }
 }
 
+/// In a directory that is no cgroup there is no such file, and none is made.
+fn put(file: &Path, value: impl std::fmt::Display) -> std::io::Result<()> {
+    fs::OpenOptions::new().write(true).open(file)?.write_all(value.to_string().as_bytes())
+}
+
+/// Leaves it, and removes it. Who was killed in it may take a moment to be gone.
 impl Drop for Group {
     fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
+        let _ = put(&self.0.parent().unwrap().join("cgroup.procs"), std::process::id());
+        let until = Instant::now() + Duration::from_secs(10);
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
@@ -62,8 +75,9 @@ fn limit_inside() {
     let _ = fs::remove_file(here.join("go"));
     let output = here.join("out");
     let said = |word: &str| fs::read_to_string(&output).unwrap_or_default().matches(word).count();
-    let mut subject = start(Path::new("/usr/bin/python3"), &["writes.py"], &output);
+    // First, so that it goes last.
     let group = Group::new(180 << 20);
+    let mut subject = start(Path::new("/usr/bin/python3"), &["writes.py"], &output);
     soon("it begins", || said("begins") > 0);
     if let Ok(group) = &group {
         // With the engine, which sees the limit then.
@@ -86,9 +100,5 @@ fn limit_inside() {
     match &group {
         Ok(_) => assert_eq!(copied["mode"], "plain", "{copied}"),
         Err(why) => println!("without a limit of the kernel's: {why}"),
-    }
-    drop(subject);
-    if let Ok(group) = group {
-        fs::write(group.0.parent().unwrap().join("cgroup.procs"), std::process::id().to_string()).unwrap();
     }
 }
