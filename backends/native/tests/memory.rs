@@ -88,7 +88,13 @@ fn limit_inside() {
     fs::write(here.join("go"), "").unwrap();
     soon("its memory is there", || said("round") > 1);
     let image = here.join("image");
-    let copied = report(&dump(subject.pid(), &image, &[]));
+    // Nobody tells the engine how much room there is: the kernel ends the copy when both are too much, unless it was
+    // through before the application had come so far.
+    let mut tried = (0..10).map(|_| report(&dump(subject.pid(), &image, &[])));
+    let copied = match &group {
+        Ok(_) => tried.find(|report| report["mode"] == "plain").expect("every copy was through in time"),
+        Err(_) => tried.next().unwrap(),
+    };
     let told = report(&dump(subject.pid(), &image, &["--room", "20000000"]));
     let before = said("round");
     soon("it runs on", || {
@@ -97,8 +103,8 @@ fn limit_inside() {
     });
     let why = told["why_plain"].as_str().unwrap();
     assert!(why.starts_with("the job's memory limit leaves "), "{told}");
-    match &group {
-        Ok(_) => assert_eq!(copied["mode"], "plain", "{copied}"),
-        Err(why) => println!("without a limit of the kernel's: {why}"),
+    if let Err(why) = &group {
+        assert_eq!(copied["mode"], "fork", "{copied}");
+        println!("without a limit of the kernel's: {why}");
     }
 }
