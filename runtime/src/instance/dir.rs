@@ -162,14 +162,15 @@ impl Dir {
     /// Replaces a file as a whole, which is not durable then: the caller, to whom the new one is given, may make it so.
     /// The caller has the directory for itself: the name of the file beside it is always the same.
     ///
-    /// They change places, and the old one stays for the next time. Nobody waits for the disk so: ext4 writes out what is
-    /// renamed over another file, or cut to nothing and written anew.
+    /// They change places, so that nobody waits for the disk: ext4 writes out what is renamed over another file. Whoever
+    /// has the old one open reads it to its end: no file is ever written to twice.
     pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> Result<File> {
         let new = temporary(name);
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT;
+        // Of one that was killed.
+        let _ = unlinkat(&self.fd, new.as_str(), UnlinkatFlags::NoRemoveDir);
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
         let written = self.open_file(&new, flags).and_then(|mut file| {
-            let written = file.write_all(bytes).and_then(|()| file.set_len(bytes.len() as u64));
-            written.map_err(|e| InstanceError::io("write", &self.path.join(name), e))?;
+            file.write_all(bytes).map_err(|e| InstanceError::io("write", &self.path.join(name), e))?;
             self.put(&new, name).map_err(|e| InstanceError::io("replace", &self.path.join(name), e))?;
             Ok(file)
         });
@@ -181,9 +182,15 @@ impl Dir {
     }
 
     fn put(&self, new: &str, name: &str) -> nix::Result<()> {
-        // There is none yet, or this file system cannot do that.
-        renameat2(&self.fd, new, &self.fd, name, RenameFlags::RENAME_EXCHANGE)
-            .or_else(|_| renameat(&self.fd, new, &self.fd, name))
+        match renameat2(&self.fd, new, &self.fd, name, RenameFlags::RENAME_EXCHANGE) {
+            Ok(()) => {
+                // What stays goes the next time.
+                let _ = unlinkat(&self.fd, new, UnlinkatFlags::NoRemoveDir);
+                Ok(())
+            }
+            // There is none yet, or this file system cannot do that.
+            Err(_) => renameat(&self.fd, new, &self.fd, name),
+        }
     }
 
     /// Removes the entry, which is no directory with something in it. Nothing there is no error.
@@ -200,7 +207,7 @@ impl Dir {
     }
 }
 
-/// What [`Dir::replace`] leaves beside `name`.
+/// What [`Dir::replace`] leaves beside `name` when it is killed.
 pub(super) fn temporary(name: &str) -> String {
     format!(".{name}.new")
 }

@@ -392,3 +392,24 @@ fn a_write_that_fails_changes_nothing() {
     assert_eq!(claim.record().state, State::Starting);
     assert_eq!(here.find(&name("web")).unwrap().record().unwrap().state, State::Starting);
 }
+
+#[test]
+fn a_record_that_is_being_read_is_not_written_to() {
+    let home = Home::new();
+    let here = home.here();
+    let mut claim = here.claim(&name("web")).unwrap();
+    let directory = here.path(&name("web"));
+    let record = directory.join("instance.json");
+    let read = || fs::read_to_string(&record).unwrap();
+    let mut open = fs::File::open(&record).unwrap();
+    let first = read();
+    for reason in ["x".repeat(3000), "y".to_owned(), "z".repeat(500)] {
+        claim.update(|record| record.state = State::Failed { reason: reason.clone() }).unwrap();
+        assert!(read().contains(&reason));
+        serde_json::from_str::<serde_json::Value>(&read()).unwrap();
+        assert!(!directory.join(".instance.json.new").exists());
+    }
+    let mut seen = String::new();
+    std::io::Read::read_to_string(&mut open, &mut seen).unwrap();
+    assert_eq!(seen, first);
+}
