@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// The preload library goes along: a restart needs the very same one.
 pub(crate) const SHIM_FILE: &str = "preload.so";
+/// Kept of the time given, to tell what became of it: whoever is ended for being late tells nothing.
+const TO_TELL: Duration = Duration::from_secs(1);
 /// With less free than this a write of DMTCP's has failed.
 const FULL: u64 = 1 << 20;
 
@@ -28,9 +30,10 @@ pub(crate) fn capture(host: &mut Host<'_>, request: &CaptureRequest) -> Result<C
     }
     let memory_files = memory_files::before(host, &request.instance.survey)?;
     host.progress(0, 0, "saving");
-    let patience = host.time_left().saturating_sub(Duration::from_secs(1));
-    let output = coordinator::command(host, &["-bc"], patience)?;
-    let saved = judge(host, &request.instance.logs, &output).and_then(|()| complete(host, &request.instance));
+    let until = Instant::now() + host.time_left().saturating_sub(TO_TELL);
+    let output = coordinator::command(host, &["-bc"], until.saturating_duration_since(Instant::now()))?;
+    let saved =
+        judge(host, &request.instance.logs, &output).and_then(|()| complete(host, &request.instance, until));
     let set = saved.map_err(|error| filled_up(error, staging))?;
     for image in &set.images {
         images::check(&staging.join(&image.file))?;
@@ -65,7 +68,7 @@ fn judge(host: &Host<'_>, logs: &Path, output: &RunOutput) -> Result<()> {
     let alive = host.application().is_ok_and(|a| a.running);
     let said = format!("{}\n{}", output.stderr, coordinator::said(host, logs));
     let error = match (output.code, output.timed_out) {
-        (_, true) => late(),
+        (_, true) => late("its coordinator waits for processes that do not answer"),
         (Some(2), _) if alive => {
             BackendError::new(kind::BUSY, "DMTCP says that the application is not in a state to be saved")
         }
@@ -79,15 +82,13 @@ fn judge(host: &Host<'_>, logs: &Path, output: &RunOutput) -> Result<()> {
 
 /// Who starts a process just when a capture begins may wait for the coordinator for ever (DMTCP 5.0: it does not take the
 /// new process, and does not say so), and the capture for whoever started it. The coordinator tells of all that they run.
-fn late() -> BackendError {
-    BackendError::new(kind::STANDS_STILL, "DMTCP did not complete the capture in the time given")
-        .because("its coordinator waits for processes that do not answer")
+fn late(why: impl std::fmt::Display) -> BackendError {
+    BackendError::new(kind::STANDS_STILL, "DMTCP did not complete the capture in the time given").because(why)
 }
 
 /// DMTCP 4.2 answers before the images are complete, so they are waited for whatever the version. How many there will be
 /// nobody knows before: processes end and begin while it is asked.
-fn complete(host: &Host<'_>, instance: &InstanceView) -> Result<Set> {
-    let end = Instant::now() + host.time_left();
+fn complete(host: &Host<'_>, instance: &InstanceView, until: Instant) -> Result<Set> {
     loop {
         let mut set = images::list(&instance.staging)?;
         let whole = set.unfinished.is_empty() && images::only_listed(&instance.staging, &mut set);
@@ -104,10 +105,9 @@ fn complete(host: &Host<'_>, instance: &InstanceView) -> Result<Set> {
                 &coordinator::said(host, &instance.logs),
             ));
         }
-        if Instant::now() > end {
+        if Instant::now() > until {
             let count = set.images.len();
-            let what = format!("{count} images are there, and DMTCP has not said that these are all");
-            return Err(BackendError::new(kind::TIMED_OUT, what));
+            return Err(late(format!("{count} images are there, and it has not said that these are all")));
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -76,19 +76,23 @@ pub(crate) fn only_listed(staging: &Path, set: &mut Set) -> bool {
     !set.images.is_empty() && !listed.contains(IMAGE)
 }
 
-/// The line with the images in the script. The link to it is made when all of it is written. The application can write
-/// here, too: nothing else is followed or waited for.
+/// The line with the images in the script. The link to it is made when all of it is written.
 fn listed(staging: &Path) -> Option<String> {
     let script = std::fs::read_link(staging.join(SCRIPT)).ok()?.into_os_string().into_string().ok()?;
     if !script.starts_with("dmtcp_restart_script_") || script.contains('/') {
         return None;
     }
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = File::options().read(true).custom_flags(flags).open(staging.join(script)).ok()?;
     let mut text = String::new();
-    file.metadata().ok()?.is_file().then_some(())?;
+    let file = open(&staging.join(script)).ok()?;
     file.take(MOST).read_to_string(&mut text).ok()?;
     text.lines().find(|line| line.starts_with("given_ckpt_files=")).map(str::to_owned)
+}
+
+/// Opens a regular file. The application can write here, too: no link is followed, and nobody waited for.
+fn open(path: &Path) -> std::io::Result<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(std::io::Error::other("it is no file")) }
 }
 
 /// `ckpt_PROGRAM_HOSTID-PID-TIME.dmtcp`.
@@ -102,7 +106,7 @@ fn parse(file: &str) -> SavedImage {
 /// Checks that an image begins as one.
 pub(crate) fn check(path: &Path) -> Result<()> {
     let mut head = [0; MAGIC.len()];
-    let read = File::open(path).and_then(|mut f| f.read_exact(&mut head));
+    let read = open(path).and_then(|mut file| file.read_exact(&mut head));
     match read {
         Ok(()) if head == *MAGIC => Ok(()),
         Ok(()) => Err(BackendError::new(kind::DAMAGED, format!("{} is no image of DMTCP's", path.display()))),
@@ -199,6 +203,13 @@ mod tests {
         }
         std::fs::write(&path, b"DMTCP_CHECKPOINT_IMAGE_v4.0\nrest").unwrap();
         check(&path).unwrap();
+        // What stands there may be of the application's making.
+        let (link, fifo) = (dir.path().join("link"), dir.path().join("fifo"));
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for other in [link, fifo] {
+            assert_eq!(check(&other).unwrap_err().kind, kind::DAMAGED);
+        }
     }
 
     #[test]

@@ -218,7 +218,7 @@ impl Guard {
         let (theirs, ours) = fd::pipe().map_err(cannot)?;
         let roles: [&OsStr; 2] = [GUARD.as_ref(), staging.as_os_str()];
         let at: [(BorrowedFd<'_>, i32); 1] = [(theirs.as_fd(), GUARD_FD)];
-        let child = process::spawn_self(&roles, &at, true).map_err(cannot)?;
+        let child = process::spawn_self(&roles, &at).map_err(cannot)?;
         Ok(Self { child, pipe: std::fs::File::from(ours) })
     }
 

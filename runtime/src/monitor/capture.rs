@@ -132,22 +132,26 @@ fn running(live: &Live) -> Result<()> {
 fn told_truthfully(live: &Live, error: Error) -> Error {
     // The news of its death may be on its way.
     let ended = live.wait(Some(Instant::now() + Duration::from_millis(300)), |s| s.phase >= Phase::Ending);
-    if !ended && error.kind == Some(Kind::StandsStill) {
-        let error = error.because("nothing was saved, and the application may stand still");
-        let end =
-            format!("see whether it goes on; if not, `stasis instance stop --force {}` ends it", live.name);
-        let checkpoint = live.engine.as_ref().map(|engine| &engine.checkpoint);
-        let last = checkpoint.and_then(|c| Some((c.name(), *c.generations().ok()?.last()?)));
-        return error.help(match last {
-            Some((name, number)) => format!("{end}, and --restart {name} brings generation {number} back"),
-            None => end,
-        });
+    if !ended && error.kind != Some(Kind::StandsStill) {
+        return error.because("the application runs on, and nothing was saved");
     }
     if !ended {
-        return error.because("the application runs on, and nothing was saved");
+        return may_stand(live, error);
     }
     let how = live.state().ending.map(|e| format!(" ({e})")).unwrap_or_default();
     error.because(format!("the application ended during the capture{how}; earlier generations are untouched"))
+}
+
+/// Nobody knows whether it runs on.
+fn may_stand(live: &Live, error: Error) -> Error {
+    let name = &live.name;
+    let end = format!("see whether it goes on; if not, `stasis instance stop --force {name}` ends it");
+    let checkpoint = live.engine.as_ref().map(|engine| &engine.checkpoint);
+    let last = checkpoint.and_then(|c| Some((c.name(), *c.generations().ok()?.last()?)));
+    error.because("nothing was saved, and the application may stand still").help(match last {
+        Some((name, number)) => format!("{end}, and --restart {name} brings generation {number} back"),
+        None => end,
+    })
 }
 
 fn save(

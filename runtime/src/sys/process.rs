@@ -163,7 +163,7 @@ pub fn end(code: i32) -> ! {
 ///
 /// # Errors
 /// What the kernel says.
-pub fn spawn_self(role: &[&OsStr], fds: &[(BorrowedFd<'_>, RawFd)], new_session: bool) -> io::Result<Child> {
+pub fn spawn_self(role: &[&OsStr], fds: &[(BorrowedFd<'_>, RawFd)]) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("stasis").args(role);
     let pairs = lifted(fds)?;
@@ -174,9 +174,7 @@ pub fn spawn_self(role: &[&OsStr], fds: &[(BorrowedFd<'_>, RawFd)], new_session:
             for (fd, at) in &pairs {
                 super::fd::place(fd.as_fd(), *at)?;
             }
-            if new_session {
-                nix::unistd::setsid()?;
-            }
+            nix::unistd::setsid()?;
             Ok(())
         });
     }
@@ -417,11 +415,15 @@ mod tests {
 
     #[test]
     fn a_fork_is_alone_and_does_one_thing() {
-        // The harness has threads, and what this one forks has none.
-        assert!(!alone());
-        let forked = |main: fn() -> i32| reap(fork_with(&[], main).unwrap()).unwrap().code();
-        assert_eq!(forked(|| i32::from(alone())), Some(1));
-        assert_eq!(forked(|| std::panic::resume_unwind(Box::new(()))), Some(101));
+        std::thread::scope(|scope| {
+            let (go, wait) = std::sync::mpsc::channel::<()>();
+            scope.spawn(move || wait.recv());
+            assert!(!alone());
+            let forked = |main: fn() -> i32| reap(fork_with(&[], main).unwrap()).unwrap().code();
+            assert_eq!(forked(|| i32::from(alone())), Some(1));
+            assert_eq!(forked(|| std::panic::resume_unwind(Box::new(()))), Some(101));
+            drop(go);
+        });
     }
 
     #[test]

@@ -283,7 +283,7 @@ fn begin(fds: &[(BorrowedFd<'_>, RawFd)], with_image: bool) -> io::Result<Pid> {
     let me = format!("{PARENT}{parent}");
     let mut role = vec![OsStr::new(ROLE), OsStr::new(&me)];
     role.extend(with_image.then(|| OsStr::new(WITH_IMAGE)));
-    let started = process::spawn_self(&role, fds, true)?;
+    let started = process::spawn_self(&role, fds)?;
     Ok(Pid::from_raw(started.id().cast_signed()))
 }
 
