@@ -186,6 +186,14 @@ pub(crate) struct Area {
     pub(crate) guards: Vec<[u64; 2]>,
 }
 
+impl Area {
+    /// Bytes that are saved of it.
+    pub(crate) fn content(&self) -> u64 {
+        let runs = self.runs.iter().map(|[_, length]| *length);
+        runs.chain(self.pieces.iter().map(|[_, length, ..]| *length)).fold(0, u64::saturating_add)
+    }
+}
+
 /// A file with memory of one process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Layer {

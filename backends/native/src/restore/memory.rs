@@ -160,12 +160,12 @@ impl Filling<'_> {
     fn bytes(&self, process: &Process) -> u64 {
         let read = |area: &Area| {
             let maps = self.maps(area).unwrap_or(false);
-            let runs: u64 = area.runs.iter().map(|[_, length]| *length).sum();
-            let mapped: u64 = mapped_runs(area, maps).iter().map(|[_, length]| *length).sum();
-            let pieces: u64 = area.pieces.iter().map(|p| p[1] - mapped_piece(area, p, maps)).sum();
-            runs.saturating_sub(mapped) + pieces
+            // Gaps between runs may be mapped as well.
+            let runs = mapped_runs(area, maps).into_iter().map(|[_, length]| length);
+            let pieces = area.pieces.iter().map(|piece| mapped_piece(area, piece, maps));
+            runs.chain(pieces).fold(area.content(), u64::saturating_sub)
         };
-        process.areas.iter().map(read).sum()
+        process.areas.iter().map(read).fold(0, u64::saturating_add)
     }
 
     fn file(&self, index: u64) -> u64 {

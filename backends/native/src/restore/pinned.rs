@@ -2,7 +2,7 @@
 //! longer than most steps do.
 
 use super::memory::How;
-use crate::model::Image;
+use crate::model::{Area, Image};
 use crate::sys::{process, task};
 
 /// From so many bytes on the content takes longer than the steps, and the kernel is to choose where it is read.
@@ -17,7 +17,8 @@ pub(super) struct Pinned {
 impl Pinned {
     /// Keeps this process, and all that it makes, where it runs now. `None` where that cannot be had or is of no use.
     pub(super) fn here(image: &Image, how: How, usual: &[u64]) -> Option<Self> {
-        if how == How::Copy && content(image) >= MUCH {
+        let areas = image.processes.iter().flat_map(|process| &process.areas);
+        if how == How::Copy && areas.map(Area::content).fold(0, u64::saturating_add) >= MUCH {
             return None;
         }
         let here = process::processor()?;
@@ -32,14 +33,4 @@ impl Pinned {
         // The processors may have changed meanwhile; then the kernel has moved it already.
         let _ = task::set_affinity(tid, &self.usual);
     }
-}
-
-/// The bytes that are read.
-fn content(image: &Image) -> u64 {
-    let areas = image.processes.iter().flat_map(|process| &process.areas);
-    let bytes = |area: &crate::model::Area| {
-        let runs = area.runs.iter().map(|[_, length]| *length);
-        runs.chain(area.pieces.iter().map(|[_, length, ..]| *length)).fold(0, u64::saturating_add)
-    };
-    areas.map(bytes).fold(0, u64::saturating_add)
 }

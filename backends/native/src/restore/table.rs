@@ -144,6 +144,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_entry_is_in_one_part() {
+        let mut table = Table::new(0x1000_0000);
+        assert!(table.parts(3).is_empty());
+        for count in 1..20 {
+            table.call("a call", 1, &[]);
+            for threads in 1..6 {
+                let parts = table.parts(threads);
+                assert!(!parts.is_empty() && parts.len() <= threads, "{parts:x?}");
+                let (start, end) = table.range();
+                let mut at = start;
+                for (from, to) in parts {
+                    assert!(from == at && to > from && (to - from) % ENTRY as u64 == 0);
+                    at = to;
+                }
+                assert_eq!((at, end - start), (end, count * ENTRY as u64));
+            }
+        }
+    }
+
+    #[test]
     fn the_first_failure_is_told_and_others_may_fail() {
         let mut table = Table::new(0x1000_0000);
         table.try_call("one", 1, &[]);
