@@ -52,6 +52,42 @@ fn a_stop_during_a_capture() {
     env.finish().unwrap();
 }
 
+/// A process that is stopped takes no part in a capture, as one that waits for DMTCP's coordinator for ever.
+#[test]
+fn of_a_process_that_does_not_answer() {
+    need!(image, userns, dmtcp);
+    let env = Env::new(Who::User).unwrap();
+    let (any, port) = (image(&env, "any"), free_port().unwrap());
+    let program = ["python3", "/opt/subjects/memory.py", &port.to_string(), "0"];
+    let flags = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &any, "one"];
+    env.ok(&[&flags[..], &program[..]].concat()).unwrap();
+    env.ok(&["checkpoint", "instance", "one"]).unwrap();
+    let send = |signal: &str| {
+        let script = format!(
+            "for p in /proc/[0-9]*; do [ $(cat $p/comm) = python3 ] && kill -{signal} ${{p#/proc/}}; done; exit 0"
+        );
+        env.ok(&["exec", "instance://one", "sh", "-c", &script]).unwrap();
+    };
+    send("STOP");
+    insta::assert_snapshot!(env.fails(&["checkpoint", "instance", "one"]).unwrap(), @r#"
+    exit 255
+    FATAL:   DMTCP did not complete the capture in the time given
+             because: its coordinator waits for processes that do not answer
+             because: nothing was saved, and the application may stand still
+             hint:    see whether it goes on; if not, `stasis instance stop --force one` ends it, and --restart kept brings generation 1 back
+    "#);
+    send("CONT");
+    // DMTCP saves it now, though nobody waits for it any more; who asks in the meantime is turned away.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while get(port, "/check").ok().as_deref() != Some("good") {
+        assert!(std::time::Instant::now() < deadline, "it does not go on");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    env.ok(&["checkpoint", "instance", "one"]).unwrap();
+    env.ok(&["checkpoint", "verify", "kept"]).unwrap();
+    env.finish().unwrap();
+}
+
 #[test]
 fn of_an_instance_without_an_engine() {
     need!(image, userns);
