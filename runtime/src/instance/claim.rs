@@ -100,21 +100,6 @@ impl Claim {
     /// # Errors
     /// When it cannot be written; then the old one stands.
     pub fn write(&mut self, record: &Record) -> Result<()> {
-        self.put(record).map(sync)
-    }
-
-    /// The same, durable a little later, so that nobody has to wait for the disk. This process may get a thread by that.
-    ///
-    /// # Errors
-    /// As [`Self::write`].
-    pub fn write_behind(&mut self, record: &Record) -> Result<()> {
-        let written = self.put(record)?;
-        // Where there can be no thread it is up to the kernel when it is written out.
-        let _ = std::thread::Builder::new().spawn(move || sync(written));
-        Ok(())
-    }
-
-    fn put(&mut self, record: &Record) -> Result<File> {
         let before = std::mem::replace(&mut self.record, record.clone());
         let written = self.save();
         if written.is_err() {
@@ -208,19 +193,12 @@ impl Claim {
         }
     }
 
-    fn save(&mut self) -> Result<File> {
+    fn save(&mut self) -> Result<()> {
         let path = self.dir.path().join(RECORD);
         let json = serde_json::to_vec_pretty(&self.record);
         let mut bytes = json.map_err(|e| InstanceError::io("write", &path, io::Error::from(e)))?;
         bytes.push(b'\n');
         self.dir.replace(RECORD, &bytes)
-    }
-}
-
-/// A record tells what was lost when the machine failed; where it cannot be made durable it is good for everything else.
-fn sync(record: File) {
-    if let Err(error) = record.sync_data() {
-        tracing::debug!(%error, "a record is not durable");
     }
 }
 

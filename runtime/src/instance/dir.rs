@@ -4,7 +4,7 @@ use super::Result;
 use super::error::InstanceError;
 use nix::dir::Dir as Entries;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, RenameFlags, open, openat, renameat, renameat2};
+use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use std::fs::{DirBuilder, File};
@@ -159,38 +159,21 @@ impl Dir {
         Ok(Some(bytes))
     }
 
-    /// Replaces a file as a whole, which is not durable then: the caller, to whom the new one is given, may make it so.
-    /// The caller has the directory for itself: the name of the file beside it is always the same.
-    ///
-    /// They change places, so that nobody waits for the disk: ext4 writes out what is renamed over another file. Whoever
-    /// has the old one open reads it to its end: no file is ever written to twice.
-    pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> Result<File> {
+    /// Replaces a file as a whole. Not made durable: what it says does not outlive the kernel. The caller has
+    /// the directory for itself: the temporary name is always the same.
+    pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let new = temporary(name);
-        // Of one that was killed.
-        let _ = unlinkat(&self.fd, new.as_str(), UnlinkatFlags::NoRemoveDir);
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
         let written = self.open_file(&new, flags).and_then(|mut file| {
             file.write_all(bytes).map_err(|e| InstanceError::io("write", &self.path.join(name), e))?;
-            self.put(&new, name).map_err(|e| InstanceError::io("replace", &self.path.join(name), e))?;
-            Ok(file)
+            renameat(&self.fd, new.as_str(), &self.fd, name)
+                .map_err(|e| InstanceError::io("replace", &self.path.join(name), e))
         });
         if written.is_err() {
             // The error being returned says more than one from here would.
             let _ = unlinkat(&self.fd, new.as_str(), UnlinkatFlags::NoRemoveDir);
         }
         written
-    }
-
-    fn put(&self, new: &str, name: &str) -> nix::Result<()> {
-        match renameat2(&self.fd, new, &self.fd, name, RenameFlags::RENAME_EXCHANGE) {
-            Ok(()) => {
-                // What stays goes the next time.
-                let _ = unlinkat(&self.fd, new, UnlinkatFlags::NoRemoveDir);
-                Ok(())
-            }
-            // There is none yet, or this file system cannot do that.
-            Err(_) => renameat(&self.fd, new, &self.fd, name),
-        }
     }
 
     /// Removes the entry, which is no directory with something in it. Nothing there is no error.

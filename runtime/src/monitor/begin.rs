@@ -164,7 +164,7 @@ fn make(
     let container = first.take(&init_order.spec, mount)?;
     container.order(&init_order)?;
     let stood = stand(order, spec, prepared, teller, runtime, logs, &container).and_then(|stood| {
-        claim.write_behind(&record(order, &stood.live, claim, runtime, stood.restarted.as_ref())?)?;
+        claim.write(&record(order, &stood.live, claim, runtime, stood.restarted.as_ref())?)?;
         Ok(stood)
     });
     match stood {
