@@ -60,10 +60,19 @@ pub struct State {
     pub image: Option<ImageIdentity>,
     /// The generation that was brought back is still being compared with what was saved.
     pub verifying: bool,
+    /// Somebody waits for that.
+    pub comparison_wanted: bool,
     /// It is not what was saved.
     pub damaged: bool,
     /// What went wrong beside the application, for whoever asks next.
     pub remarks: Vec<String>,
+}
+
+impl State {
+    /// Whether the comparison of what was brought back with what was saved cannot wait any longer.
+    pub fn wants_comparison(&self) -> bool {
+        self.comparison_wanted || self.phase >= Phase::Ending
+    }
 }
 
 /// What an engine's instance has on top.
@@ -169,6 +178,7 @@ impl Live {
                 conversations: 0,
                 image,
                 verifying: false,
+                comparison_wanted: false,
                 damaged: false,
                 remarks: Vec::new(),
             }),

@@ -12,6 +12,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Nobody is told how far something is that takes no longer: the telling would take a part of it.
+const SHORT: Duration = Duration::from_millis(50);
+/// What was brought back has the machine for itself so long, unless somebody waits for the comparison: it is answering
+/// whoever has waited for it. A nice value does not do that where sessions are scheduled as groups (autogroup), nor would
+/// it keep a thread that has just been given a processor from using up its slice.
+const LEAVE: Duration = Duration::from_millis(100);
+
 /// Whether a restart can be planned before the content has been compared.
 pub(super) fn may_plan_first(verify: Verify, descriptor: &Descriptor) -> bool {
     match verify {
@@ -27,7 +34,12 @@ pub(super) fn may_plan_first(verify: Verify, descriptor: &Descriptor) -> bool {
 /// The first file that is not what was saved.
 pub(super) fn before(generation: &Generation, behind: &[PathBuf], teller: &dyn Teller) -> Result<()> {
     let wanted = |file: &Path| !behind.iter().any(|waits| waits == file);
-    let mut tell = |done, total| teller.progress(done, total, "verifying");
+    let begun = Instant::now();
+    let mut tell = |done, total| {
+        if begun.elapsed() >= SHORT {
+            teller.progress(done, total, "verifying");
+        }
+    };
     Ok(generation.verify_content(&wanted, &mut tell)?)
 }
 
@@ -52,6 +64,7 @@ pub(super) fn behind(live: &Arc<Live>, generation: Generation, files: Vec<PathBu
     let here = Arc::clone(&work);
     let thread = std::thread::Builder::new().spawn(move || {
         process::nice(NICE);
+        here.live.wait(Some(Instant::now() + LEAVE), State::wants_comparison);
         here.compare();
     });
     if thread.is_err() {
@@ -88,6 +101,7 @@ impl Behind {
 
 /// Waits until what was brought back is known to be what was saved, or the application ends.
 pub(super) fn wait(live: &Live, teller: &dyn Teller) {
+    live.change(|s| s.comparison_wanted = true);
     let through = |s: &State| !s.verifying || s.phase >= Phase::Ending;
     while !live.wait(Some(Instant::now() + Duration::from_millis(200)), through) {
         teller.progress(0, 0, "waiting for the verification of what was brought back");
