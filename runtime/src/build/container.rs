@@ -21,7 +21,7 @@ use crate::image::Image;
 use crate::image::inside::file_type;
 use crate::image::singularity::LATE_ENVIRONMENT;
 use crate::image::tree::{Tree, allowed, clear_set_id, failed, list, stat_in};
-use crate::launch::protocol::{Ending, Order};
+use crate::launch::protocol::{Ending, Ground, Order};
 use crate::launch::{start, userns};
 use crate::monitor::{place::mount_point, serve};
 use crate::spec::env::DEFAULT_PATH;
@@ -145,13 +145,8 @@ pub(super) fn run(
     }
     let argv = [shell, "-e", "-x", SCRIPT].map(str::to_owned).to_vec();
     let spec = spec(argv, &image, write, *facts, options);
-    let code = carry_out(&Order {
-        spec,
-        mount_point: mount_point(&options.runtime_dir)?,
-        logs: None,
-        fed: false,
-        size: None,
-    });
+    let ground = Ground::of(&spec, false, false, mount_point(&options.runtime_dir)?);
+    let code = carry_out(&Order { spec, logs: None, fed: false, size: None }, ground);
     let removed = tree.remove(SCRIPT).and_then(|()| tree.remove(APT));
     match code? {
         Ending::Exit(0) => removed,
@@ -163,12 +158,13 @@ pub(super) fn run(
 }
 
 /// Waits for its end. When we are interrupted everything in it is killed.
-fn carry_out(order: &Order) -> Result<Ending> {
+fn carry_out(order: &Order, ground: Ground) -> Result<Ending> {
     let before =
         nix::sys::signal::SigSet::thread_get_mask().unwrap_or_else(|_| nix::sys::signal::SigSet::empty());
     let signals = serve::signals(false)?;
     let waited = (|| {
-        let container = start::start(&order.spec, None)?;
+        let mut container = start::start(&order.spec, None)?;
+        container.lay(ground)?;
         container.order(order)?;
         container.replaced(Duration::from_secs(60))?;
         loop {

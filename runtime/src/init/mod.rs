@@ -12,9 +12,9 @@ pub mod survey;
 pub mod tmpfs;
 
 use crate::error::Error;
-use crate::launch::protocol::{FromInit, Order};
-use crate::launch::root;
+use crate::launch::protocol::{FromInit, Ground};
 use crate::launch::start::INIT_CHANNEL;
+use crate::launch::{root, start};
 use crate::sys::channel::Channel;
 use crate::sys::{fd, process, signal};
 use nix::sys::signal::Signal;
@@ -43,11 +43,6 @@ pub fn main() -> i32 {
 }
 
 fn run(channel: &Channel, image: Option<OwnedFd>) -> crate::error::Result<()> {
-    let received = channel.recv().map_err(|e| Error::new("init cannot read its order").because(&e))?;
-    let Some((order, _)): Option<(Order, _)> = received else {
-        // Whoever made this process has changed its mind.
-        return Ok(());
-    };
     // It ends by killing everybody that it sees, which has to be its own pid namespace.
     if std::process::id() != 1 {
         return Err(Error::new("init is not pid 1 of a pid namespace"));
@@ -55,10 +50,16 @@ fn run(channel: &Channel, image: Option<OwnedFd>) -> crate::error::Result<()> {
     for ignored in [Signal::SIGPIPE, Signal::SIGTTOU, Signal::SIGTTIN] {
         signal::ignore(ignored);
     }
-    // Whatever else was open at this number is nobody's business here.
-    let image = image.filter(|_| order.spec.root.is_mounted());
-    let made = root::make(&order, image.as_ref().map(AsFd::as_fd))?;
-    drop(image);
+    let lay = |ground: &Ground| {
+        // Whatever else was open at this number is nobody's business here.
+        let image = image.filter(|_| ground.root.is_mounted());
+        root::lay(ground, image.as_ref().map(AsFd::as_fd))
+    };
+    let told = start::told(channel, lay);
+    let Some((laid, order)) = told.map_err(|e| Error::new("init cannot read its order").because(&e))? else {
+        return Ok(());
+    };
+    let made = laid?.complete(&order)?;
     // The kernel takes this from no process that is protected.
     let clocks = clocks::go_on(&order.spec)?;
     // From here on nothing that the application could do reaches into this process.

@@ -1,7 +1,7 @@
 //! What monitor and init say to each other.
 
 use crate::error::Error;
-use crate::spec::{ContainerSpec, RootMode};
+use crate::spec::{ContainerSpec, Mount, RootMode, RootSpec};
 use crate::sys::terminal::Size;
 use serde::{Deserialize, Serialize};
 use stasis_plugin_api::host::{RunInside, RunOutput, TmpfsSaved};
@@ -9,13 +9,46 @@ use stasis_plugin_api::request::FailedHelper;
 use stasis_plugin_api::survey::Survey;
 use std::path::PathBuf;
 
-/// Everything that a container's first process needs to know.
+/// What a container's root is made of whatever its engine wants: a first process is told this first, and has it made by
+/// the time that the rest is known.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ground {
+    /// The root file system.
+    pub root: RootSpec,
+    /// In order. Later ones may lie on earlier ones.
+    pub mounts: Vec<Mount>,
+    /// There is a user namespace.
+    pub user: bool,
+    /// Of the application, inside.
+    pub uid: u32,
+    /// There is going to be an engine.
+    pub engine: bool,
+    /// There is going to be something in `/.stasis`.
+    pub inject: bool,
+    /// An empty directory of ours on the host; the root is put together there.
+    pub mount_point: PathBuf,
+}
+
+impl Ground {
+    /// Of a container which an engine may still change.
+    pub fn of(spec: &ContainerSpec, engine: bool, inject: bool, mount_point: PathBuf) -> Self {
+        Self {
+            root: spec.root.clone(),
+            mounts: spec.mounts.clone(),
+            user: spec.namespaces.user,
+            uid: spec.ids.uid,
+            engine,
+            inject,
+            mount_point,
+        }
+    }
+}
+
+/// Everything else that a container's first process needs to know.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Order {
     /// The container.
     pub spec: ContainerSpec,
-    /// An empty directory of ours on the host; the root is put together there.
-    pub mount_point: PathBuf,
     /// The directory for the log files on the host, shown as `/.stasis/log`; `None`: no log files.
     pub logs: Option<PathBuf>,
     /// Standard input is a pipe whose other side the monitor holds; without a terminal only.

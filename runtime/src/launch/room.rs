@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::launch::making::{cannot, is_directory};
-use crate::launch::protocol::Order;
+use crate::launch::protocol::Ground;
 use crate::spec::{Mount, RootWrite};
 use crate::sys::mount as sys;
 use nix::errno::Errno;
@@ -60,12 +60,12 @@ struct Image<'a> {
 }
 
 /// What the image lacks, and the generated files, of which it may have its own.
-pub(crate) fn wanted<'a>(order: &'a Order, image: BorrowedFd<'_>) -> Vec<Wanted<'a>> {
+pub(crate) fn wanted<'a>(ground: &'a Ground, image: BorrowedFd<'_>) -> Vec<Wanted<'a>> {
     let Some(path) = sys::real_path(image) else { return Vec::new() };
     let image = &Image { root: image, path };
     let mut before: Vec<(&Path, &Mount)> = Vec::new();
     let mut all = Vec::new();
-    for (index, mount) in order.spec.mounts.iter().enumerate() {
+    for (index, mount) in ground.mounts.iter().enumerate() {
         let path = match mount {
             Mount::Bind { target, .. } | Mount::Tmpfs { target, .. } | Mount::File { target, .. } => target,
             Mount::Proc => Path::new("/proc"),
@@ -80,7 +80,7 @@ pub(crate) fn wanted<'a>(order: &'a Order, image: BorrowedFd<'_>) -> Vec<Wanted<
         before.push((path, mount));
     }
     let inject = Path::new(stasis_plugin_api::plan::INJECT);
-    if order.spec.engine.is_some() || order.logs.is_some() {
+    if ground.inject {
         all.extend(lacking(image, inject, Is::Directory));
     }
     all
@@ -149,7 +149,7 @@ pub(crate) fn directories<'a>(wanted: &'a [Wanted<'_>]) -> Option<Vec<&'a Path>>
 /// # Errors
 /// What failed and why.
 pub(crate) fn over(
-    order: &Order,
+    ground: &Ground,
     image: BorrowedFd<'_>,
     root: BorrowedFd<'_>,
     workshop: BorrowedFd<'_>,
@@ -166,7 +166,7 @@ pub(crate) fn over(
         }
         let at = sys::open_below(root, directory, OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(failed)?;
         let data = stacked(layer.as_fd(), lower.as_fd());
-        mount(order, &sys::path_of(at.as_fd()), MsFlags::MS_RDONLY, data).map_err(failed)?;
+        mount(ground, &sys::path_of(at.as_fd()), MsFlags::MS_RDONLY, data).map_err(failed)?;
     }
     Ok(done)
 }
@@ -176,14 +176,14 @@ pub(crate) fn over(
 /// # Errors
 /// What failed and why.
 pub(crate) fn whole(
-    order: &Order,
+    ground: &Ground,
     image: BorrowedFd<'_>,
     workshop: BorrowedFd<'_>,
     wanted: &[Wanted<'_>],
 ) -> Result<Vec<usize>> {
     let top = Path::new("/");
-    let failed = |e| cannot("mount an overlay over", &order.spec.root.directory, e);
-    let read_only = order.spec.root.write == RootWrite::ReadOnly;
+    let failed = |e| cannot("mount an overlay over", &ground.root.directory, e);
+    let read_only = ground.root.write == RootWrite::ReadOnly;
     let upper = layer(workshop, "upper", image).map_err(failed)?;
     let mut done = Vec::new();
     // What the application may change it may not change in these files.
@@ -204,7 +204,7 @@ pub(crate) fn whole(
             writable(image, workshop)
         }
     };
-    mount(order, &order.mount_point, MsFlags::empty(), data).map_err(failed)?;
+    mount(ground, &ground.mount_point, MsFlags::empty(), data).map_err(failed)?;
     Ok(done)
 }
 
@@ -212,7 +212,7 @@ pub(crate) fn whole(
 ///
 /// # Errors
 /// What failed and why.
-pub(crate) fn kept(order: &Order, image: BorrowedFd<'_>, directory: &Path) -> Result<()> {
+pub(crate) fn kept(ground: &Ground, image: BorrowedFd<'_>, directory: &Path) -> Result<()> {
     let place = sys::open_place(directory).map_err(|e| cannot("open the overlay", directory, e))?;
     for name in ["upper", "work"] {
         match mkdirat(&place, name, Mode::from_bits_truncate(0o755)) {
@@ -220,8 +220,8 @@ pub(crate) fn kept(order: &Order, image: BorrowedFd<'_>, directory: &Path) -> Re
             Err(e) => return Err(cannot("make the overlay directory", &directory.join(name), e)),
         }
     }
-    mount(order, &order.mount_point, MsFlags::empty(), writable(image, place.as_fd()))
-        .map_err(|e| cannot("mount an overlay over", &order.spec.root.directory, e))
+    mount(ground, &ground.mount_point, MsFlags::empty(), writable(image, place.as_fd()))
+        .map_err(|e| cannot("mount an overlay over", &ground.root.directory, e))
 }
 
 fn stacked(layer: BorrowedFd<'_>, lower: BorrowedFd<'_>) -> String {
@@ -234,10 +234,10 @@ fn writable(lower: BorrowedFd<'_>, layers: BorrowedFd<'_>) -> String {
     format!("lowerdir={lower},upperdir={layers}/upper,workdir={layers}/work")
 }
 
-fn mount(order: &Order, at: &Path, flags: MsFlags, mut data: String) -> std::result::Result<(), Errno> {
+fn mount(ground: &Ground, at: &Path, flags: MsFlags, mut data: String) -> std::result::Result<(), Errno> {
     // One device number for files of all layers: without it a mapped file cannot be told by its numbers.
     data.push_str(",xino=on");
-    if order.spec.namespaces.user {
+    if ground.user {
         data.push_str(",userxattr");
     }
     sys::mount(Some(Path::new("stasis")), at, Some("overlay"), flags, Some(&data))

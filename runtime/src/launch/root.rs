@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::launch::making::{Making, cannot};
-use crate::launch::protocol::Order;
+use crate::launch::protocol::{Ground, Order};
 use crate::launch::{inject, room, skeleton};
 use crate::spec::{RootMode, RootWrite};
 use crate::sys::mount as sys;
@@ -29,35 +29,57 @@ pub struct Made {
     pub tmpfs: Vec<PathBuf>,
 }
 
-/// Builds the root and makes it this process's own.
+/// A root on which everything lies that does not depend on the engine. This process has not moved into it.
+pub struct Laid {
+    making: Making,
+    mode: RootMode,
+}
+
+/// Builds the root, as far as it can be built before an engine was asked.
 ///
 /// # Errors
 /// The mount that failed and why.
-pub fn make(order: &Order, image: Option<BorrowedFd<'_>>) -> Result<Made> {
+pub fn lay(ground: &Ground, image: Option<BorrowedFd<'_>>) -> Result<Laid> {
     let slash = Path::new("/");
     // Everybody inside may use what is made here; the application gets its own mask later.
     nix::sys::stat::umask(Mode::S_IWGRP | Mode::S_IWOTH);
     sys::propagation(slash, MsFlags::MS_REC | MsFlags::MS_SLAVE)
         .map_err(|e| cannot("separate the mounts of", slash, e))?;
-    let workshop = workshop(&order.mount_point)?;
-    let image = content(order, image, &workshop)?;
-    let Base { root, mode, done, rooms } = base(order, image.as_fd(), &workshop)?;
+    let workshop = workshop(&ground.mount_point)?;
+    let image = content(ground, image, &workshop)?;
+    let Base { root, mode, done, rooms } = base(ground, image.as_fd(), &workshop)?;
     // A bind of everything below `/dev` or `/tmp` must not bring it along. Not before the overlay stands,
     // which has to clone it.
     sys::propagation(&sys::path_of(workshop.as_fd()), MsFlags::MS_UNBINDABLE)
-        .map_err(|e| cannot("separate", &order.mount_point, e))?;
+        .map_err(|e| cannot("separate", &ground.mount_point, e))?;
     let mut making = Making::new(root, workshop, rooms);
-    for (index, mount) in order.spec.mounts.iter().enumerate() {
+    for (index, mount) in ground.mounts.iter().enumerate() {
         if !done.contains(&index) {
             making.mount(mount)?;
         }
     }
-    if let Some(engine) = &order.spec.engine {
-        inject::fill(&mut making, engine, order.logs.as_deref())?;
-    } else if let Some(logs) = &order.logs {
-        inject::logs_only(&mut making, logs)?;
+    Ok(Laid { making, mode })
+}
+
+impl std::fmt::Debug for Laid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Laid").field("mode", &self.mode).finish_non_exhaustive()
     }
-    finish(making, order, mode)
+}
+
+impl Laid {
+    /// Puts the rest in and makes it this process's own.
+    ///
+    /// # Errors
+    /// The mount that failed and why.
+    pub fn complete(mut self, order: &Order) -> Result<Made> {
+        if let Some(engine) = &order.spec.engine {
+            inject::fill(&mut self.making, engine, order.logs.as_deref())?;
+        } else if let Some(logs) = &order.logs {
+            inject::logs_only(&mut self.making, logs)?;
+        }
+        finish(self.making, order, self.mode)
+    }
 }
 
 fn finish(making: Making, order: &Order, mode: RootMode) -> Result<Made> {
@@ -96,8 +118,8 @@ fn workshop(mount_point: &Path) -> Result<OwnedFd> {
 }
 
 /// The image's content: its directory, or the mount that was handed over, attached out of the way.
-fn content(order: &Order, mount: Option<BorrowedFd<'_>>, workshop: &OwnedFd) -> Result<OwnedFd> {
-    let root = &order.spec.root;
+fn content(ground: &Ground, mount: Option<BorrowedFd<'_>>, workshop: &OwnedFd) -> Result<OwnedFd> {
+    let root = &ground.root;
     if !root.is_mounted() {
         return sys::open_place(&root.directory).map_err(|e| cannot("open the image", &root.directory, e));
     }
@@ -120,20 +142,20 @@ struct Base {
     rooms: Vec<OwnedFd>,
 }
 
-fn base(order: &Order, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<Base> {
-    let spec = &order.spec;
-    let at = &order.mount_point;
-    let wanted = room::wanted(order, image);
-    let whole = || Ok::<_, Error>((RootMode::Overlay, room::whole(order, image, workshop.as_fd(), &wanted)?));
+fn base(ground: &Ground, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<Base> {
+    let at = &ground.mount_point;
+    let wanted = room::wanted(ground, image);
+    let whole =
+        || Ok::<_, Error>((RootMode::Overlay, room::whole(ground, image, workshop.as_fd(), &wanted)?));
     let skeleton =
         || skeleton::make(image, at, &room::missing(&wanted)).map(|()| (RootMode::Skeleton, Vec::new()));
     let mut rooms = Vec::new();
-    let (mode, done) = match (&spec.root.write, spec.root.mode) {
+    let (mode, done) = match (&ground.root.write, ground.root.mode) {
         (RootWrite::Image, _) => plain(image, at, false).map(|()| (RootMode::Plain, Vec::new()))?,
         (RootWrite::Tmpfs, _) | (RootWrite::ReadOnly, RootMode::Overlay) => whole()?,
         (RootWrite::Overlay(directory), _) => {
-            room::kept(order, image, directory)?;
-            rooms = closed_ones(order, &wanted)?;
+            room::kept(ground, image, directory)?;
+            rooms = closed_ones(ground, &wanted)?;
             (RootMode::Overlay, Vec::new())
         }
         (RootWrite::ReadOnly, RootMode::Plain) => {
@@ -142,7 +164,7 @@ fn base(order: &Order, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<Base
         (RootWrite::ReadOnly, RootMode::Skeleton) => skeleton()?,
         // Kernels before 5.11 have no overlay for users, and not every file system may be under one.
         (RootWrite::ReadOnly, RootMode::Auto) => {
-            let overlays = few(order, image, workshop, &wanted).or_else(|error| {
+            let overlays = few(ground, image, workshop, &wanted).or_else(|error| {
                 tracing::debug!(%error, "one overlay over everything");
                 whole()
             });
@@ -153,7 +175,7 @@ fn base(order: &Order, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<Base
         }
     };
     let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
-    if spec.root.file.is_some() && !spec.namespaces.user {
+    if ground.root.file.is_some() && !ground.user {
         // A file is anybody's work, also where it was unpacked. In a user namespace this is so already.
         sys::make_harmless(root.as_fd()).map_err(|e| cannot("take devices away from", at, e))?;
     }
@@ -164,16 +186,16 @@ fn base(order: &Order, image: BorrowedFd<'_>, workshop: &OwnedFd) -> Result<Base
 
 /// The image itself, where nothing is missing, or only in few directories.
 fn few(
-    order: &Order,
+    ground: &Ground,
     image: BorrowedFd<'_>,
     workshop: &OwnedFd,
     wanted: &[room::Wanted<'_>],
 ) -> Result<(RootMode, Vec<usize>)> {
-    let at = &order.mount_point;
+    let at = &ground.mount_point;
     let Some(directories) = room::directories(wanted) else {
         return Err(Error::new("the image lacks too much"));
     };
-    if !directories.is_empty() && order.spec.engine.is_some() {
+    if !directories.is_empty() && ground.engine {
         return Err(Error::new("a restart would see it under one overlay"));
     }
     plain(image, at, true)?;
@@ -181,19 +203,19 @@ fn few(
         return Ok((RootMode::Plain, Vec::new()));
     }
     let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
-    let done = room::over(order, image, root.as_fd(), workshop.as_fd(), wanted, &directories)?;
+    let done = room::over(ground, image, root.as_fd(), workshop.as_fd(), wanted, &directories)?;
     Ok((RootMode::Overlay, done))
 }
 
 /// Room in directories where not even an overlay that is kept lets the user make anything.
-fn closed_ones(order: &Order, wanted: &[room::Wanted<'_>]) -> Result<Vec<OwnedFd>> {
-    let at = &order.mount_point;
-    if !order.spec.namespaces.user {
+fn closed_ones(ground: &Ground, wanted: &[room::Wanted<'_>]) -> Result<Vec<OwnedFd>> {
+    let at = &ground.mount_point;
+    if !ground.user {
         return Ok(Vec::new());
     }
     let root = sys::open_place(at).map_err(|e| cannot("open", at, e))?;
     let missing = room::missing(wanted);
-    let closed = closed(order, root.as_fd(), &missing);
+    let closed = closed(ground, root.as_fd(), &missing);
     closed.iter().map(|directory| skeleton::over(root.as_fd(), directory, &missing)).collect()
 }
 
@@ -209,14 +231,14 @@ fn plain(image: BorrowedFd<'_>, at: &Path, read_only: bool) -> Result<()> {
 
 /// Directories of the image in which mount points are missing and the user may make none: with the
 /// image's owner not mapped, not even an overlay helps.
-fn closed(order: &Order, root: BorrowedFd<'_>, missing: &[PathBuf]) -> Vec<PathBuf> {
+fn closed(ground: &Ground, root: BorrowedFd<'_>, missing: &[PathBuf]) -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = Vec::new();
     for path in missing {
         let there =
             path.ancestors().skip(1).find_map(|p| Some((p, sys::open_below(root, p, OFlag::O_PATH).ok()?)));
         let Some((parent, fd)) = there else { continue };
         let owner = fstat(fd.as_fd()).map_or(0, |s| s.st_uid);
-        if parent != Path::new("/") && owner != order.spec.ids.uid && !all.iter().any(|p| p == parent) {
+        if parent != Path::new("/") && owner != ground.uid && !all.iter().any(|p| p == parent) {
             all.push(parent.to_path_buf());
         }
     }

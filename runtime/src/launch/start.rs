@@ -2,7 +2,7 @@
 //! parent, and the first words with that one.
 
 use crate::error::{Error, Result};
-use crate::launch::protocol::{FromInit, Order};
+use crate::launch::protocol::{FromInit, Ground, Order};
 use crate::launch::{root, userns};
 use crate::spec::{ContainerSpec, IdSpec, RootMode};
 use crate::sys::channel::Channel;
@@ -13,10 +13,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The descriptor at which init finds its channel, over which its order comes. The mount follows, where the image is one.
+/// The descriptor at which init finds its channel, over which ground and order come. The mount follows, where the image is
+/// one.
 pub const INIT_CHANNEL: i32 = 3;
 
-/// A container whose first process was made. It waits for its order.
+/// A container whose first process was made. It waits for its ground and its order.
 #[derive(Debug)]
 pub struct Container {
     /// The first process, as seen here.
@@ -26,6 +27,7 @@ pub struct Container {
     /// To init.
     pub channel: Channel,
     made_as: Shape,
+    ground: Option<Ground>,
 }
 
 /// What of a spec counts when a first process is made.
@@ -98,7 +100,7 @@ fn flags(spec: &ContainerSpec) -> CloneFlags {
 
 /// Makes the container's first process, which is an init or, where none is wanted, the application itself. The caller
 /// has one thread, and holds the image's mount where it is one. What the process is to do is told later, by
-/// [`Container::order`].
+/// [`Container::lay`] and [`Container::order`].
 ///
 /// # Errors
 /// What the host refuses, with the remedy.
@@ -121,7 +123,7 @@ pub fn start(spec: &ContainerSpec, image: Option<BorrowedFd<'_>>) -> Result<Cont
         Forked::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
     };
     drop(theirs);
-    let container = Container { pid, pidfd, channel: ours, made_as: Shape::of(spec) };
+    let container = Container { pid, pidfd, channel: ours, made_as: Shape::of(spec), ground: None };
     let ready = match spec.namespaces.user {
         true => userns::map(pid.unsigned_abs(), &spec.ids),
         false => Ok(()),
@@ -142,7 +144,7 @@ pub fn start(spec: &ContainerSpec, image: Option<BorrowedFd<'_>>) -> Result<Cont
 
 /// Turns this process into the application of a container without an init. The caller has one thread. Returns only
 /// the reason why not.
-pub fn become_application(order: &Order, image: Option<BorrowedFd<'_>>) -> Error {
+pub fn become_application(order: &Order, ground: &Ground, image: Option<BorrowedFd<'_>>) -> Error {
     let spec = &order.spec;
     if spec.namespaces.pid {
         return Error::new(format!("the container {} asks for a pid namespace and for no init", spec.name));
@@ -154,25 +156,39 @@ pub fn become_application(order: &Order, image: Option<BorrowedFd<'_>>) -> Error
         true => userns::map(std::process::id(), &spec.ids),
         false => Ok(()),
     };
-    match mapped.and_then(|()| root::make(order, image)) {
+    match mapped.and_then(|()| root::lay(ground, image)?.complete(order)) {
         Ok(_) => crate::init::app::become_application(spec),
         Err(error) => error,
     }
 }
 
 impl Container {
-    /// Whether it was made as this spec wants it.
+    /// Whether it was made as this spec and this ground want it.
     #[must_use]
-    pub fn fits(&self, spec: &ContainerSpec) -> bool {
-        self.made_as == Shape::of(spec)
+    pub fn fits(&self, spec: &ContainerSpec, ground: &Ground) -> bool {
+        self.made_as == Shape::of(spec) && self.ground.as_ref() == Some(ground)
     }
 
-    /// Tells the first process what to do.
+    /// Lets the first process begin with the root. What goes wrong there it tells when it has its order.
+    ///
+    /// # Errors
+    /// It is gone. So is the container.
+    pub fn lay(&mut self, ground: Ground) -> Result<()> {
+        self.tell(&ground)?;
+        self.ground = Some(ground);
+        Ok(())
+    }
+
+    /// Tells the first process what to do on the ground that it has been given.
     ///
     /// # Errors
     /// It is gone. So is the container.
     pub fn order(&self, order: &Order) -> Result<()> {
-        self.channel.send(order).map_err(|error| {
+        self.tell(order)
+    }
+
+    fn tell(&self, message: &impl serde::Serialize) -> Result<()> {
+        self.channel.send(message).map_err(|error| {
             let lost = self.lost(Some(&error));
             self.kill();
             lost
@@ -269,8 +285,8 @@ fn first_process(spec: &ContainerSpec, channel: &Channel, image: Option<Borrowed
     };
     let failed = match spec.init {
         true => become_init(channel, spec, image),
-        false => match channel.recv::<Order>() {
-            Ok(Some((order, _))) => match root::make(&order, image) {
+        false => match told(channel, |ground| root::lay(ground, image)) {
+            Ok(Some((laid, order))) => match laid.and_then(|laid| laid.complete(&order)) {
                 Ok(_) => crate::init::app::become_application(&order.spec),
                 Err(error) => error,
             },
@@ -280,6 +296,20 @@ fn first_process(spec: &ContainerSpec, channel: &Channel, image: Option<Borrowed
     // If nobody listens any more there is nobody to tell.
     let _ = channel.send(&FromInit::Failed(failed));
     255
+}
+
+/// In the new process: waits for ground and order, and uses the time between them. `None` where whoever made this process
+/// has changed its mind.
+///
+/// # Errors
+/// What was sent cannot be read.
+pub(crate) fn told<T>(
+    channel: &Channel,
+    lay: impl FnOnce(&Ground) -> Result<T>,
+) -> std::io::Result<Option<(Result<T>, Order)>> {
+    let Some((ground, _)) = channel.recv::<Ground>()? else { return Ok(None) };
+    let laid = lay(&ground);
+    Ok(channel.recv::<Order>()?.map(|(order, _)| (laid, order)))
 }
 
 /// Starts our own binary again, before the root is left: a process that never did an exec in its user

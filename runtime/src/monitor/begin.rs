@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::image::attach::{self, Held, Way};
 use crate::image::{Image, identity};
 use crate::instance::{Claim, Host, Instances, Record, State};
-use crate::launch::protocol::{Ending, Order};
+use crate::launch::protocol::{Ending, Ground, Order};
 use crate::launch::start::{Container, NotStood};
 use crate::monitor::Teller;
 use crate::monitor::ask::{Asked, Planned, ask};
@@ -94,11 +94,12 @@ pub fn begin(
 ) -> Result<Begun> {
     let name = InstanceName::new(&order.spec.name)?;
     let worker = early::worker(order, library, image.as_ref(), &runtime_path(&order.runtime_dir, &name))?;
+    let first = First::start(&order.spec, image.as_ref().and_then(Held::mount));
     let instances = Instances::open(&order.data_root, Host::from_kernel()?);
     let mut claim = instances.claim(&name)?;
     let outcome = runtime_directory(&order.runtime_dir, &name).and_then(|runtime| {
         let new = new_checkpoint(order);
-        let made = make(order, worker, image.as_ref(), teller, &mut claim, &runtime);
+        let made = make(order, (worker, first), image.as_ref(), teller, &mut claim, &runtime);
         if made.is_err() {
             clear(&runtime);
             if let Some((store, name)) = new {
@@ -131,7 +132,7 @@ fn new_checkpoint(order: &MonitorOrder) -> Option<(Store, CheckpointName)> {
 
 fn make(
     order: &MonitorOrder,
-    worker: Option<(Plugin, Worker)>,
+    (worker, mut first): (Option<(Plugin, Worker)>, First),
     image: Option<&Held>,
     teller: &dyn Teller,
     claim: &mut Claim,
@@ -144,7 +145,7 @@ fn make(
         _ => None,
     };
     let mount = image.and_then(Held::mount);
-    let first = First::start(&spec, mount);
+    first.lay(ground(order, &spec, mount_point(&order.runtime_dir)?));
     let mut kept = None;
     if let Some(prepared) = &mut prepared {
         let planned = plan(&spec, prepared, &order.data_root, teller)?;
@@ -152,16 +153,11 @@ fn make(
         spec = planned.spec;
         kept = unpack_for_zero(&mut spec, &order.data_root, teller)?;
     }
-    let logs = (spec.stdio == StdioKind::File || spec.engine.is_some()).then(|| claim.logs().to_path_buf());
+    let ground = ground(order, &spec, mount_point(&order.runtime_dir)?);
+    let logs = ground.inject.then(|| claim.logs());
     let listener = listen(runtime)?;
-    let init_order = Order {
-        spec: spec.clone(),
-        mount_point: mount_point(&order.runtime_dir)?,
-        logs: logs.clone(),
-        fed: order.fed,
-        size: order.size,
-    };
-    let container = first.take(&init_order.spec, mount)?;
+    let container = first.take(&spec, ground, mount)?;
+    let init_order = Order { spec: spec.clone(), logs: logs.clone(), fed: order.fed, size: order.size };
     container.order(&init_order)?;
     let stood = stand(order, spec, prepared, teller, runtime, logs, &container).and_then(|stood| {
         claim.write(&record(order, &stood.live, claim, runtime, stood.restarted.as_ref())?)?;
@@ -189,6 +185,12 @@ fn make(
             Err(error)
         }
     }
+}
+
+/// On what the container stands. Under an engine, and where nobody sees its streams, there are log files.
+fn ground(order: &MonitorOrder, spec: &ContainerSpec, mount_point: PathBuf) -> Ground {
+    let engine = order.engine.is_some();
+    Ground::of(spec, engine, engine || spec.stdio == StdioKind::File, mount_point)
 }
 
 /// What `stand` brings about.

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::image::attach::Held;
 use crate::init::app;
 use crate::init::children::Telling;
-use crate::launch::protocol::{Ending, Order};
+use crate::launch::protocol::{Ending, Ground, Order};
 use crate::launch::start;
 use crate::monitor::order::MonitorOrder;
 use crate::monitor::place::mount_point;
@@ -28,17 +28,17 @@ const SI_KERNEL: i32 = 0x80;
 /// # Errors
 /// Why it was not started.
 pub fn run(order: MonitorOrder, image: Option<Held>, holds: bool) -> Result<i32> {
-    let mount_point = mount_point(&order.runtime_dir)?;
-    let mut order = Order { spec: order.spec, mount_point, logs: None, fed: false, size: None };
+    let ground = Ground::of(&order.spec, false, false, mount_point(&order.runtime_dir)?);
+    let mut order = Order { spec: order.spec, logs: None, fed: false, size: None };
     if holds || image.as_ref().is_some_and(Held::is_served) {
         // Whoever kills this process means the application, which is this process in all other cases.
         order.spec.process.ends_with_parent = true;
-        return beside(&order, image);
+        return beside(&order, &ground, image);
     }
-    Err(start::become_application(&order, image.as_ref().and_then(Held::mount)))
+    Err(start::become_application(&order, &ground, image.as_ref().and_then(Held::mount)))
 }
 
-fn beside(order: &Order, image: Option<Held>) -> Result<i32> {
+fn beside(order: &Order, ground: &Ground, image: Option<Held>) -> Result<i32> {
     let signals = serve::signals(true)?;
     let telling = Telling::new()?;
     let parent = nix::unistd::getpid();
@@ -50,7 +50,7 @@ fn beside(order: &Order, image: Option<Held>) -> Result<i32> {
             if let Err(error) = app::tied(|| process::end_with(parent)) {
                 telling.fail(&error);
             }
-            telling.fail(&start::become_application(order, image.as_ref().and_then(Held::mount)))
+            telling.fail(&start::become_application(order, ground, image.as_ref().and_then(Held::mount)))
         }
         Forked::Parent(pid, pidfd) => (pid, pidfd),
     };

@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::attach::Held;
+use crate::launch::protocol::Ground;
 use crate::launch::start::{self, Container};
 use crate::monitor::order::{EngineOrder, MonitorOrder, PluginOrder};
 use crate::spec::ContainerSpec;
@@ -38,15 +39,33 @@ impl First {
         Self(start::start(spec, mount).ok())
     }
 
-    /// The process, made anew where the one that there is does not fit `spec`.
+    /// Lets it begin with the root. That may change something on the host, where changes are kept: the caller has the name,
+    /// and the checkpoint.
+    pub(super) fn lay(&mut self, ground: Ground) {
+        if self.0.as_mut().is_some_and(|container| container.lay(ground).is_err()) {
+            // It is gone, and another one is made when it is its turn.
+            self.0 = None;
+        }
+    }
+
+    /// The process, made anew where the one that there is does not fit.
     ///
     /// # Errors
     /// What the host refuses.
-    pub(super) fn take(mut self, spec: &ContainerSpec, mount: Option<BorrowedFd<'_>>) -> Result<Container> {
-        match self.0.take_if(|container| container.fits(spec)) {
-            Some(container) => Ok(container),
-            None => start::start(spec, mount),
+    pub(super) fn take(
+        mut self,
+        spec: &ContainerSpec,
+        ground: Ground,
+        mount: Option<BorrowedFd<'_>>,
+    ) -> Result<Container> {
+        if let Some(container) = self.0.take_if(|container| container.fits(spec, &ground)) {
+            return Ok(container);
         }
+        // There is to be one at a time.
+        drop(self);
+        let mut container = start::start(spec, mount)?;
+        container.lay(ground)?;
+        Ok(container)
     }
 }
 
