@@ -15,6 +15,8 @@ pub struct Survey {
     /// Processes of the runtime's, the engine's and of commands beside the application (`exec`), which are left
     /// out of `processes`; their children are not.
     pub beside: Vec<i32>,
+    /// One of those runs, or waits for a processor or a disk: the application may be waiting for it.
+    pub beside_wait: bool,
 }
 
 /// One process.
@@ -35,6 +37,8 @@ pub struct ProcessInfo {
     pub cwd: String,
     /// Number of threads.
     pub threads: u32,
+    /// For how many nanoseconds its first thread has had a processor; 0 where the kernel does not tell.
+    pub ran: u64,
     /// Resident memory in bytes, shared parts included.
     pub resident: u64,
     /// Open descriptors.

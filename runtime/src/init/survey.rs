@@ -36,7 +36,13 @@ pub fn survey(proc: &Path, skip: &[i32], beside: &[i32]) -> Survey {
     let mut processes: Vec<ProcessInfo> = pids.into_iter().filter_map(|pid| process(proc, pid)).collect();
     leave_out(&mut processes, beside);
     let sockets = sockets(proc, &processes);
-    Survey { processes, sockets, tmpfs: Vec::new(), beside: skip.to_vec() }
+    let beside_wait = skip.iter().any(|pid| waits(proc, *pid));
+    Survey { processes, sockets, tmpfs: Vec::new(), beside: skip.to_vec(), beside_wait }
+}
+
+fn waits(proc: &Path, pid: i32) -> bool {
+    let stat = small(&proc.join(pid.to_string()).join("stat")).and_then(|text| parse::stat(&text));
+    stat.is_some_and(|stat| matches!(stat.state.as_str(), "R" | "D"))
 }
 
 /// Commands of the user's beside the application are no part of it, and neither is what they start.
@@ -105,6 +111,7 @@ fn process(proc: &Path, pid: i32) -> Option<ProcessInfo> {
         exe: link(&dir.join("exe")),
         cwd: link(&dir.join("cwd")),
         threads,
+        ran: small(&dir.join("schedstat")).and_then(|text| parse::ran(&text)).unwrap_or(0),
         resident: pages.saturating_mul(page_size()),
         descriptors: descriptors(&dir.join("fd"), MAX_DESCRIPTORS),
         mapped: mapped(&dir.join("maps")),

@@ -163,19 +163,21 @@ pub fn become_application(order: &Order, ground: &Ground, image: Option<Borrowed
 }
 
 impl Container {
-    /// Whether it was made as this spec and this ground want it.
+    /// Whether it was made as this spec wants it, and stands on no other ground than this.
     #[must_use]
     pub fn fits(&self, spec: &ContainerSpec, ground: &Ground) -> bool {
-        self.made_as == Shape::of(spec) && self.ground.as_ref() == Some(ground)
+        self.made_as == Shape::of(spec) && self.ground.as_ref().is_none_or(|has| has == ground)
     }
 
-    /// Lets the first process begin with the root. What goes wrong there it tells when it has its order.
+    /// Lets the first process begin with the root, once. What goes wrong there it tells when it has its order.
     ///
     /// # Errors
     /// It is gone. So is the container.
     pub fn lay(&mut self, ground: Ground) -> Result<()> {
-        self.tell(&ground)?;
-        self.ground = Some(ground);
+        if self.ground.is_none() {
+            self.tell(&ground)?;
+            self.ground = Some(ground);
+        }
         Ok(())
     }
 

@@ -40,8 +40,11 @@ impl First {
     }
 
     /// Lets it begin with the root. That may change something on the host, where changes are kept: the caller has the name,
-    /// and the checkpoint.
+    /// and the checkpoint. A mounted image can be attached only once, which has to wait until this process is the one.
     pub(super) fn lay(&mut self, ground: Ground) {
+        if ground.root.is_mounted() {
+            return;
+        }
         if self.0.as_mut().is_some_and(|container| container.lay(ground).is_err()) {
             // It is gone, and another one is made when it is its turn.
             self.0 = None;
@@ -58,12 +61,10 @@ impl First {
         ground: Ground,
         mount: Option<BorrowedFd<'_>>,
     ) -> Result<Container> {
-        if let Some(container) = self.0.take_if(|container| container.fits(spec, &ground)) {
-            return Ok(container);
-        }
+        let there = self.0.take_if(|container| container.fits(spec, &ground));
         // There is to be one at a time.
         drop(self);
-        let mut container = start::start(spec, mount)?;
+        let mut container = there.map_or_else(|| start::start(spec, mount), Ok)?;
         container.lay(ground)?;
         Ok(container)
     }

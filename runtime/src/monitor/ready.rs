@@ -13,15 +13,37 @@ use stasis_plugin_api::error::kind;
 use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::report::ReadyReport;
 use stasis_plugin_api::request::AliveRequest;
-use stasis_plugin_api::survey::Survey;
+use stasis_plugin_api::survey::{ProcessInfo, Survey};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// An application that ends within this time after its start never was one.
+/// An application that ends within this time of its own after its start never was one.
 const SETTLE: Duration = Duration::from_millis(200);
-/// And so often it was looked at: where so many looks take longer the machine is busy, and a start takes its time, too.
-const LOOKS: u32 = 30;
-/// But never longer than this.
+/// But nobody waits longer for it.
 const LONGEST: Duration = Duration::from_secs(2);
+
+/// An application's own time: it goes on while it runs, or waits for something that it wants to wait for, and stands still
+/// while it waits for a processor or a disk, or the engine's helpers do. On a machine that does nothing else it is the time of
+/// everybody.
+#[derive(Debug, Default)]
+struct OwnTime {
+    passed: Duration,
+    ran: HashMap<i32, u64>,
+}
+
+impl OwnTime {
+    /// What was seen after `elapsed` more.
+    fn look(&mut self, elapsed: Duration, survey: &Survey) {
+        let mut ran = Duration::ZERO;
+        for process in &survey.processes {
+            let before = self.ran.insert(process.pid, process.ran).unwrap_or(0);
+            ran += Duration::from_nanos(process.ran.saturating_sub(before));
+        }
+        let waits = |p: &ProcessInfo| p.ran > 0 && matches!(p.state.as_str(), "R" | "D");
+        let stands = survey.beside_wait || survey.processes.iter().any(waits);
+        self.passed += if stands { ran.min(elapsed) } else { elapsed };
+    }
+}
 
 /// Asks once more, with a look at what runs now. A process in the middle of an exec gets a second look.
 fn again(
@@ -47,18 +69,20 @@ fn again(
 /// Waits a moment for an application that ends at once. One that listens is there: a service need not wait.
 pub(super) fn settled(live: &Live) -> Option<Survey> {
     let begun = Instant::now();
-    let mut looks = 0;
+    let (mut last, mut own) = (begun, OwnTime::default());
     loop {
         let next = Instant::now() + Duration::from_millis(3);
-        let over = begun.elapsed() >= if looks < LOOKS { LONGEST } else { SETTLE };
+        let over = own.passed >= SETTLE || begun.elapsed() >= LONGEST;
         if live.wait(Some(next), |s| s.phase >= Phase::Ending) || over {
             return None;
         }
-        let listens = |survey: &Survey| survey.sockets.iter().any(|s| s.state == "listen");
-        if let Some(survey) = live.survey().ok().filter(listens) {
+        let Ok(survey) = live.survey() else { continue };
+        let now = Instant::now();
+        own.look(now - last, &survey);
+        last = now;
+        if survey.sockets.iter().any(|s| s.state == "listen") {
             return Some(survey);
         }
-        looks += 1;
     }
 }
 
@@ -132,5 +156,41 @@ pub(super) fn handshake(
         None => Ok(()),
         Some(_) if foreground && was_done(live, generation.is_some(), ended) => Ok(()),
         Some(ending) => Err(Error::new("the application ended while it was started").because(ending)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_in_which_an_application_could_not_run_is_not_its_own() {
+        let ms = Duration::from_millis;
+        let process = |pid, state: &str, ran: u64| ProcessInfo {
+            pid,
+            state: state.to_owned(),
+            ran: ran * 1_000_000,
+            ..ProcessInfo::default()
+        };
+        let seen = |processes: &[ProcessInfo]| Survey { processes: processes.to_vec(), ..Survey::default() };
+        let mut own = OwnTime::default();
+        let mut after = |elapsed, survey: &Survey| {
+            own.look(ms(elapsed), survey);
+            own.passed
+        };
+        assert_eq!(after(3, &seen(&[process(2, "R", 3)])), ms(3));
+        // It has no processor, or not all the time.
+        assert_eq!(after(50, &seen(&[process(2, "R", 3)])), ms(3));
+        assert_eq!(after(50, &seen(&[process(2, "R", 7), process(3, "R", 1)])), ms(8));
+        assert_eq!(after(50, &seen(&[process(2, "S", 7), process(3, "D", 1)])), ms(8));
+        // It sleeps.
+        let asleep = seen(&[process(2, "S", 8), process(3, "S", 1)]);
+        assert_eq!(after(50, &asleep), ms(58));
+        // For a helper that has no processor.
+        assert_eq!(after(50, &Survey { beside_wait: true, ..asleep }), ms(58));
+        // Two that run do not make more time of it.
+        assert_eq!(after(10, &seen(&[process(2, "R", 18), process(3, "R", 11)])), ms(68));
+        // A kernel that does not tell who ran: all time counts.
+        assert_eq!(after(10, &seen(&[process(4, "R", 0)])), ms(78));
     }
 }

@@ -22,6 +22,11 @@ pub(super) fn stat(text: &str) -> Option<Stat> {
     Some(Stat { name: name.to_owned(), state, parent, threads })
 }
 
+/// The first number of `/proc/PID/schedstat`.
+pub(super) fn ran(text: &str) -> Option<u64> {
+    text.split_whitespace().next()?.parse().ok()
+}
+
 /// The second number of `/proc/PID/statm`.
 pub(super) fn resident_pages(text: &str) -> Option<u64> {
     text.split_whitespace().nth(1)?.parse().ok()

@@ -18,6 +18,8 @@ fn stat_with_a_hostile_name() {
 fn small_texts() {
     assert_eq!(parse::resident_pages("100 42 7 1 0 3 0\n"), Some(42));
     assert_eq!(parse::resident_pages("100"), None);
+    assert_eq!(parse::ran("1524187 20417 3\n"), Some(1_524_187));
+    assert_eq!(parse::ran(""), None);
     assert_eq!(parse::socket_inode("socket:[42]"), Some(42));
     assert_eq!(parse::socket_inode("pipe:[42]"), None);
     assert_eq!(parse::socket_inode("/tmp/socket:[42]"), None);
@@ -254,6 +256,7 @@ fn this_very_process() {
     assert_eq!(process.parent, nix::unistd::getppid().as_raw());
     assert_eq!(Path::new(&process.exe), std::env::current_exe().unwrap());
     assert!(process.resident > 0 && process.threads >= 1);
+    assert!(process.ran > 0, "this kernel does not tell how long a process ran");
     let descriptor = |fd: RawFd| process.descriptors.iter().find(|d| d.number == fd).unwrap();
     assert_eq!(descriptor(null.as_raw_fd()).device, "char:1:3");
     let plain = descriptor(file.as_file().as_raw_fd());
