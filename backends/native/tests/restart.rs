@@ -104,6 +104,17 @@ fn much_inside() {
 }
 
 #[test]
+fn what_was_written_into_a_private_mapping_of_a_file_comes_back() {
+    inside("what_was_written_into_a_private_mapping_of_a_file_comes_back", private_inside);
+}
+
+fn private_inside() {
+    let program = compile("private", &[]);
+    generations(&program, "", &ALL);
+    generations(&program, "", &[["--map", "--fork"]; 3]);
+}
+
+#[test]
 fn registers_come_back() {
     inside("registers_come_back", registers_inside);
 }

@@ -20,6 +20,7 @@ pub(super) enum How {
 
 const PAGE: u64 = 4096;
 const PROT_WRITE: u32 = 2;
+const PROT_EXEC: u32 = 4;
 /// A mapping takes half as long as reading so many bytes, most of which is giving them memory.
 const LEAST: u64 = 16 << 10;
 /// Runs that are so near become one mapping.
@@ -215,10 +216,18 @@ impl Filling<'_> {
         }))
     }
 
-    /// Whether what is in the area is mapped from the image as far as that is worth it.
+    /// Whether what is in the area is mapped from the image as far as that is worth it. Of a private mapping of a file that
+    /// is what the program has written into it: to read that, the kernel would first make a copy of what the file has there.
+    /// No program's code: the file system of the image may be one from which nothing can be executed.
     fn maps(&self, area: &Area) -> Result<bool> {
-        let Some((_, _, kind)) = self.source(area)? else { return Ok(false) };
-        let plain = kind & libc::MAP_ANONYMOUS != 0 && area.backing != Backing::Stack;
+        if self.source(area)?.is_none() {
+            return Ok(false);
+        }
+        let plain = match area.backing {
+            Backing::Anonymous | Backing::Heap => true,
+            Backing::File { .. } => area.prot & PROT_EXEC == 0,
+            _ => false,
+        };
         let whole = area.base.checked_add(area.end - area.start).is_some_and(|end| end <= self.size);
         Ok(self.how == How::Map && plain && !area.shared && (whole || area.runs.is_empty()))
     }
@@ -268,10 +277,11 @@ fn mapped_piece(area: &Area, [start, length, ..]: &[u64; 4], maps: bool) -> u64 
 }
 
 /// The parts of an area that are worth mapping: runs, with the gaps between them where those are short. Gaps are holes
-/// of the image, which read as zeros. Never the last page: an area that grows by `mremap` would go on with what follows
+/// of the image, which read as zeros: not so in a file, of which they show what the file has. Never the last page: an area that grows by `mremap` would go on with what follows
 /// in the image, and so it is none of one piece.
 fn clusters(area: &Area) -> Vec<[u64; 2]> {
     let end = area.end - PAGE;
+    let gap = if matches!(area.backing, Backing::File { .. }) { 0 } else { GAP };
     let mut parts: Vec<[u64; 2]> = Vec::new();
     for [start, length] in &area.runs {
         let stop = (start + length).min(end);
@@ -279,7 +289,7 @@ fn clusters(area: &Area) -> Vec<[u64; 2]> {
             continue;
         }
         match parts.last_mut() {
-            Some([from, n]) if start - (*from + *n) <= GAP => *n = stop - *from,
+            Some([from, n]) if start - (*from + *n) <= gap => *n = stop - *from,
             _ => parts.push([*start, stop - start]),
         }
     }
@@ -355,5 +365,8 @@ mod tests {
             &[[0, 0x10000], [0x1_1000, 0x1000], [0x4000_0000, 0x2000], [0x5000_0000, 0x20000]],
         );
         assert_eq!(clusters(&far), [[0, 0x1_2000], [0x5000_0000, 0x20000]]);
+        let file = crate::model::FileIdentity::default();
+        let backing = Backing::File { file, offset: 0 };
+        assert_eq!(clusters(&Area { backing, ..far }), [[0, 0x10000], [0x5000_0000, 0x20000]]);
     }
 }
