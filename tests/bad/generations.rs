@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
+use nix::mount::{MsFlags, mount};
+
 use super::*;
 use crate::need::need;
 
@@ -258,4 +260,37 @@ fn hostile_links_in_the_store_lead_nowhere() {
              hint:    the store takes only directories of your own that nobody else can write to; look at `ls -ld $DIR/data/checkpoints/linked`, or choose another store
     ");
     env.finish().unwrap();
+}
+
+/// A program that has made code in its memory, as a just-in-time compiler does.
+#[test]
+fn memory_is_not_mapped_from_a_store_from_which_nothing_may_be_executed() {
+    need!(root, image);
+    let script = "import mmap, time\nprivate = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS\n\
+                  code = mmap.mmap(-1, 1 << 20, flags=private, prot=7)\ncode[:] = b'\\xc3' * (1 << 20)\n\
+                  print('up', flush=True)\ntime.sleep(1000)";
+    for who in [Who::User, Who::Myself] {
+        let env = Env::new(who).unwrap();
+        let data = env.path("data");
+        super::disk::small(&data, env.uid(), 220).unwrap();
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_NOEXEC;
+        mount(None::<&str>, &data, None::<&str>, flags, Some("size=220m")).unwrap();
+        let any = image(&env, "any");
+        let start = ["instance", "start", "--backend", "native", "--checkpoint", "kept", &any, "one"];
+        env.ok(&[&start[..], &["python3", "-c", script]].concat()).unwrap();
+        env.ok(&["checkpoint", "instance", "one"]).unwrap();
+        env.ok(&["instance", "stop", "one"]).unwrap();
+        for how in ["restart=map", "restart=map-then-copy", "restart=copy"] {
+            let again = ["instance", "start", "--restart", "kept", "--backend-option", how, "-", "one"];
+            let told = env.ok(&again).unwrap().err;
+            assert_eq!(
+                told.contains("memory was copied, not mapped"),
+                how != "restart=copy",
+                "{how}: {told}"
+            );
+            env.ok(&["checkpoint", "instance", "one"]).unwrap();
+            env.ok(&["instance", "stop", "one"]).unwrap();
+        }
+        env.finish().unwrap();
+    }
 }

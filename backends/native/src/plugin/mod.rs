@@ -73,7 +73,7 @@ impl CheckpointBackend for NativeBackend {
     }
 
     fn alive(&self, host: &mut Host<'_>, request: &AliveRequest) -> Result<ReadyReport> {
-        outside::alive(host, request)
+        restart::alive(host, request)
     }
 
     fn squash(&self, host: &mut Host<'_>, request: &SquashRequest) -> Result<SquashReport> {

@@ -2,6 +2,7 @@
 
 use super::capture::{CORE, TMPFS};
 use super::{launch, options};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use stasis_plugin_api::outside;
 use stasis_plugin_api::prelude::*;
 use std::collections::BTreeSet;
@@ -18,11 +19,12 @@ pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartP
     let pid_file = launch::pid_file();
     let file = pid_file.to_string_lossy();
     let mut arguments = vec!["restore", "--dir", IMAGE_DIR, "--pid-file", &file];
-    let how = options::restart_flag(host);
+    let maps = maps(host, generation);
+    let how = if options::maps(host) && !maps { Some(COPY.to_owned()) } else { options::restart_flag(host) };
     arguments.extend(how.as_deref());
     let lock_file = launch::lock_file();
     let lock = ["--lock", &lock_file.to_string_lossy()];
-    if options::copies_behind(host) {
+    if maps && options::copies_behind(host) {
         arguments.extend(lock);
         needs.helpers.push(Helper {
             name: "native-detach".to_owned(),
@@ -47,8 +49,29 @@ pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartP
         helper,
         root: RestoredRoot::PidFile(pid_file),
         reserve_pids_up_to: outside::free_above(&pids(generation), request.pid_max),
-        verify_behind: if options::maps(host) { memory(generation) } else { Vec::new() },
+        verify_behind: if maps { memory(generation) } else { Vec::new() },
     })
+}
+
+/// The application runs.
+pub(super) fn alive(host: &Host<'_>, request: &AliveRequest) -> Result<ReadyReport> {
+    let mut report = outside::alive(host, request)?;
+    if options::maps(host) && !maps(host, &request.generation) {
+        report.notes.push(
+            "memory was copied, not mapped: the checkpoint lies on a file system mounted noexec, and a program could not make executable what is mapped from there"
+                .to_owned(),
+        );
+    }
+    Ok(report)
+}
+
+const COPY: &str = "--copy";
+
+/// Whether memory is mapped from the generation. The kernel refuses to let anything be executed, also later on, that is mapped
+/// from a file system mounted noexec: code that a program makes while it runs lies in memory as everything else does.
+fn maps(host: &Host<'_>, generation: &GenerationView) -> bool {
+    options::maps(host)
+        && !statvfs(&generation.directory).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_NOEXEC))
 }
 
 /// The files that hold the memory of processes.

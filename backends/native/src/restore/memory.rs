@@ -218,7 +218,7 @@ impl Filling<'_> {
 
     /// Whether what is in the area is mapped from the image as far as that is worth it. Of a private mapping of a file that
     /// is what the program has written into it: to read that, the kernel would first make a copy of what the file has there.
-    /// No program's code: the file system of the image may be one from which nothing can be executed.
+    /// Never a program's code.
     fn maps(&self, area: &Area) -> Result<bool> {
         if self.source(area)?.is_none() {
             return Ok(false);
