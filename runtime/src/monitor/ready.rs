@@ -39,9 +39,10 @@ impl OwnTime {
             let before = self.ran.insert(process.pid, process.ran).unwrap_or(0);
             ran += Duration::from_nanos(process.ran.saturating_sub(before));
         }
-        let waits = |p: &ProcessInfo| p.ran > 0 && matches!(p.state.as_str(), "R" | "D");
+        let waits = |p: &ProcessInfo| matches!(p.state.as_str(), "R" | "D");
         let stands = survey.beside_wait || survey.processes.iter().any(waits);
-        self.passed += if stands { ran.min(elapsed) } else { elapsed };
+        let told = survey.processes.iter().any(|p| p.ran > 0);
+        self.passed += if stands && told { ran.min(elapsed) } else { elapsed };
     }
 }
 
@@ -188,6 +189,8 @@ mod tests {
         assert_eq!(after(50, &asleep), ms(58));
         // For a helper that has no processor.
         assert_eq!(after(50, &Survey { beside_wait: true, ..asleep }), ms(58));
+        // For a process that it has just started, and which has had none yet.
+        assert_eq!(after(50, &seen(&[process(2, "S", 8), process(5, "R", 0)])), ms(58));
         // Two that run do not make more time of it.
         assert_eq!(after(10, &seen(&[process(2, "R", 18), process(3, "R", 11)])), ms(68));
         // A kernel that does not tell who ran: all time counts.
