@@ -57,7 +57,8 @@ impl Error {
     /// A failure that ends the command with [`FATAL`].
     #[must_use]
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), why: Vec::new(), help: None, detail: None, code: FATAL, kind: None }
+        let what = without_numbers(&what.into());
+        Self { what, why: Vec::new(), help: None, detail: None, code: FATAL, kind: None }
     }
 
     /// A command that was typed wrongly: [`USAGE`].
@@ -80,8 +81,7 @@ impl Error {
     /// Adds a cause.
     #[must_use]
     pub fn because(mut self, why: impl fmt::Display) -> Self {
-        let why = without_number(&why.to_string());
-        self.why.push(why);
+        self.why.push(without_numbers(&why.to_string()));
         self
     }
 
@@ -94,7 +94,7 @@ impl Error {
             let known = error.downcast_ref::<Self>().cloned();
             match known.or_else(|| error.downcast_ref::<BackendError>().cloned().map(Self::from)) {
                 Some(inner) => self.take_over(inner),
-                None => self.add(error.to_string()),
+                None => self.add(&error.to_string()),
             }
             next = error.source();
         }
@@ -131,15 +131,16 @@ impl Error {
     }
 
     fn take_over(&mut self, inner: Self) {
-        self.add(inner.what);
-        for why in inner.why {
+        self.add(&inner.what);
+        for why in &inner.why {
             self.add(why);
         }
         self.help = self.help.take().or(inner.help);
         self.detail = self.detail.take().or(inner.detail);
     }
 
-    fn add(&mut self, why: String) {
+    fn add(&mut self, why: &str) {
+        let why = without_numbers(why);
         let said = self.what.contains(&why) || self.why.iter().any(|before| before.contains(&why));
         if !said {
             self.why.push(why);
@@ -147,12 +148,21 @@ impl Error {
     }
 }
 
-/// The text of an error without the kernel's number: the words before it say the same.
-fn without_number(text: &str) -> String {
-    match text.split_once(" (os error ") {
-        Some((words, number)) if number.trim_end_matches(')').parse::<u32>().is_ok() => words.to_owned(),
-        _ => text.to_owned(),
+/// The text of an error without the kernel's numbers: the words before each say the same.
+fn without_numbers(text: &str) -> String {
+    const NUMBER: &str = " (os error ";
+    let (mut words, mut rest) = (String::new(), text);
+    while let Some((before, behind)) = rest.split_once(NUMBER) {
+        words.push_str(before);
+        rest = match behind.split_once(')') {
+            Some((number, after)) if number.parse::<u32>().is_ok() => after,
+            _ => {
+                words.push_str(NUMBER);
+                behind
+            }
+        };
     }
+    words + rest
 }
 
 impl fmt::Display for Error {
@@ -170,7 +180,8 @@ impl StdError for Error {}
 impl From<BackendError> for Error {
     fn from(error: BackendError) -> Self {
         let kind = (error.kind == kind::STANDS_STILL).then_some(Kind::StandsStill);
-        let new = Self { why: error.why, help: error.help, kind, ..Self::new(error.what) };
+        let why = error.why.iter().map(|why| without_numbers(why)).collect();
+        let new = Self { why, help: error.help, kind, ..Self::new(error.what) };
         new.detail(error.engine_output.unwrap_or_default())
     }
 }
@@ -203,6 +214,18 @@ mod tests {
         assert_eq!(error.why, ["cannot load the settings", "cannot read /x: the disk is on fire"]);
         insta::assert_snapshot!(error, @"cannot start: cannot load the settings: cannot read /x: the disk is on fire");
         assert_eq!(error.code, FATAL);
+    }
+
+    #[test]
+    fn the_kernels_numbers_are_left_out() {
+        let missing = io::Error::from_raw_os_error(2);
+        let error = Error::new(format!("cannot read a: {missing}; nor b: {missing}")).because(&missing);
+        insta::assert_snapshot!(error, @"cannot read a: No such file or directory; nor b: No such file or directory: No such file or directory");
+        insta::assert_snapshot!(Error::new("it said (os error x) and (os error 2"), @"it said (os error x) and (os error 2");
+        let refused = BackendError::failed(format!("it failed: {missing}")).because(&missing);
+        insta::assert_snapshot!(Error::from(refused), @"it failed: No such file or directory: No such file or directory");
+        let hides = Hides { source: Says { path: "/x", source: missing } };
+        insta::assert_snapshot!(Error::new("no").because_of(&hides), @"no: cannot load the settings: cannot read /x: No such file or directory");
     }
 
     #[test]

@@ -92,7 +92,7 @@ fn root_is_not_let_in_to_an_image() {
             insta::allow_duplicates! { insta::assert_snapshot!(told, @r#"
             exit 255
             FATAL:   "$CLOSED/$IMAGE" cannot be read: permission denied
-                     because: Permission denied (os error 13)
+                     because: Permission denied
                      hint:    its file system lets nobody in but the owner, not even root (a network file system with root squash, or FUSE): let the owner copy it to a local disk, or do this as the owner
             "#); }
         }
@@ -103,7 +103,7 @@ fn root_is_not_let_in_to_an_image() {
     exit 255
     INFO:    Starting build...
     FATAL:   "$CLOSED/image.sif" cannot be read: permission denied
-             because: Permission denied (os error 13)
+             because: Permission denied
              hint:    its file system lets nobody in but the owner, not even root (a network file system with root squash, or FUSE): let the owner copy it to a local disk, or do this as the owner
     "#);
     assert!(!env.path("out").exists());

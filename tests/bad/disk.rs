@@ -145,14 +145,14 @@ fn nothing_can_be_written_to_the_store() {
     insta::assert_snapshot!(env.fails(&["checkpoint", "create", "x"]).unwrap(), @"
     exit 255
     FATAL:   cannot write $DIR/data/checkpoints/.new-x/checkpoint.json: no space is left on the file system
-             because: No space left on device (os error 28)
+             because: No space left on device
              hint:    make room on the file system of $DIR/data/checkpoints/.new-x/checkpoint.json (df), or remove old generations: stasis checkpoint prune
     ");
     let small = image(&env, "small");
     insta::assert_snapshot!(env.fails(&["instance", "start", &small, "one", IDLE]).unwrap(), @"
     exit 255
     FATAL:   cannot write $DIR/data/instances/HOST/one/instance.json: no space is left on the file system
-             because: No space left on device (os error 28)
+             because: No space left on device
              hint:    make room on the file system of $DIR/data/instances/HOST/one/instance.json (df)
     ");
     let _ = std::fs::remove_file(env.path("data/filler0"));
@@ -161,7 +161,7 @@ fn nothing_can_be_written_to_the_store() {
     insta::assert_snapshot!(env.fails(&["checkpoint", "create", "x"]).unwrap(), @"
     exit 255
     FATAL:   cannot make directory $DIR/data/checkpoints/.new-x: permission denied
-             because: Permission denied (os error 13)
+             because: Permission denied
              hint:    check owner and mode: ls -ld $DIR/data/checkpoints/.new-x
     ");
     env.finish().unwrap();

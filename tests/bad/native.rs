@@ -124,7 +124,7 @@ fn a_mapped_file_that_changed_since_with_the_native_engine() {
     insta::assert_snapshot!(env.fails(&restart).unwrap(), @"
     exit 255
     FATAL:   the file /srv/idle cannot be mapped again
-             because: No such file or directory (os error 2)
+             because: No such file or directory
              hint:    restart in the very image that was saved, with the same binds
     ");
     std::fs::write(&program, &bytes).unwrap();

@@ -113,7 +113,7 @@ fn the_store_becomes_full_while_the_native_engine_saves() {
         assert!(run.code != 0, "{}", run.err);
         insta::allow_duplicates! { insta::assert_snapshot!(run.err, @"
         FATAL:   /.stasis/capture/pages-100.img cannot be written
-                 because: No space left on device (os error 28)
+                 because: No space left on device
                  because: the file system of the checkpoints is full, or its quota is used up
                  because: the application runs on, and nothing was saved
                  hint:    remove old checkpoints (`stasis checkpoint prune`), or keep them on a larger file system
