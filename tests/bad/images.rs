@@ -271,7 +271,12 @@ fn an_image_that_changed_since_the_capture() {
              hint:    give the image that it was started from, unchanged
     "#);
     std::fs::remove_file(mine.join("etc/changed")).unwrap();
-    env.ok(&["instance", "start", "--restart", "kept", "-", "one"]).unwrap();
+    // It is read once to see that it is the same again, and not at each later start.
+    for read in [true, false] {
+        let told = env.ok(&["--debug", "instance", "start", "--restart", "kept", "-", "one"]).unwrap().err;
+        assert_eq!(told.contains("all of the image is read"), read, "{told}");
+        env.ok(&["instance", "stop", "one"]).unwrap();
+    }
     env.finish().unwrap();
 }
 

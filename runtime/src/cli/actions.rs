@@ -186,6 +186,8 @@ pub struct Planned {
 struct Back {
     generation: Generation,
     spec: ContainerSpec,
+    /// The image as it was at the checkpoint's last start.
+    bound: Option<ImageIdentity>,
 }
 
 /// Makes the order. `None` when it was only to be shown.
@@ -358,7 +360,8 @@ fn back(session: &Session, wanted: &mut Wanted) -> Result<Option<Back>> {
     if spec.format > SPEC_FORMAT {
         return Err(Error::new(format!("{what} was saved by a newer stasis ({})", manifest.stasis_version)));
     }
-    Ok(Some(Back { generation, spec }))
+    let bound = checkpoint.record()?.image;
+    Ok(Some(Back { generation, spec, bound }))
 }
 
 /// What `-` means: an image that was fetched by name is fetched again, should it be gone.
@@ -390,10 +393,14 @@ fn identify(image: &Image, back: Option<&Back>) -> Result<ImageIdentity> {
     };
     let Some(back) = back else { return Ok(found) };
     let recorded = &back.generation.manifest().image;
-    if found.same_as(recorded) {
-        found.digest.clone_from(&recorded.digest);
+    // One that was touched since looked like that at the last start already, and was compared then.
+    let compared =
+        back.bound.iter().filter(|bound| bound.digest.is_some() && bound.digest == recorded.digest);
+    if let Some(known) = compared.chain([recorded]).find(|known| found.same_as(known)) {
+        found.digest.clone_from(&known.digest);
         return Ok(found);
     }
+    tracing::debug!(image = %image.root.display(), "all of the image is read, to see whether it is the recorded one");
     found.digest = Some(identity::content_digest(image, &AtomicBool::new(false))?.digest);
     if recorded.digest == found.digest {
         return Ok(found);
