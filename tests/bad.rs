@@ -32,6 +32,7 @@ mod strangers;
 use std::time::{Duration, Instant};
 
 use crate::env::{Env, Who};
+use crate::http::free_port;
 use crate::running::{Outcome, PATIENCE, Run};
 
 /// The path of a test image, as typed.
@@ -61,6 +62,15 @@ fn saved(who: Who) -> Outcome<Env> {
     env.ok(&["checkpoint", "instance", "one"])?;
     env.ok(&["instance", "stop", "one"])?;
     Ok(env)
+}
+
+/// Starts the server that holds so many MiB as `one`, to be saved into `kept`. Answers with its port.
+fn memory_server(env: &Env, engine: &str, mebibytes: u32) -> Outcome<u16> {
+    let (any, port) = (image(env, "any"), free_port()?);
+    let flags = ["instance", "start", "--backend", engine, "--checkpoint", "kept", &any, "one"];
+    let program = ["python3", "/opt/subjects/memory.py", &port.to_string(), &mebibytes.to_string()];
+    env.ok(&[&flags[..], &program[..]].concat())?;
+    Ok(port)
 }
 
 /// The directory of a checkpoint.

@@ -16,7 +16,7 @@ pub struct Survey {
     /// out of `processes`; their children are not.
     pub beside: Vec<i32>,
     /// One of those runs, or waits for a processor or a disk: the application may be waiting for it.
-    pub beside_wait: bool,
+    pub beside_busy: bool,
 }
 
 /// One process.

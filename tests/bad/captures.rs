@@ -8,10 +8,7 @@ use crate::need::need;
 fn two_at_once() {
     need!(image, userns, dmtcp);
     let env = Env::new(Who::User).unwrap();
-    let (any, port) = (image(&env, "any"), free_port().unwrap());
-    let program = ["python3", "/opt/subjects/memory.py", &port.to_string(), "256"];
-    let flags = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &any, "one"];
-    env.ok(&[&flags[..], &program[..]].concat()).unwrap();
+    let port = memory_server(&env, "dmtcp", 256).unwrap();
     assert_eq!(get(port, "/").unwrap(), "0");
     let both: Vec<_> = (0..3).map(|_| env.spawn(&["checkpoint", "instance", "one"]).unwrap()).collect();
     let both: Vec<_> = both.into_iter().map(|running| running.wait().unwrap()).collect();
@@ -35,10 +32,8 @@ fn two_at_once() {
 fn a_stop_during_a_capture() {
     need!(image, userns, dmtcp);
     let env = Env::new(Who::User).unwrap();
-    let (any, port) = (image(&env, "any"), free_port().unwrap());
-    let program = ["python3", "/opt/subjects/memory.py", &port.to_string(), "256"];
-    let flags = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &any, "one"];
-    env.ok(&[&flags[..], &program[..]].concat()).unwrap();
+    let any = image(&env, "any");
+    let port = memory_server(&env, "dmtcp", 256).unwrap();
     assert_eq!(get(port, "/").unwrap(), "0");
     let capture = env.spawn(&["checkpoint", "instance", "one"]).unwrap();
     disk::begun(&env).unwrap();
@@ -57,10 +52,7 @@ fn a_stop_during_a_capture() {
 fn of_a_process_that_does_not_answer() {
     need!(image, userns, dmtcp);
     let env = Env::new(Who::User).unwrap();
-    let (any, port) = (image(&env, "any"), free_port().unwrap());
-    let program = ["python3", "/opt/subjects/memory.py", &port.to_string(), "0"];
-    let flags = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &any, "one"];
-    env.ok(&[&flags[..], &program[..]].concat()).unwrap();
+    let port = memory_server(&env, "dmtcp", 0).unwrap();
     env.ok(&["checkpoint", "instance", "one"]).unwrap();
     let send = |signal: &str| {
         let script = format!(

@@ -320,10 +320,8 @@ fn pages_restored(env: &Env) -> Outcome<u64> {
 fn lazy_and_pre_dump_where_the_kernel_has_them() {
     need!(root, image, criu);
     let env = Env::new(Who::Myself).unwrap();
-    let (any, port) = (image(&env, "any"), free_port().unwrap());
-    let program = ["python3", "/opt/subjects/memory.py", &port.to_string(), "64"];
-    let flags = ["instance", "start", "--backend", "criu", "--checkpoint", "kept", &any, "one"];
-    env.ok(&[&flags[..], &program[..]].concat()).unwrap();
+    let any = image(&env, "any");
+    let port = memory_server(&env, "criu", 64).unwrap();
     env.ok(&["checkpoint", "instance", "--stop", "one"]).unwrap();
     for _ in 0..2 {
         env.ok(&["instance", "start", "--backend-option", "lazy=true", "--restart", "kept", &any, "one"])

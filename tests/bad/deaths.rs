@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 
 use super::*;
-use crate::http::{free_port, get};
+use crate::http::get;
 use crate::need::need;
 use crate::running::Run;
 
@@ -141,10 +141,7 @@ fn the_machine() {
 /// An instance large enough that a capture takes a while, with one good generation.
 fn large() -> Outcome<(Env, u16)> {
     let env = Env::new(Who::User)?;
-    let (any, port) = (image(&env, "any"), free_port()?);
-    let program = ["python3", "/opt/subjects/memory.py", &port.to_string(), "512"];
-    let flags = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &any, "one"];
-    env.ok(&[&flags[..], &program[..]].concat())?;
+    let port = memory_server(&env, "dmtcp", 512)?;
     assert_eq!(get(port, "/")?, "0");
     env.ok(&["checkpoint", "instance", "one"])?;
     Ok((env, port))

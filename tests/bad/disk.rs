@@ -6,7 +6,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;
-use crate::http::{free_port, get, post};
+use crate::http::{get, post};
 use crate::need::need;
 use crate::running::Run;
 
@@ -58,11 +58,8 @@ fn the_store_is_full_at_a_capture() {
     for who in [Who::User, Who::Myself] {
         let env = Env::new(who).unwrap();
         small(&env.path("data"), env.uid(), 220).unwrap();
-        let (any, port) = (image(&env, "any"), free_port().unwrap());
-        let number = port.to_string();
-        let program = ["python3", "/opt/subjects/memory.py", &number, "0"];
-        let flags = ["instance", "start", "--backend", "dmtcp", "--checkpoint", "kept", &any, "one"];
-        env.ok(&[&flags[..], &program[..]].concat()).unwrap();
+        let any = image(&env, "any");
+        let port = memory_server(&env, "dmtcp", 0).unwrap();
         assert_eq!(post(port, "1").unwrap(), "1");
         env.ok(&["checkpoint", "instance", "one"]).unwrap();
         std::fs::write(env.path("data/filler"), vec![0; 150 << 20]).unwrap();
@@ -91,10 +88,8 @@ fn becomes_full(engine: &str) -> Outcome<Run> {
     let env = Env::new(Who::User)?;
     let data = env.path("data");
     small(&data, env.uid(), 900)?;
-    let (any, port) = (image(&env, "any"), free_port()?);
-    let program = ["python3", "/opt/subjects/memory.py", &port.to_string(), "256"];
-    let flags = ["instance", "start", "--backend", engine, "--checkpoint", "kept", &any, "one"];
-    env.ok(&[&flags[..], &program[..]].concat())?;
+    let any = image(&env, "any");
+    let port = memory_server(&env, engine, 256)?;
     assert_eq!(post(port, "1")?, "1");
     env.ok(&["checkpoint", "instance", "one"])?;
     let capture = env.spawn(&["checkpoint", "instance", "one"])?;

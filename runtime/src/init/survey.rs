@@ -36,13 +36,19 @@ pub fn survey(proc: &Path, skip: &[i32], beside: &[i32]) -> Survey {
     let mut processes: Vec<ProcessInfo> = pids.into_iter().filter_map(|pid| process(proc, pid)).collect();
     leave_out(&mut processes, beside);
     let sockets = sockets(proc, &processes);
-    let beside_wait = skip.iter().any(|pid| waits(proc, *pid));
-    Survey { processes, sockets, tmpfs: Vec::new(), beside: skip.to_vec(), beside_wait }
+    let beside_busy = skip.iter().any(|pid| busy(proc, *pid));
+    Survey { processes, sockets, tmpfs: Vec::new(), beside: skip.to_vec(), beside_busy }
 }
 
-fn waits(proc: &Path, pid: i32) -> bool {
+fn busy(proc: &Path, pid: i32) -> bool {
     let stat = small(&proc.join(pid.to_string()).join("stat")).and_then(|text| parse::stat(&text));
-    stat.is_some_and(|stat| matches!(stat.state.as_str(), "R" | "D"))
+    stat.is_some_and(|stat| is_busy(&stat.state))
+}
+
+/// Whether a process of this state runs, or waits for a processor or a disk.
+#[must_use]
+pub fn is_busy(state: &str) -> bool {
+    matches!(state, "R" | "D")
 }
 
 /// Commands of the user's beside the application are no part of it, and neither is what they start.

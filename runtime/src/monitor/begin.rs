@@ -145,7 +145,8 @@ fn make(
         _ => None,
     };
     let mount = image.and_then(Held::mount);
-    first.lay(ground(order, &spec, mount_point(&order.runtime_dir)?));
+    let mount_point = mount_point(&order.runtime_dir)?;
+    first.lay(ground(order, &spec, mount_point.clone()));
     let mut kept = None;
     if let Some(prepared) = &mut prepared {
         let planned = plan(&spec, prepared, &order.data_root, teller)?;
@@ -153,7 +154,7 @@ fn make(
         spec = planned.spec;
         kept = unpack_for_zero(&mut spec, &order.data_root, teller)?;
     }
-    let ground = ground(order, &spec, mount_point(&order.runtime_dir)?);
+    let ground = ground(order, &spec, mount_point);
     let logs = ground.inject.then(|| claim.logs());
     let listener = listen(runtime)?;
     let container = first.take(&spec, ground, mount)?;

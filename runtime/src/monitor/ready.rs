@@ -1,6 +1,7 @@
 //! The words with an engine right after a start: nothing is told as started before they are through.
 
 use crate::error::{Error, Result};
+use crate::init::survey;
 use crate::launch::protocol::Ending;
 use crate::monitor::Teller;
 use crate::monitor::live::{Live, Phase, lock};
@@ -13,7 +14,7 @@ use stasis_plugin_api::error::kind;
 use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::report::ReadyReport;
 use stasis_plugin_api::request::AliveRequest;
-use stasis_plugin_api::survey::{ProcessInfo, Survey};
+use stasis_plugin_api::survey::Survey;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -39,10 +40,9 @@ impl OwnTime {
             let before = self.ran.insert(process.pid, process.ran).unwrap_or(0);
             ran += Duration::from_nanos(process.ran.saturating_sub(before));
         }
-        let waits = |p: &ProcessInfo| matches!(p.state.as_str(), "R" | "D");
-        let stands = survey.beside_wait || survey.processes.iter().any(waits);
+        let busy = survey.beside_busy || survey.processes.iter().any(|p| survey::is_busy(&p.state));
         let told = survey.processes.iter().any(|p| p.ran > 0);
-        self.passed += if stands && told { ran.min(elapsed) } else { elapsed };
+        self.passed += if busy && told { ran.min(elapsed) } else { elapsed };
     }
 }
 
@@ -163,6 +163,7 @@ pub(super) fn handshake(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stasis_plugin_api::survey::ProcessInfo;
 
     #[test]
     fn time_in_which_an_application_could_not_run_is_not_its_own() {
@@ -188,7 +189,7 @@ mod tests {
         let asleep = seen(&[process(2, "S", 8), process(3, "S", 1)]);
         assert_eq!(after(50, &asleep), ms(58));
         // For a helper that has no processor.
-        assert_eq!(after(50, &Survey { beside_wait: true, ..asleep }), ms(58));
+        assert_eq!(after(50, &Survey { beside_busy: true, ..asleep }), ms(58));
         // For a process that it has just started, and which has had none yet.
         assert_eq!(after(50, &seen(&[process(2, "S", 8), process(5, "R", 0)])), ms(58));
         // Two that run do not make more time of it.

@@ -59,9 +59,3 @@ pub(super) fn maps(host: &Host<'_>) -> bool {
 pub(super) fn copies_behind(host: &Host<'_>) -> bool {
     host.option_str(RESTART) == Some(MAP_THEN_COPY)
 }
-
-/// The flag that tells the engine how to bring memory back.
-pub(super) fn restart_flag(host: &Host<'_>) -> Option<String> {
-    let word = host.option_str(RESTART).filter(|word| *word != "auto")?;
-    Some(format!("--{}", if word == MAP_THEN_COPY { "map" } else { word }))
-}

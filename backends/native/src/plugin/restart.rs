@@ -18,10 +18,9 @@ pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartP
     }
     let pid_file = launch::pid_file();
     let file = pid_file.to_string_lossy();
-    let mut arguments = vec!["restore", "--dir", IMAGE_DIR, "--pid-file", &file];
     let maps = maps(host, generation);
-    let how = if options::maps(host) && !maps { Some(COPY.to_owned()) } else { options::restart_flag(host) };
-    arguments.extend(how.as_deref());
+    let how = if maps { "--map" } else { "--copy" };
+    let mut arguments = vec!["restore", "--dir", IMAGE_DIR, "--pid-file", &file, how];
     let lock_file = launch::lock_file();
     let lock = ["--lock", &lock_file.to_string_lossy()];
     if maps && options::copies_behind(host) {
@@ -58,14 +57,12 @@ pub(super) fn alive(host: &Host<'_>, request: &AliveRequest) -> Result<ReadyRepo
     let mut report = outside::alive(host, request)?;
     if options::maps(host) && !maps(host, &request.generation) {
         report.notes.push(
-            "memory was copied, not mapped: the checkpoint lies on a file system mounted noexec, and a program could not make executable what is mapped from there"
+            "memory was copied, not mapped: the checkpoint lies on a file system mounted noexec, and a program could not make executable what is mapped from there; keep checkpoints elsewhere (STASIS_DATA_DIR) to have them mapped"
                 .to_owned(),
         );
     }
     Ok(report)
 }
-
-const COPY: &str = "--copy";
 
 /// Whether memory is mapped from the generation. The kernel refuses to let anything be executed, also later on, that is mapped
 /// from a file system mounted noexec: code that a program makes while it runs lies in memory as everything else does.

@@ -218,7 +218,7 @@ impl Filling<'_> {
 
     /// Whether what is in the area is mapped from the image as far as that is worth it. Of a private mapping of a file that
     /// is what the program has written into it: to read that, the kernel would first make a copy of what the file has there.
-    /// Never a program's code.
+    /// Never a program's code: by the files of executable mappings others know what runs.
     fn maps(&self, area: &Area) -> Result<bool> {
         if self.source(area)?.is_none() {
             return Ok(false);
@@ -277,8 +277,8 @@ fn mapped_piece(area: &Area, [start, length, ..]: &[u64; 4], maps: bool) -> u64 
 }
 
 /// The parts of an area that are worth mapping: runs, with the gaps between them where those are short. Gaps are holes
-/// of the image, which read as zeros: not so in a file, of which they show what the file has. Never the last page: an area that grows by `mremap` would go on with what follows
-/// in the image, and so it is none of one piece.
+/// of the image, which read as zeros: not so in a file, of which they show what the file has. Never the last page: an area
+/// that grows by `mremap` would go on with what follows in the image, and so it is none of one piece.
 fn clusters(area: &Area) -> Vec<[u64; 2]> {
     let end = area.end - PAGE;
     let gap = if matches!(area.backing, Backing::File { .. }) { 0 } else { GAP };
