@@ -195,7 +195,7 @@ struct Back {
 /// # Errors
 /// Everything that can be said before anything is made.
 pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
-    let facts = HostFacts::from_process();
+    let facts = facts(&wanted.args);
     // Variables speak about containers in general; a restart listens to what was typed only.
     let typed = wanted.args.clone();
     for note in wanted.args.fill_from(&facts.env)? {
@@ -266,6 +266,11 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
         size,
     };
     Ok(Some(Planned { order, library, image: image.take_held(), kept: image.take_kept() }))
+}
+
+/// What a container depends on. Who the user is was recorded with what is brought back.
+fn facts(args: &ActionArgs) -> HostFacts {
+    if args.restart.is_some() { HostFacts::without_names() } else { HostFacts::from_process() }
 }
 
 fn check_flags(wanted: &Wanted) -> Result<()> {

@@ -90,7 +90,7 @@ impl Step for Progress {
 /// # Errors
 /// The home directory is not known.
 pub fn options(session: &Session, args: &RegistryArgs) -> Options {
-    let facts = HostFacts::from_process();
+    let facts = HostFacts::without_names();
     let no_https = ["STASIS_NOHTTPS", "APPTAINER_NOHTTPS", "SINGULARITY_NOHTTPS"].iter().any(|name| {
         facts.env.get(*name).is_some_and(|value| !["", "0", "false", "no"].contains(&value.as_str()))
     });

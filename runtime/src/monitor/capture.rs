@@ -20,6 +20,7 @@ use crate::worker::{Worker, WorkerError, engine};
 use stasis_plugin_api::report::{CaptureReport, Severity};
 use stasis_plugin_api::request::{CaptureRequest, InstanceView, Subject, time_for};
 use stasis_plugin_api::survey::Survey;
+use std::io::BufRead as _;
 use std::path::PathBuf;
 use std::sync::TryLockError;
 use std::time::{Duration, Instant};
@@ -357,9 +358,12 @@ fn host(spec: &ContainerSpec) -> HostEntry {
 
 /// The CPU's feature words, as `/proc/cpuinfo` gives them.
 pub fn cpu_features() -> Vec<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = text.lines().find(|l| l.starts_with("flags") || l.starts_with("Features"));
+    // Line by line: each processor has as many, and the kernel makes them while they are read.
+    let lines =
+        std::fs::File::open("/proc/cpuinfo").into_iter().flat_map(|f| std::io::BufReader::new(f).lines());
+    let line = lines.map_while(Result::ok).find(|l| l.starts_with("flags") || l.starts_with("Features"));
     let mut words: Vec<String> = line
+        .as_deref()
         .and_then(|l| l.split_once(':'))
         .map(|(_, w)| w.split_whitespace().map(str::to_owned).collect())
         .unwrap_or_default();

@@ -67,22 +67,32 @@ impl HostFacts {
     /// The facts about this process. What cannot be found out gets the value that harms least.
     #[must_use]
     pub fn from_process() -> Self {
+        let name = |gid| Group::from_gid(gid).ok().flatten().map(|group| group.name);
+        Self::known(User::from_uid(Uid::effective()).ok().flatten().as_ref(), &name)
+    }
+
+    /// The same for whoever needs nothing of the host's user database, which may be a service that is slow or away: numbers
+    /// stand for names.
+    #[must_use]
+    pub fn without_names() -> Self {
+        Self::known(None, &|_| None)
+    }
+
+    fn known(user: Option<&User>, group: &dyn Fn(Gid) -> Option<String>) -> Self {
         let (euid, egid) = (Uid::effective(), Gid::effective());
         let env: BTreeMap<String, String> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        let user = User::from_uid(euid).ok().flatten();
         let fallback_home = || env.get("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
-        let home = user.as_ref().map(|user| user.dir.clone()).filter(|home| home.is_absolute());
+        let home = user.map(|user| user.dir.clone()).filter(|home| home.is_absolute());
         Self {
             euid: euid.as_raw(),
             egid: egid.as_raw(),
-            user_name: user.as_ref().map_or_else(|| euid.to_string(), |user| user.name.clone()),
-            gecos: user.as_ref().map(|user| user.gecos.to_string_lossy().into_owned()).unwrap_or_default(),
+            user_name: user.map_or_else(|| euid.to_string(), |user| user.name.clone()),
+            gecos: user.map(|user| user.gecos.to_string_lossy().into_owned()).unwrap_or_default(),
             shell: user
-                .as_ref()
                 .map_or_else(|| "/bin/sh".to_owned(), |user| user.shell.to_string_lossy().into_owned()),
-            groups: groups(egid),
+            groups: groups(egid, group),
             home: home.or_else(fallback_home).unwrap_or_else(|| PathBuf::from("/")),
             cwd: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
             hostname: nix::unistd::gethostname()
@@ -101,8 +111,8 @@ impl HostFacts {
     }
 }
 
-fn groups(egid: Gid) -> Vec<(u32, String)> {
-    let name = |gid: Gid| Group::from_gid(gid).ok().flatten().map_or_else(|| gid.to_string(), |g| g.name);
+fn groups(egid: Gid, known: &dyn Fn(Gid) -> Option<String>) -> Vec<(u32, String)> {
+    let name = |gid: Gid| known(gid).unwrap_or_else(|| gid.to_string());
     let mut all = vec![(egid.as_raw(), name(egid))];
     for gid in nix::unistd::getgroups().unwrap_or_default() {
         if gid != egid {
@@ -310,5 +320,9 @@ pub(crate) mod tests {
         assert!(facts.home.is_absolute() && facts.cwd.is_absolute() && !facts.hostname.is_empty());
         assert_eq!((facts.look)(Path::new("/proc")), Source::Directory);
         assert_eq!((facts.look)(Path::new("/no/such")), Source::Missing);
+        let unnamed = HostFacts::without_names();
+        assert_eq!(unnamed.user_name, facts.euid.to_string());
+        assert_eq!(unnamed.groups[0], (facts.egid, facts.egid.to_string()));
+        assert_eq!((unnamed.env, unnamed.cwd, unnamed.umask), (facts.env, facts.cwd, facts.umask));
     }
 }

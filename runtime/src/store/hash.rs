@@ -119,8 +119,9 @@ fn hash_by(
     let pool = Pool::new(dir, files);
     let mut begun = BTreeMap::new();
     let mut gather = |done: Result<Done>| pool.gather(&mut begun, done?, hear);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
-    let threads = if pool.parts > 1 { threads } else { 0 };
+    // Asking how many there are means reading the cgroups' files: as long as a small file takes.
+    let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if pool.parts > 1 { processors().min(MOST_THREADS) } else { 0 };
     std::thread::scope(|scope| {
         let (tell, told) = mpsc::channel();
         for _ in 0..threads {

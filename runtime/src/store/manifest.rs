@@ -12,7 +12,7 @@ use super::Result;
 use super::error::StoreError;
 use super::hash::{Hashed, Parts};
 use super::layout;
-use super::record::{FORMAT, from_json, now};
+use super::record::{FORMAT, Formatted, from_json, now};
 use super::squash::Writer;
 use crate::clocks::Clocks;
 use crate::name::BackendName;
@@ -196,6 +196,12 @@ pub(crate) fn bound_parts(files: &mut [FileEntry], most: usize) {
                 parts => parts,
             };
         }
+    }
+}
+
+impl Formatted for Manifest {
+    fn format(&self) -> u64 {
+        self.format
     }
 }
 

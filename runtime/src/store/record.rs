@@ -112,15 +112,32 @@ pub(crate) fn to_json<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-pub(crate) fn from_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+/// What tells in which format it was written.
+pub(crate) trait Formatted {
+    fn format(&self) -> u64;
+}
+
+impl Formatted for CheckpointRecord {
+    fn format(&self) -> u64 {
+        self.format
+    }
+}
+
+pub(crate) fn from_json<T: DeserializeOwned + Formatted>(path: &Path, bytes: &[u8]) -> Result<T> {
     #[derive(Deserialize)]
     struct Version {
         format: u64,
     }
-    // The version first: what a newer format means by the other fields is unknown.
+    let whole: serde_json::Result<T> = serde_json::from_slice(bytes);
+    if let Ok(value) = whole.as_ref()
+        && value.format() == FORMAT
+    {
+        return whole.map_err(|e| json_problem(path, &e));
+    }
+    // The version alone: what a newer format means by the other fields is unknown.
     let version: Version = serde_json::from_slice(bytes).map_err(|e| json_problem(path, &e))?;
     match version.format {
-        FORMAT => serde_json::from_slice(bytes).map_err(|e| json_problem(path, &e)),
+        FORMAT => whole.map_err(|e| json_problem(path, &e)),
         0 => Err(StoreError::damaged(path, "it has format 0, which there never was")),
         format => Err(StoreError::Newer { path: path.to_owned(), format, known: FORMAT }),
     }

@@ -92,6 +92,12 @@ impl<'a> Variables<'a> {
 
 pub(super) fn fill(args: &mut ActionArgs, env: &BTreeMap<String, String>) -> Result<Vec<String>, ArgsError> {
     let mut vars = Variables { env, notes: Vec::new() };
+    let set = |prefix: &str| {
+        env.range(prefix.to_owned()..).next().is_some_and(|(name, _)| name.starts_with(prefix))
+    };
+    if !PREFIXES.into_iter().any(set) {
+        return Ok(vars.notes);
+    }
     // A list of binds keeps its commas: they are taken apart together with the flags'.
     vars.before(&mut args.bind, &["BIND", "BINDPATH"], None);
     vars.before(&mut args.mount, &["MOUNT"], Some('\n'));
