@@ -60,7 +60,7 @@ macro_rules! as_all {
     } )+ };
 }
 
-as_all! { exit_codes pipes standard_input signals scripts }
+as_all! { exit_codes pipes standard_input signals scripts processors }
 
 fn exit_codes(who: Who, engine: &'static [&'static str]) -> Outcome<()> {
     let place = Place::new(who, engine)?;
@@ -138,6 +138,20 @@ fn scripts(who: Who, engine: &'static [&'static str]) -> Outcome<()> {
     let plain = place.image("plain");
     let run = place.env.ok(&place.words("run", &plain, &["echo", "two words", "*"]))?;
     assert_eq!(run.out, "two words *\nafter\n");
+    place.env.finish()
+}
+
+/// The first process gets ready on a processor of its own; neither it nor what it starts is kept there.
+fn processors(who: Who, engine: &'static [&'static str]) -> Outcome<()> {
+    fn lists(status: &str) -> Vec<&str> {
+        status.lines().filter(|line| line.starts_with("Cpus_allowed_list")).collect()
+    }
+    let place = Place::new(who, engine)?;
+    let small = place.image("small");
+    let ours = std::fs::read_to_string("/proc/self/status").map_err(|e| e.to_string())?;
+    let words = place.words("exec", "--pid", &[&small, "cat", "/proc/self/status", "/proc/1/status"]);
+    let run = place.env.ok(&words)?;
+    assert_eq!(lists(&run.out), [lists(&ours), lists(&ours)].concat());
     place.env.finish()
 }
 

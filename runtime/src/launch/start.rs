@@ -7,7 +7,8 @@ use crate::launch::{root, userns};
 use crate::spec::{ContainerSpec, IdSpec, RootMode};
 use crate::sys::channel::Channel;
 use crate::sys::process::{self, Forked};
-use nix::sched::CloneFlags;
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
 use stasis_plugin_api::request::FailedHelper;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -28,6 +29,31 @@ pub struct Container {
     pub channel: Channel,
     made_as: Shape,
     ground: Option<Ground>,
+    apart: Option<Apart>,
+}
+
+/// A first process that gets ready on another processor than its maker's: left alone, it is woken on that one by every word it
+/// is sent, and both take turns where they could work beside each other.
+#[derive(Debug)]
+struct Apart {
+    usual: CpuSet,
+}
+
+impl Apart {
+    /// Moves it. `None` where there is no other processor.
+    fn keep(pid: i32) -> Option<Self> {
+        let usual = sched_getaffinity(Pid::from_raw(0)).ok()?;
+        let mut others = usual;
+        others.unset(sched_getcpu().ok()?).ok()?;
+        sched_setaffinity(Pid::from_raw(pid), &others).ok()?;
+        Some(Self { usual })
+    }
+
+    /// Lets it run wherever its maker may.
+    fn end(&self, pid: i32) {
+        // The processors may have changed meanwhile; then the kernel has moved it already.
+        let _ = sched_setaffinity(Pid::from_raw(pid), &self.usual);
+    }
 }
 
 /// What of a spec counts when a first process is made.
@@ -123,7 +149,8 @@ pub fn start(spec: &ContainerSpec, image: Option<BorrowedFd<'_>>) -> Result<Cont
         Forked::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
     };
     drop(theirs);
-    let container = Container { pid, pidfd, channel: ours, made_as: Shape::of(spec), ground: None };
+    let apart = Apart::keep(pid);
+    let container = Container { pid, pidfd, channel: ours, made_as: Shape::of(spec), ground: None, apart };
     let ready = match spec.namespaces.user {
         true => userns::map(pid.unsigned_abs(), &spec.ids),
         false => Ok(()),
@@ -186,6 +213,7 @@ impl Container {
     /// # Errors
     /// It is gone. So is the container.
     pub fn order(&self, order: &Order) -> Result<()> {
+        self.apart.iter().for_each(|apart| apart.end(self.pid));
         self.tell(order)
     }
 

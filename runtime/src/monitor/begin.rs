@@ -15,10 +15,12 @@ use crate::monitor::live::{EngineLive, Live, Parts, Phase, lock, tail};
 use crate::monitor::order::{EngineOrder, MonitorOrder, Verify};
 use crate::monitor::place::{clear, listen, mount_point, runtime_directory, runtime_path};
 use crate::monitor::ready::{handshake, settled};
-use crate::monitor::{restart, verify};
+use crate::monitor::restart;
+use crate::monitor::verify::{self, Comparison};
 use crate::name::{BackendName, CheckpointName, InstanceName};
 use crate::spec::{ContainerSpec, RestartStep};
-use crate::store::{BackendStamp, Generation, Holder, ImageIdentity, Store};
+use crate::store::{BackendStamp, Checkpoint, Generation, Holder, ImageIdentity, LiveLock, Store};
+use crate::sys::channel::Channel;
 use crate::worker::{NoServices, Plugin, Worker, engine};
 use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::plan::{IdMap, StdioKind};
@@ -29,6 +31,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -58,8 +61,10 @@ pub struct Begun {
     pub foreground: bool,
     /// Keeps what was unpacked here in the cache.
     pub kept: Option<File>,
-    /// Has nothing more to do. Ending it takes a moment, for which whoever waits for the start need not wait.
+    /// Has nothing more to do.
     pub worker: Option<Worker>,
+    /// Is due.
+    pub comparison: Option<Comparison>,
 }
 
 impl Begun {
@@ -71,6 +76,14 @@ impl Begun {
             restarted: self.restarted.clone(),
         }
     }
+}
+
+/// The checkpoint, which is ours from here on, and what of it is to come back.
+struct Opened<'a> {
+    wanted: &'a EngineOrder,
+    checkpoint: Checkpoint,
+    lock: LiveLock,
+    generation: Option<Generation>,
 }
 
 /// The engine's part, prepared before the container exists.
@@ -93,8 +106,8 @@ pub fn begin(
     teller: &dyn Teller,
 ) -> Result<Begun> {
     let name = InstanceName::new(&order.spec.name)?;
-    let worker = early::worker(order, library, image.as_ref(), &runtime_path(&order.runtime_dir, &name))?;
     let first = First::start(&order.spec, image.as_ref().and_then(Held::mount));
+    let worker = early::worker(order, library, image.as_ref(), &runtime_path(&order.runtime_dir, &name))?;
     let instances = Instances::open(&order.data_root, Host::from_kernel()?);
     let mut claim = instances.claim(&name)?;
     let outcome = runtime_directory(&order.runtime_dir, &name).and_then(|runtime| {
@@ -140,13 +153,14 @@ fn make(
 ) -> Result<Begun> {
     let mut spec = order.spec.clone();
     claim.open_logs()?;
-    let mut prepared = match (&order.engine, worker) {
-        (Some(wanted), Some((plugin, worker))) => Some(prepare(order, wanted, plugin, worker, teller)?),
-        _ => None,
-    };
+    let opened = order.engine.as_ref().map(|wanted| open(order, wanted)).transpose()?;
     let mount = image.and_then(Held::mount);
     let mount_point = mount_point(&order.runtime_dir)?;
     first.lay(ground(order, &spec, mount_point.clone()));
+    let mut prepared = match (opened, worker) {
+        (Some(opened), Some((plugin, worker))) => Some(prepare(opened, plugin, worker, teller)?),
+        _ => None,
+    };
     let mut kept = None;
     if let Some(prepared) = &mut prepared {
         let planned = plan(&spec, prepared, &order.data_root, teller)?;
@@ -179,6 +193,7 @@ fn make(
                 foreground: order.foreground,
                 kept,
                 worker: stood.worker,
+                comparison: stood.comparison,
             })
         }
         Err(error) => {
@@ -202,6 +217,7 @@ struct Stood {
     terminal: Option<OwnedFd>,
     restarted: Option<RestartedFrom>,
     worker: Option<Worker>,
+    comparison: Option<Comparison>,
 }
 
 fn stand(
@@ -213,6 +229,12 @@ fn stand(
     logs: Option<PathBuf>,
     container: &Container,
 ) -> Result<Stood> {
+    let broken = |e: std::io::Error| Error::new("cannot watch the container").because(&e);
+    let (wake, wake_there) = UnixStream::pair().map_err(broken)?;
+    wake.set_nonblocking(true).map_err(broken)?;
+    wake_there.set_nonblocking(true).map_err(broken)?;
+    // Made while the container is.
+    let (ear, hears) = ear(container.channel.try_clone().map_err(broken)?);
     let stood = match container.stand(MAKING + rebuilding(&spec)) {
         Ok(stood) => stood,
         Err(failed) => {
@@ -232,10 +254,6 @@ fn stand(
     }
     spec.root.mode = stood.mode;
     spec.process.cwd = vec![stood.cwd.clone()];
-    let broken = |e: std::io::Error| Error::new("cannot watch the container").because(&e);
-    let (wake, wake_there) = UnixStream::pair().map_err(broken)?;
-    wake.set_nonblocking(true).map_err(broken)?;
-    wake_there.set_nonblocking(true).map_err(broken)?;
     let (engine, mut worker, generation, unverified) = match prepared {
         Some(p) => (Some(p.live), Some(p.worker), p.generation, p.unverified),
         None => (None, None, None, Vec::new()),
@@ -251,8 +269,8 @@ fn stand(
         init: container.channel.try_clone().map_err(broken)?,
         wake: wake_there,
     }));
-    let (ear, hearing) = (Arc::clone(&live), container.channel.try_clone().map_err(broken)?);
-    let ear = std::thread::spawn(move || ear.hear_init(&hearing));
+    // It is there: it waits for this.
+    let _ = hears.send(Arc::clone(&live));
     let outcome = match &mut worker {
         Some(worker) => handshake(&live, worker, generation.as_ref(), order.foreground, teller)
             .and_then(|()| settle(&live)),
@@ -271,10 +289,19 @@ fn stand(
         created: g.manifest().created.clone(),
         image: g.manifest().image.to_string(),
     });
-    if let Some(generation) = generation {
-        verify::behind(&live, generation, unverified);
-    }
-    Ok(Stood { live, ear, wake, terminal: stood.terminal, restarted, worker })
+    let comparison = generation.and_then(|generation| Comparison::due(&live, generation, unverified));
+    Ok(Stood { live, ear, wake, terminal: stood.terminal, restarted, worker, comparison })
+}
+
+/// Reads what init says, from when the container stands and is sent here; ends where none is.
+fn ear(channel: Channel) -> (JoinHandle<()>, Sender<Arc<Live>>) {
+    let (hears, stands) = std::sync::mpsc::channel::<Arc<Live>>();
+    let ear = std::thread::spawn(move || {
+        if let Ok(live) = stands.recv() {
+            live.hear_init(&channel);
+        }
+    });
+    (ear, hears)
 }
 
 /// What was brought back goes by this machine's clocks.
@@ -327,13 +354,7 @@ fn with_log(error: Error, logs: Option<&Path>) -> Error {
     if error.detail.is_none() && !said.trim().is_empty() { error.detail(said) } else { error }
 }
 
-fn prepare(
-    order: &MonitorOrder,
-    wanted: &EngineOrder,
-    plugin: Plugin,
-    mut worker: Worker,
-    teller: &dyn Teller,
-) -> Result<Prepared> {
+fn open<'a>(order: &MonitorOrder, wanted: &'a EngineOrder) -> Result<Opened<'a>> {
     let name = CheckpointName::new(&wanted.checkpoint)?;
     let store = Store::open(&order.data_root)?;
     let backend = BackendName::new(&wanted.plugin.name)?;
@@ -356,6 +377,11 @@ fn prepare(
         Some(number) => Some(restart::open(&checkpoint, number, wanted, &order.spec)?),
         None => None,
     };
+    Ok(Opened { wanted, checkpoint, lock, generation })
+}
+
+fn prepare(opened: Opened<'_>, plugin: Plugin, mut worker: Worker, teller: &dyn Teller) -> Result<Prepared> {
+    let Opened { wanted, checkpoint, lock, generation } = opened;
     let descriptor = worker.describe()?;
     let mut unverified = Vec::new();
     if let Some(generation) = &generation {

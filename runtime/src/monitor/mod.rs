@@ -11,6 +11,7 @@ mod early;
 pub mod findings;
 pub mod follow;
 pub mod foreground;
+mod later;
 pub mod live;
 pub mod order;
 pub mod place;

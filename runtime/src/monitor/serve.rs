@@ -6,6 +6,7 @@ use crate::launch::protocol::{Ending, FromInit, Target, ToInit};
 use crate::monitor::begin::Begun;
 use crate::monitor::control::{Reply, Request};
 use crate::monitor::foreground::Foreground;
+use crate::monitor::later::Later;
 use crate::monitor::live::{Live, Phase, lock};
 use crate::monitor::place;
 use crate::monitor::services::Around;
@@ -73,10 +74,11 @@ pub fn serve(mut begun: Begun, signals: &SignalFd, foreground: Option<&mut Foreg
         // Ends with the process: nobody waits for it.
         std::thread::spawn(move || accept(&live, &listener));
     }
-    drop(begun.worker.take());
+    let later = Later::begin(&live, begun.worker.take(), begun.comparison.take());
     wait_for_end(&mut begun, signals, foreground);
+    later.end_worker();
     let outcome = settle(begun);
-    for thread in [Some(digest), interval].into_iter().flatten() {
+    for thread in [digest, interval].into_iter().flatten() {
         let _ = thread.join();
     }
     // Commands that wait for the end get their answers. One that never asks is not waited for long.

@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Computes the content digest of the image when the start is over. Ends early when the container does.
-pub fn digest(live: &Arc<Live>) -> JoinHandle<()> {
+/// Computes the content digest of the image when the start is over, where it is wanted and not known. Ends early when the
+/// container does.
+pub fn digest(live: &Arc<Live>) -> Option<JoinHandle<()>> {
+    if live.state().image.as_ref().is_none_or(|i| i.digest.is_some()) {
+        return None;
+    }
     let live = Arc::clone(live);
-    std::thread::spawn(move || {
-        if live.state().image.as_ref().is_none_or(|i| i.digest.is_some()) {
-            return;
-        }
+    Some(std::thread::spawn(move || {
         let cancel = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let watcher = scope.spawn(|| {
@@ -31,7 +32,7 @@ pub fn digest(live: &Arc<Live>) -> JoinHandle<()> {
             });
             let _ = watcher.join();
         });
-    })
+    }))
 }
 
 /// Captures every `seconds` until the end. What fails is noted in the log; the next one is tried.

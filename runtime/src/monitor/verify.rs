@@ -5,19 +5,13 @@ use crate::monitor::Teller;
 use crate::monitor::live::{Live, Phase, State};
 use crate::monitor::order::Verify;
 use crate::store::Generation;
-use crate::sys::process;
 use stasis_plugin_api::capability::VERIFY_BEHIND;
 use stasis_plugin_api::descriptor::Descriptor;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Nobody is told how far something is that takes no longer: the telling would take a part of it.
 const SHORT: Duration = Duration::from_millis(50);
-/// What was brought back has the machine for itself so long, unless somebody waits for the comparison: it is answering
-/// whoever has waited for it. A nice value does not do that where sessions are scheduled as groups (autogroup), nor would
-/// it keep a thread that has just been given a processor from using up its slice.
-const LEAVE: Duration = Duration::from_millis(100);
 
 /// Whether a restart can be planned before the content has been compared.
 pub(super) fn may_plan_first(verify: Verify, descriptor: &Descriptor) -> bool {
@@ -53,40 +47,29 @@ pub(super) fn or_damage(generation: Option<&Generation>, behind: &[PathBuf], err
     }
 }
 
-/// Compares the rest in a thread of its own. A difference ends everything inside, and until it is through nothing is
-/// saved, and no end of the application's own is told.
-pub(super) fn behind(live: &Arc<Live>, generation: Generation, files: Vec<PathBuf>) {
-    if files.is_empty() {
-        return;
-    }
-    live.change(|s| s.verifying = true);
-    let work = Arc::new(Behind { live: Arc::clone(live), generation, files });
-    let here = Arc::clone(&work);
-    let thread = std::thread::Builder::new().spawn(move || {
-        process::nice(NICE);
-        here.live.wait(Some(Instant::now() + LEAVE), State::wants_comparison);
-        here.compare();
-    });
-    if thread.is_err() {
-        // The number of tasks is limited: this one does it.
-        work.compare();
-    }
-}
-
-/// Of the thread that compares, and of those that it starts: the application has just come back, and goes first.
-const NICE: i32 = 10;
-
-struct Behind {
-    live: Arc<Live>,
+/// What is left to be compared of a generation that was brought back. A difference ends everything inside, and until it is
+/// through nothing is saved, and no end of the application's own is told.
+#[derive(Debug)]
+pub struct Comparison {
     generation: Generation,
     files: Vec<PathBuf>,
 }
 
-impl Behind {
-    fn compare(&self) {
+impl Comparison {
+    /// Of these files, where there are some.
+    pub(super) fn due(live: &Live, generation: Generation, files: Vec<PathBuf>) -> Option<Self> {
+        if files.is_empty() {
+            return None;
+        }
+        live.change(|s| s.verifying = true);
+        Some(Self { generation, files })
+    }
+
+    /// Makes it, and settles what follows from it.
+    pub(super) fn make(&self, live: &Live) {
         let wanted = |file: &Path| self.files.iter().any(|waits| waits == file);
         let verified = self.generation.verify_content(&wanted, &mut |_, _| {});
-        self.live.change(|s| {
+        live.change(|s| {
             s.verifying = false;
             if let Err(error) = verified {
                 let number = self.generation.number();
