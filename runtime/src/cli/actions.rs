@@ -359,7 +359,7 @@ fn back(session: &Session, wanted: &mut Wanted) -> Result<Option<Back>> {
         ))
         .help("only the user who saved it can bring it back"));
     }
-    let spec: ContainerSpec = serde_json::from_value(manifest.spec.clone()).map_err(|e| {
+    let spec: ContainerSpec = manifest.spec.read().map_err(|e| {
         Error::new(format!("{what} describes a container that this stasis does not understand")).because(&e)
     })?;
     if spec.format > SPEC_FORMAT {

@@ -238,7 +238,8 @@ fn subject_of(session: &Session, text: &str) -> Result<(Subject, Option<Image>)>
         let generation = session.store()?.checkpoint(&reference.name)?.generation(reference.generation)?;
         let manifest = generation.manifest();
         // Where the image is, the container's spec says: its name may be an address.
-        let root = manifest.spec["root"]["directory"].as_str().unwrap_or(&manifest.image.path);
+        let spec: serde_json::Value = manifest.spec.read().unwrap_or_default();
+        let root = spec["root"]["directory"].as_str().unwrap_or(&manifest.image.path);
         let image = ImageView { name: manifest.image.path.clone(), root: root.into() };
         return Ok((
             Subject::Generation { generation: crate::monitor::restart::view(&generation), image },

@@ -14,7 +14,8 @@ use crate::monitor::{restart, verify};
 use crate::name::BackendName;
 use crate::spec::ContainerSpec;
 use crate::store::{
-    BackendEntry, BackendStamp, HostEntry, ImageIdentity, Inherited, Listening, ManifestDraft, ProcessEntry,
+    BackendEntry, BackendStamp, Document, HostEntry, ImageIdentity, Inherited, Listening, ManifestDraft,
+    ProcessEntry,
 };
 use crate::worker::{Worker, WorkerError, engine};
 use stasis_plugin_api::report::{CaptureReport, Severity};
@@ -319,7 +320,8 @@ fn draft(
             .ok()
             .and_then(|v| v.as_str().map(str::to_owned))
             .unwrap_or_default(),
-        spec: serde_json::to_value(&spec).unwrap_or_default(),
+        spec: Document::of(&spec)
+            .map_err(|e| Error::new("the container's spec cannot be written").because(&e))?,
         command,
         engine_state: lock(&engine.memory).clone(),
         listening: listening(survey)

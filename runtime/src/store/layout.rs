@@ -216,7 +216,9 @@ impl DirHandle {
             let problem = format!("it belongs to uid {}, and you are uid {}", stat.st_uid, geteuid());
             return Err(StoreError::Untrusted { path, problem });
         }
-        let mut bytes = Vec::new();
+        // All at once, and the end of it.
+        let expected = u64::try_from(stat.st_size).unwrap_or(0).min(MAX_JSON) + 1;
+        let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
         file.take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(|e| StoreError::io("read", &path, e))?;
         if bytes.len() as u64 > MAX_JSON {
             let problem = format!("it is larger than {} MiB", MAX_JSON >> 20);

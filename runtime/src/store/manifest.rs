@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Result;
+use super::document::Document;
 use super::error::StoreError;
 use super::hash::{Hashed, Parts};
 use super::layout;
@@ -134,7 +135,7 @@ pub struct ManifestDraft {
     /// How user ids were mapped.
     pub id_map: String,
     /// The container specification: mounts, namespaces, environment.
-    pub spec: Value,
+    pub spec: Document,
     pub command: Vec<String>,
     /// What the backend wants handed back at restart.
     #[serde(default)]
@@ -163,7 +164,7 @@ pub struct Manifest {
     pub image: ImageIdentity,
     pub host: HostEntry,
     pub id_map: String,
-    pub spec: Value,
+    pub spec: Document,
     pub command: Vec<String>,
     #[serde(default)]
     pub engine_state: BTreeMap<String, String>,

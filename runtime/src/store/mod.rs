@@ -5,6 +5,7 @@
 //! is given, says whether it is still what was given, and never shows half of it.
 
 mod commit;
+mod document;
 mod error;
 mod generation;
 mod hash;
@@ -27,6 +28,7 @@ use nix::errno::Errno;
 use crate::name::{BackendName, CheckpointName};
 
 pub use commit::{CommitTimes, Committed};
+pub use document::Document;
 pub use error::StoreError;
 pub use generation::Generation;
 pub use hash::Parts;

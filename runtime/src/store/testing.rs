@@ -8,7 +8,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::geteuid;
 
 use super::{
-    BackendEntry, BackendStamp, Checkpoint, Committed, Holder, HostEntry, ImageIdentity, LiveLock,
+    BackendEntry, BackendStamp, Checkpoint, Committed, Document, Holder, HostEntry, ImageIdentity, LiveLock,
     ManifestDraft, Result, Staging, Store, StoreError,
 };
 
@@ -141,7 +141,7 @@ pub(crate) fn draft(backend: &str) -> ManifestDraft {
             gid: 1000,
         },
         id_map: "keep".into(),
-        spec: serde_json::json!({"mounts": []}),
+        spec: Document::of(&serde_json::json!({"mounts": []})).unwrap(),
         command: vec!["/bin/app".into()],
         engine_state: [("key".to_owned(), "value".to_owned())].into(),
         listening: Vec::new(),

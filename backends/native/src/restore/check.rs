@@ -51,8 +51,12 @@ fn damaged(what: impl Into<String>) -> BackendError {
 
 /// Reads an image and checks every number in it.
 pub(crate) fn load(dir: &Path) -> Result<Image> {
-    let mut text = Vec::new();
     let file = open(dir, "core.json")?;
+    // All at once, and the end of it.
+    let expected = file.metadata().map_or(0, |meta| meta.len()).min(MOST_BYTES) + 1;
+    let mut text = Vec::new();
+    // Where there is no room for it, reading says so.
+    let _ = text.try_reserve_exact(usize::try_from(expected).unwrap_or(0));
     let read = file.take(MOST_BYTES).read_to_end(&mut text);
     read.map_err(|e| damaged("the image's core.json cannot be read").because(e))?;
     parse(&text)
