@@ -2,11 +2,13 @@
 //! Memory lies in `pages-<pid>.img`, other contents in `files/<n>`. Nothing here has behaviour; whoever reads an
 //! image has to treat every value as hostile.
 
+mod flags;
 mod registers;
 mod settings;
 mod sockets;
 mod thread;
 
+pub(crate) use flags::VmFlags;
 pub(crate) use registers::Registers;
 use serde::{Deserialize, Serialize};
 pub(crate) use settings::{Placement, Settings};
@@ -173,7 +175,7 @@ pub(crate) struct Area {
     pub(crate) backing: Backing,
     /// The kernel's two-letter flags (`VmFlags` of smaps) that matter at a restart:
     /// gd lo hg nh dc wf dd nr um gu and so on, all as found.
-    pub(crate) vm_flags: Vec<String>,
+    pub(crate) vm_flags: VmFlags,
     /// Where the area's first byte lies in `pages-<pid>.img`: page p of the area lies at base + (p - start).
     pub(crate) base: u64,
     /// Address and length of what is saved, ascending; everything else is zero or comes from the file.
@@ -205,7 +207,7 @@ pub(crate) struct Layer {
 
 /// What a mapping shows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind")]
+#[serde(rename_all = "kebab-case", tag = "kind", try_from = "Told")]
 pub(crate) enum Backing {
     #[default]
     Anonymous,
@@ -229,6 +231,51 @@ pub(crate) enum Backing {
         name: String,
     },
     Vsyscall,
+}
+
+/// A [`Backing`] as it is read. There are hundreds of it, and a tagged enum is put aside field by field until its tag is known.
+#[derive(Deserialize)]
+struct Told {
+    kind: Shown,
+    file: Option<FileIdentity>,
+    memory: Option<usize>,
+    offset: Option<u64>,
+    name: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Shown {
+    Anonymous,
+    Heap,
+    Stack,
+    File,
+    Memory,
+    Vdso,
+    Vvar,
+    Vsyscall,
+}
+
+impl TryFrom<Told> for Backing {
+    type Error = &'static str;
+
+    fn try_from(told: Told) -> Result<Self, Self::Error> {
+        let offset = told.offset.ok_or("a mapping without its offset");
+        Ok(match told.kind {
+            Shown::Anonymous => Self::Anonymous,
+            Shown::Heap => Self::Heap,
+            Shown::Stack => Self::Stack,
+            Shown::File => {
+                Self::File { file: told.file.ok_or("a mapping without its file")?, offset: offset? }
+            }
+            Shown::Memory => {
+                Self::Memory { memory: told.memory.ok_or("a mapping without its memory")?, offset: offset? }
+            }
+            Shown::Vdso => Self::Vdso,
+            Shown::Vvar => Self::Vvar { name: told.name.ok_or("a mapping without its name")? },
+            Shown::Vsyscall => Self::Vsyscall,
+        })
+    }
 }
 
 /// A descriptor of a process.

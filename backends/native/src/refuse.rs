@@ -4,7 +4,7 @@
 use crate::capture::areas::{Class, Part, understand};
 use crate::capture::descriptors::Objects;
 use crate::capture::inotify::Places;
-use crate::model::{Kind, Registers};
+use crate::model::{Kind, Registers, VmFlags};
 use crate::proc::status::Status;
 use crate::proc::{link, maps, numbers, read, stat, status};
 use stasis_plugin_api::error::{BackendError, Result, kind};
@@ -338,13 +338,13 @@ pub(crate) fn segments(pid: i32, tid: i32, registers: &Registers) -> Option<Find
 }
 
 /// Mappings whose flags say that they cannot be saved.
-pub(crate) fn flags(pid: i32, flags: &HashMap<u64, Vec<String>>) -> Vec<Finding> {
+pub(crate) fn flags(pid: i32, flags: &HashMap<u64, VmFlags>) -> Vec<Finding> {
     let mut found = Vec::new();
     for (end, flags) in flags {
-        let known = FLAGS.iter().find(|(flag, _)| flags.iter().any(|f| f == flag));
+        let known = FLAGS.iter().find(|(flag, _)| flags.has(flag));
         // The kernel's own areas (vvar) show its memory; they have the flag that keeps them out of core files.
         let Some((flag, why)) = known else { continue };
-        if ["io", "pf", "mm"].contains(flag) && flags.iter().any(|f| f == "de") {
+        if ["io", "pf", "mm"].contains(flag) && flags.has("de") {
             continue;
         }
         let object = format!("mapping of process {pid} that ends at {end:x}");
@@ -418,10 +418,10 @@ mod tests {
 
     #[test]
     fn the_kernels_own_areas_are_no_devices() {
-        let vvar = HashMap::from([(1, vec!["pf".to_owned(), "io".to_owned(), "de".to_owned()])]);
+        let vvar = HashMap::from([(1, VmFlags::of("pf io de"))]);
         assert!(flags(1, &vvar).is_empty());
         for refused in ["io", maps::KEYED] {
-            let device = HashMap::from([(1, vec!["rd".to_owned(), refused.to_owned()])]);
+            let device = HashMap::from([(1, VmFlags::of("rd").and(refused))]);
             assert_eq!(flags(1, &device).len(), 1);
         }
     }

@@ -128,14 +128,16 @@ pub(crate) fn from_json<T: DeserializeOwned + Formatted>(path: &Path, bytes: &[u
     struct Version {
         format: u64,
     }
-    let whole: serde_json::Result<T> = serde_json::from_slice(bytes);
+    // Looked through for what is no text once, not word by word.
+    let text = std::str::from_utf8(bytes).map_err(|e| json_problem(path, &serde::de::Error::custom(e)))?;
+    let whole: serde_json::Result<T> = serde_json::from_str(text);
     if let Ok(value) = whole.as_ref()
         && value.format() == FORMAT
     {
         return whole.map_err(|e| json_problem(path, &e));
     }
     // The version alone: what a newer format means by the other fields is unknown.
-    let version: Version = serde_json::from_slice(bytes).map_err(|e| json_problem(path, &e))?;
+    let version: Version = serde_json::from_str(text).map_err(|e| json_problem(path, &e))?;
     match version.format {
         FORMAT => whole.map_err(|e| json_problem(path, &e)),
         0 => Err(StoreError::damaged(path, "it has format 0, which there never was")),

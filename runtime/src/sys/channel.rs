@@ -127,7 +127,9 @@ impl Channel {
         }
         let mut body = vec![0; length];
         (&self.stream).read_exact(&mut body)?;
-        let message = serde_json::from_slice(&body).map_err(io::Error::other)?;
+        // Looked through for what is no text once, not word by word.
+        let text = std::str::from_utf8(&body).map_err(io::Error::other)?;
+        let message = serde_json::from_str(text).map_err(io::Error::other)?;
         Ok(Some((message, fds)))
     }
 

@@ -12,6 +12,7 @@ use super::seize::Held;
 use super::snapshot;
 use super::tracking::pagemap_of;
 use crate::lock::Lock;
+use crate::model::VmFlags;
 use crate::proc::maps::{ADVICE, HUGE};
 use crate::proc::{self, maps};
 use crate::refuse;
@@ -319,10 +320,10 @@ fn still<'a>(parts: &'a [Part], piece: &Piece) -> Option<&'a Part> {
     same.then_some(part)
 }
 
-type Flags = std::collections::HashMap<u64, Vec<String>>;
+type Flags = std::collections::HashMap<u64, VmFlags>;
 
 fn has(flags: &Flags, part: &Part, flag: &str) -> bool {
-    flags.get(&part.map.end).is_some_and(|flags| flags.iter().any(|f| f == flag))
+    flags.get(&part.map.end).is_some_and(|flags| flags.has(flag))
 }
 
 fn locked(flags: &Flags, part: &Part) -> bool {

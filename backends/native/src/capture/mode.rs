@@ -1,5 +1,6 @@
 //! Whether a copy of the processes is saved while they run on, or they themselves while they stand still.
 
+use crate::model::VmFlags;
 use crate::proc::{self, maps};
 
 /// Flags of mappings that a copy by fork does not keep: left out, emptied, or not locked any more.
@@ -30,10 +31,10 @@ pub(crate) fn against_copies(members: &[i32], room: Option<u64>) -> Option<Strin
 /// A mapping that a copy does not have as it is.
 pub(crate) fn not_copied(pid: i32, smaps: &str) -> Option<String> {
     let flags = maps::flags(smaps);
-    let special = |flag: &String| NOT_COPIED.contains(&flag.as_str());
+    let special = |flag: &str| NOT_COPIED.contains(&flag);
     // The kernel's own areas (pf, io), and memory that it may drop at any time (dp), are not saved at all.
-    let ours = |flags: &[String]| !flags.iter().any(|flag| ["pf", "io", "dp"].contains(&flag.as_str()));
-    let found = flags.values().any(|flags| flags.iter().any(special) && ours(flags));
+    let ours = |flags: &VmFlags| !flags.words().any(|flag| ["pf", "io", "dp"].contains(&flag));
+    let found = flags.values().any(|flags| flags.words().any(special) && ours(flags));
     found.then(|| format!("process {pid} has memory that is locked or that a fork does not keep"))
 }
 

@@ -210,13 +210,13 @@ fn parts(area: Area, runs: &[[u64; 2]]) -> Vec<(Area, Vec<[u64; 2]>)> {
 /// there may be guard pages.
 fn may_be_guarded(area: &Area) -> bool {
     const LITTLE: u64 = 256 << 20;
-    area.end - area.start <= LITTLE || area.vm_flags.iter().any(|flag| flag == "gu")
+    area.end - area.start <= LITTLE || area.vm_flags.has("gu")
 }
 
 /// What the kernel or a file gives back needs no saving; what it may drop at any time (the state of random numbers, for
 /// example) must not come twice.
 fn saved(area: &Area) -> bool {
-    if area.vm_flags.iter().any(|flag| flag == "dp") {
+    if area.vm_flags.has("dp") {
         return false;
     }
     match area.backing {

@@ -1,6 +1,7 @@
 //! `/proc/PID/maps` and `smaps`.
 
 use super::malformed;
+use crate::model::VmFlags;
 use stasis_plugin_api::error::Result;
 use std::collections::HashMap;
 
@@ -62,15 +63,16 @@ pub(crate) const ADVICE: [(&str, u64); 7] =
 pub(crate) const HUGE: (&str, u64) = ("hg", 14);
 
 /// A flag of ours beside the kernel's: the mapping has a memory protection key.
-pub(crate) const KEYED: &str = "protection key";
+pub(crate) const KEYED: &str = "protection-key";
 
 /// The `VmFlags` of every mapping of smaps, by its end (a stack's beginning moves).
-pub(crate) fn flags(smaps: &str) -> HashMap<u64, Vec<String>> {
+pub(crate) fn flags(smaps: &str) -> HashMap<u64, VmFlags> {
     let mut found = HashMap::new();
     let (mut end, mut keyed) = (None, false);
     for line in smaps.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
-            let flags = flags.split_whitespace().chain(keyed.then_some(KEYED)).map(str::to_owned).collect();
+            let flags = VmFlags::of(flags);
+            let flags = if keyed { flags.and(KEYED) } else { flags };
             found.extend(end.map(|end| (end, flags)));
         } else if let Some(key) = line.strip_prefix("ProtectionKey:") {
             keyed = key.trim() != "0";
@@ -114,13 +116,13 @@ mod tests {
         let text = "1000-2000 rw-p 00000000 00:00 0 \nSize: 4 kB\nVmFlags: rd wr gd lo \n\
                     3000-4000 rw-p 00000000 00:00 0 \nVmFlags: rd mr\n";
         let found = flags(text);
-        assert_eq!(found[&0x2000], ["rd", "wr", "gd", "lo"]);
-        assert_eq!(found[&0x4000], ["rd", "mr"]);
+        assert_eq!(found[&0x2000], VmFlags::of("rd wr gd lo"));
+        assert_eq!(found[&0x4000], VmFlags::of("rd mr"));
         let keys = "1000-2000 rw-p 00000000 00:00 0 \nProtectionKey:         0\nVmFlags: rd\n\
                     3000-4000 rw-p 00000000 00:00 0 \nProtectionKey:         1\nVmFlags: wr\n\
                     5000-6000 rw-p 00000000 00:00 0 \nVmFlags: rd\n";
         let found = flags(keys);
-        assert_eq!((&found[&0x2000], &found[&0x6000]), (&vec!["rd".to_owned()], &vec!["rd".to_owned()]));
-        assert_eq!(found[&0x4000], ["wr", KEYED]);
+        assert_eq!((&found[&0x2000], &found[&0x6000]), (&VmFlags::of("rd"), &VmFlags::of("rd")));
+        assert_eq!(found[&0x4000], VmFlags::of("wr").and(KEYED));
     }
 }

@@ -69,11 +69,13 @@ pub(crate) fn parse(text: &[u8]) -> Result<Image> {
         format: u32,
     }
     let unclear = |e: serde_json::Error| damaged("the image's core.json cannot be understood").because(e);
-    let read = serde_json::from_slice::<Image>(text);
+    // Looked through for what is no text once, not word by word.
+    let text = std::str::from_utf8(text).map_err(|e| unclear(serde::de::Error::custom(e)))?;
+    let read = serde_json::from_str::<Image>(text);
     // What is of another format need not look like an image.
     let format = match &read {
         Ok(image) => image.format,
-        Err(_) => serde_json::from_slice::<Head>(text).map_err(unclear)?.format,
+        Err(_) => serde_json::from_str::<Head>(text).map_err(unclear)?.format,
     };
     if !(OLDEST..=FORMAT).contains(&format) {
         return Err(BackendError::new(kind::UNSUPPORTED, "the image cannot be understood")
@@ -178,9 +180,9 @@ fn process(image: &Image, process: &Process) -> Option<String> {
 
 fn threads(process: &Process) -> Option<String> {
     for thread in &process.threads {
-        let siginfo = |text: &String| text.len() == 256 && unhex(text).is_some();
+        let siginfo = |text: &String| text.len() == 256 && is_hex(text);
         let queued = thread.pending.iter().chain(&process.pending);
-        if thread.xstate.len() > MOST_XSTATE || unhex(&thread.xstate).is_none() {
+        if thread.xstate.len() > MOST_XSTATE || !is_hex(&thread.xstate) {
             return Some(format!("thread {}: extended state", thread.tid));
         }
         if !queued.into_iter().all(siginfo) || thread.affinity.len() > 1024 {
@@ -316,12 +318,17 @@ fn path(text: &str) -> bool {
 /// Bytes from hex.
 pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
-    if !digits.len().is_multiple_of(2) {
+    if !is_hex(text) {
         return None;
     }
     let digit = |c: u8| char::from(c).to_digit(16);
     let byte = |two: &[u8]| Some((digit(*two.first()?)? * 16 + digit(*two.get(1)?)?) as u8);
     digits.chunks(2).map(byte).collect()
+}
+
+/// Whole bytes.
+fn is_hex(text: &str) -> bool {
+    text.len().is_multiple_of(2) && text.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
 #[cfg(test)]

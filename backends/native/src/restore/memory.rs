@@ -100,16 +100,16 @@ impl Filling<'_> {
     fn area(&self, table: &mut Table, area: &Area) -> Result<()> {
         let Some((fd, offset, kind)) = self.source(area)? else { return Ok(()) };
         let mut flags = kind | libc::MAP_FIXED;
-        if has(area, "nr") {
+        if area.vm_flags.has("nr") {
             flags |= libc::MAP_NORESERVE;
         }
-        if has(area, "gd") || area.backing == Backing::Stack {
+        if area.vm_flags.has("gd") || area.backing == Backing::Stack {
             flags |= libc::MAP_GROWSDOWN;
         }
         let length = area.end - area.start;
         let arguments = [area.start, length, open(area).into(), flags as u64, number(fd), offset];
         table.call(told(area, "mapping"), libc::SYS_mmap, &arguments);
-        if has(area, HUGE.0) {
+        if area.vm_flags.has(HUGE.0) {
             // Before the content: huge pages are made when they are touched first.
             table.try_call("huge pages", libc::SYS_madvise, &[area.start, length, HUGE.1]);
         }
@@ -147,7 +147,7 @@ impl Filling<'_> {
             let [start, _, file, offset] = *piece;
             [start, mapped_piece(area, piece, maps), file, offset]
         });
-        let reserve = if has(area, "nr") { libc::MAP_NORESERVE } else { 0 };
+        let reserve = if area.vm_flags.has("nr") { libc::MAP_NORESERVE } else { 0 };
         for [start, length, file, offset] in of_runs.chain(pieces).filter(|[_, length, ..]| *length > 0) {
             let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED | reserve) as u64;
             let arguments = [start, length, area.prot.into(), flags, self.file(file), offset];
@@ -193,7 +193,7 @@ impl Filling<'_> {
 
     /// Descriptor, offset and flags that say what the area shows; `None` for the kernel's own.
     fn source(&self, area: &Area) -> Result<Option<(i32, u64, i32)>> {
-        let droppable = area.vm_flags.iter().any(|flag| flag == "dp");
+        let droppable = area.vm_flags.has("dp");
         let sharing = match area.shared {
             true => libc::MAP_SHARED,
             false if droppable => MAP_DROPPABLE,
@@ -256,10 +256,6 @@ impl Filling<'_> {
     }
 }
 
-fn has(area: &Area, flag: &str) -> bool {
-    area.vm_flags.iter().any(|f| f == flag)
-}
-
 /// The rights while content is written.
 fn open(area: &Area) -> u32 {
     let empty = area.runs.is_empty() && area.pieces.is_empty();
@@ -299,7 +295,7 @@ fn clusters(area: &Area) -> Vec<[u64; 2]> {
 
 fn advise(remote: &Remote, table: &mut Table, area: &Area) -> Result<()> {
     let length = area.end - area.start;
-    for (_, advice) in ADVICE.iter().filter(|(flag, _)| has(area, flag)) {
+    for (_, advice) in ADVICE.iter().filter(|(flag, _)| area.vm_flags.has(flag)) {
         table.call(told(area, "advice about"), libc::SYS_madvise, &[area.start, length, *advice]);
     }
     for [start, length] in &area.guards {
@@ -307,11 +303,11 @@ fn advise(remote: &Remote, table: &mut Table, area: &Area) -> Result<()> {
         table.call(told(area, "guard pages in"), libc::SYS_madvise, &arguments);
         remote.make_room(remote.pid, table)?;
     }
-    if has(area, "lo") {
+    if area.vm_flags.has("lo") {
         // First without touching anything: not all of it can be touched where a stack ends in pages without any right.
         let what = told(area, "locking");
         table.call(what.clone(), libc::SYS_mlock2, &[area.start, length, u64::from(libc::MLOCK_ONFAULT)]);
-        if !has(area, "lf") {
+        if !area.vm_flags.has("lf") {
             table.try_call(what, libc::SYS_mlock, &[area.start, length]);
         }
     }

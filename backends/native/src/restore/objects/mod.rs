@@ -129,7 +129,7 @@ impl Access {
     pub(super) fn of(area: &Area) -> Self {
         match area.shared {
             false => Self::Private,
-            true if area.prot & 2 != 0 || area.vm_flags.iter().any(|flag| flag == "mw") => Self::Write,
+            true if area.prot & 2 != 0 || area.vm_flags.has("mw") => Self::Write,
             true => Self::Read,
         }
     }
