@@ -339,6 +339,8 @@ fn draft(
 }
 
 fn host(spec: &ContainerSpec) -> HostEntry {
+    let mut features: Vec<String> = cpu_features().split_whitespace().map(str::to_owned).collect();
+    features.sort_unstable();
     let names = nix::sys::utsname::uname();
     let (kernel, machine, hostname) = match &names {
         Ok(n) => (
@@ -352,23 +354,17 @@ fn host(spec: &ContainerSpec) -> HostEntry {
         hostname,
         kernel,
         arch: machine,
-        cpu_features: cpu_features(),
+        cpu_features: features,
         uid: spec.ids.host_uid,
         gid: spec.ids.host_gid,
     }
 }
 
-/// The CPU's feature words, as `/proc/cpuinfo` gives them.
-pub fn cpu_features() -> Vec<String> {
+/// The CPU's feature words with blanks between them, as `/proc/cpuinfo` gives them.
+pub fn cpu_features() -> String {
     // Line by line: each processor has as many, and the kernel makes them while they are read.
     let lines =
         std::fs::File::open("/proc/cpuinfo").into_iter().flat_map(|f| std::io::BufReader::new(f).lines());
     let line = lines.map_while(Result::ok).find(|l| l.starts_with("flags") || l.starts_with("Features"));
-    let mut words: Vec<String> = line
-        .as_deref()
-        .and_then(|l| l.split_once(':'))
-        .map(|(_, w)| w.split_whitespace().map(str::to_owned).collect())
-        .unwrap_or_default();
-    words.sort_unstable();
-    words
+    line.and_then(|line| Some(line.split_once(':')?.1.to_owned())).unwrap_or_default()
 }

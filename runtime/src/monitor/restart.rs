@@ -14,6 +14,7 @@ use nix::sys::socket::{
 };
 use stasis_plugin_api::request::GenerationView;
 use stasis_plugin_api::survey::ProcessInfo;
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -58,7 +59,8 @@ fn same_machine(checkpoint: &Checkpoint, number: u64, manifest: &Manifest) -> Re
             Error::new(what()).because(format!("it was saved on {}, this is {arch}", manifest.host.arch))
         );
     }
-    let have = cpu_features();
+    let here = cpu_features();
+    let have: HashSet<&str> = here.split_whitespace().collect();
     // Words that only tell how the kernel treats the CPU do not concern a program.
     let for_programs = |w: &&String| {
         [
@@ -74,7 +76,7 @@ fn same_machine(checkpoint: &Checkpoint, number: u64, manifest: &Manifest) -> Re
         .cpu_features
         .iter()
         .filter(for_programs)
-        .filter(|w| !have.contains(w))
+        .filter(|w| !have.contains(w.as_str()))
         .cloned()
         .collect();
     if missing.is_empty() {

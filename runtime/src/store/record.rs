@@ -129,7 +129,8 @@ pub(crate) fn from_json<T: DeserializeOwned + Formatted>(path: &Path, bytes: &[u
         format: u64,
     }
     // Looked through for what is no text once, not word by word.
-    let text = std::str::from_utf8(bytes).map_err(|e| json_problem(path, &serde::de::Error::custom(e)))?;
+    let no_text = |e: std::str::Utf8Error| format!("it is no text from byte {} on", e.valid_up_to());
+    let text = std::str::from_utf8(bytes).map_err(|e| StoreError::damaged(path, no_text(e)))?;
     let whole: serde_json::Result<T> = serde_json::from_str(text);
     if let Ok(value) = whole.as_ref()
         && value.format() == FORMAT
@@ -205,7 +206,7 @@ mod tests {
             message(&f, checkpoint.record())
         };
         insta::assert_snapshot!(refused(b""), @"/tmp/store/checkpoints/web/checkpoint.json is damaged: EOF while parsing a value at line 1 column 0");
-        insta::assert_snapshot!(refused(b"\x00\xff\x1b[31m"), @"/tmp/store/checkpoints/web/checkpoint.json is damaged: expected value at line 1 column 1");
+        insta::assert_snapshot!(refused(b"\x00\xff\x1b[31m"), @"/tmp/store/checkpoints/web/checkpoint.json is damaged: it is no text from byte 1 on");
         insta::assert_snapshot!(refused(b"[1]"), @"/tmp/store/checkpoints/web/checkpoint.json is damaged: invalid length 1, expected struct CheckpointRecord with 4 elements at line 1 column 3");
         insta::assert_snapshot!(refused(b"{\"format\": 0}"), @"/tmp/store/checkpoints/web/checkpoint.json is damaged: it has format 0, which there never was");
         insta::assert_snapshot!(refused(b"{\"format\": 2, \"created\": {}}"), @"/tmp/store/checkpoints/web/checkpoint.json was made by a newer stasis: it has format 2, this one reads up to 1");

@@ -26,23 +26,35 @@ impl ArgsError {
 }
 
 struct Variables<'a> {
-    env: &'a BTreeMap<String, String>,
+    /// Those that may concern us and are not empty: the place of their prefix, the rest of their names, their values.
+    set: Vec<(usize, &'a str, &'a str)>,
     notes: Vec<String>,
 }
 
 impl<'a> Variables<'a> {
+    fn of(env: &'a BTreeMap<String, String>) -> Self {
+        let with = |(place, prefix): (usize, &'static str)| {
+            let from = env.range(prefix.to_owned()..);
+            from.map_while(move |(name, value)| Some((place, name.strip_prefix(prefix)?, value.as_str())))
+        };
+        let set = PREFIXES.into_iter().enumerate().flat_map(with).filter(|(.., value)| !value.is_empty());
+        Self { set: set.collect(), notes: Vec::new() }
+    }
+
     /// The first of these that is set and not empty. A second prefix with another value is noted.
     fn find(&mut self, keys: &[&str]) -> Option<(String, &'a str)> {
+        let named = |place: usize, key: &str| format!("{}{key}", PREFIXES.get(place).unwrap_or(&""));
         let mut found: Option<(String, &'a str)> = None;
-        for prefix in PREFIXES {
+        for place in 0..PREFIXES.len() {
             for key in keys {
-                let name = format!("{prefix}{key}");
-                let Some(value) = self.env.get(&name).map(String::as_str).filter(|v| !v.is_empty()) else {
+                let Some((.., value)) = self.set.iter().find(|(at, rest, _)| (at, rest) == (&place, key))
+                else {
                     continue;
                 };
                 match &found {
-                    None => found = Some((name, value)),
-                    Some((winner, first)) if *first != value => {
+                    None => found = Some((named(place, key), value)),
+                    Some((winner, first)) if first != value => {
+                        let name = named(place, key);
                         self.notes.push(format!("{winner} and {name} differ: {winner} counts"));
                     }
                     Some(_) => {}
@@ -91,13 +103,7 @@ impl<'a> Variables<'a> {
 }
 
 pub(super) fn fill(args: &mut ActionArgs, env: &BTreeMap<String, String>) -> Result<Vec<String>, ArgsError> {
-    let mut vars = Variables { env, notes: Vec::new() };
-    let set = |prefix: &str| {
-        env.range(prefix.to_owned()..).next().is_some_and(|(name, _)| name.starts_with(prefix))
-    };
-    if !PREFIXES.into_iter().any(set) {
-        return Ok(vars.notes);
-    }
+    let mut vars = Variables::of(env);
     // A list of binds keeps its commas: they are taken apart together with the flags'.
     vars.before(&mut args.bind, &["BIND", "BINDPATH"], None);
     vars.before(&mut args.mount, &["MOUNT"], Some('\n'));
