@@ -2,7 +2,7 @@
 
 use super::cpuid;
 use crate::model::Machine;
-use crate::proc::{maps, read};
+use crate::proc::{maps, own};
 use stasis_plugin_api::error::{BackendError, Result};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -24,9 +24,8 @@ pub(crate) fn machine() -> Result<Machine> {
 }
 
 /// FNV-1a of our own vdso, which is that of every process under this kernel.
-fn vdso() -> Result<u64> {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let maps = maps::parse(&read(own, "maps")?)?;
+pub(crate) fn vdso() -> Result<u64> {
+    let maps = maps::parse(&own("maps")?)?;
     let unreadable = || BackendError::failed("the kernel's vdso cannot be read");
     let map = maps.iter().find(|map| map.name == "[vdso]").ok_or_else(unreadable)?;
     let memory = File::open("/proc/self/mem").map_err(|error| unreadable().because(error))?;

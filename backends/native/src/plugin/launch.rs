@@ -40,9 +40,7 @@ pub(super) fn environment() -> BTreeMap<String, String> {
 
 /// Mounts, ids, streams. The same at a launch and at a restart.
 pub(super) fn needs(host: &Host<'_>) -> Result<Needs> {
-    let maps = std::fs::read_to_string("/proc/self/maps")
-        .map_err(|e| BackendError::failed("cannot read /proc/self/maps").because(e))?;
-    let mut binds = libraries(&maps)?;
+    let mut binds = libraries(&crate::proc::own("maps")?)?;
     binds.push(bind(&host.context().library, "engine.so"));
     Ok(Needs {
         binds,

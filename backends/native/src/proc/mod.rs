@@ -13,8 +13,16 @@ use std::io::Read as _;
 
 /// A file below `/proc/PID`.
 pub(crate) fn read(pid: i32, name: &str) -> Result<String> {
-    let path = format!("/proc/{pid}/{name}");
-    let bytes = bytes(&path).map_err(|error| unreadable(&path, &error))?;
+    text(&format!("/proc/{pid}/{name}"))
+}
+
+/// The same of this process.
+pub(crate) fn own(name: &str) -> Result<String> {
+    text(&format!("/proc/self/{name}"))
+}
+
+fn text(path: &str) -> Result<String> {
+    let bytes = bytes(path).map_err(|error| unreadable(path, &error))?;
     Ok(String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }

@@ -155,8 +155,7 @@ impl Drop for Tree {
 }
 
 fn engine() -> Result<Credentials> {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let mut credentials = crate::proc::status::parse(&crate::proc::read(own, "status")?)?.credentials;
+    let mut credentials = crate::proc::status::parse(&crate::proc::own("status")?)?.credentials;
     let bits = task::prctl(libc::PR_GET_SECUREBITS, 0).unwrap_or(0);
     credentials.securebits = bits.cast_unsigned();
     Ok(credentials)

@@ -82,8 +82,7 @@ impl Remote {
 
     /// Its mappings.
     pub(super) fn places(&self) -> Result<Vec<Place>> {
-        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.pid));
-        maps.map(|text| places(&text)).map_err(|e| self.failed("its mappings", e))
+        Ok(places(&crate::proc::read(self.pid, "maps")?))
     }
 
     /// Looks for the instruction in the vdso, wherever that lies now.

@@ -1,10 +1,7 @@
 //! Whether this machine can run what was saved: its kernel's vdso, its processor.
 
 use crate::model::Machine;
-use crate::proc;
 use stasis_plugin_api::prelude::*;
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 
 /// Which of the four answers of a leaf are sets of features, all of which have to be there again.
 const FEATURES: [(u32, u32, [bool; 4]); 6] = [
@@ -32,7 +29,7 @@ pub(super) fn fit(saved: &Machine) -> Result<()> {
         let why = format!("this processor lacks something that the saved program may use ({missing})");
         return Err(unsupported(why, "restart it on a processor that has at least the same features"));
     }
-    let here = vdso()?;
+    let here = crate::arch::machine::vdso()?;
     if saved.vdso != here {
         let kernel = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned());
         let why = format!(
@@ -61,31 +58,12 @@ fn missing(saved: &[[u32; 6]], here: &[[u32; 6]]) -> Option<String> {
     None
 }
 
-/// FNV-1a of the vdso of this process.
-fn vdso() -> Result<u64> {
-    let maps = proc::read(i32::try_from(std::process::id()).unwrap_or(0), "maps")?;
-    let failed = |why: String| BackendError::failed("cannot read the kernel's vdso").because(why);
-    let place = super::remote::places(&maps).into_iter().find(|p| p.name == "[vdso]");
-    let place = place.ok_or_else(|| failed("there is none".to_owned()))?;
-    let mut bytes = vec![0; (place.end - place.start).min(1 << 20) as usize];
-    let memory = File::open("/proc/self/mem").map_err(|e| failed(e.to_string()))?;
-    memory.read_exact_at(&mut bytes, place.start).map_err(|e| failed(e.to_string()))?;
-    Ok(bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |sum: u64, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn here() -> Machine {
-        Machine {
-            architecture: "x86_64".into(),
-            cpuid: crate::arch::cpuid::leaves(),
-            vdso: vdso().unwrap(),
-            ..Machine::default()
-        }
+        crate::arch::machine::machine().unwrap()
     }
 
     #[test]
