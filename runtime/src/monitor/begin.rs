@@ -19,9 +19,12 @@ use crate::monitor::restart;
 use crate::monitor::verify::{self, Comparison};
 use crate::name::{BackendName, CheckpointName, InstanceName};
 use crate::spec::{ContainerSpec, RestartStep};
-use crate::store::{BackendStamp, Checkpoint, Generation, Holder, ImageIdentity, LiveLock, Store};
+use crate::store::{
+    BackendStamp, Checkpoint, CheckpointRecord, Generation, Holder, ImageIdentity, LiveLock, Store,
+};
 use crate::sys::channel::Channel;
 use crate::worker::{NoServices, Plugin, Worker, engine};
+use stasis_plugin_api::descriptor::Descriptor;
 use stasis_plugin_api::host::EngineState;
 use stasis_plugin_api::plan::{IdMap, StdioKind};
 use stasis_plugin_api::request::FailedHelper;
@@ -83,6 +86,7 @@ struct Opened<'a> {
     wanted: &'a EngineOrder,
     checkpoint: Checkpoint,
     lock: LiveLock,
+    record: CheckpointRecord,
     generation: Option<Generation>,
 }
 
@@ -93,6 +97,8 @@ struct Prepared {
     generation: Option<Generation>,
     /// Its files that were not compared yet with what was saved.
     unverified: Vec<PathBuf>,
+    /// The checkpoint is bound to backend and image as it would be now. Nobody else does that while it is locked.
+    bound: bool,
 }
 
 /// Starts what the order says.
@@ -254,9 +260,9 @@ fn stand(
     }
     spec.root.mode = stood.mode;
     spec.process.cwd = vec![stood.cwd.clone()];
-    let (engine, mut worker, generation, unverified) = match prepared {
-        Some(p) => (Some(p.live), Some(p.worker), p.generation, p.unverified),
-        None => (None, None, None, Vec::new()),
+    let (engine, mut worker, generation, unverified, bound) = match prepared {
+        Some(p) => (Some(p.live), Some(p.worker), p.generation, p.unverified, p.bound),
+        None => (None, None, None, Vec::new(), true),
     };
     let live = Arc::new(Live::new(Parts {
         name: order.spec.name.clone(),
@@ -273,7 +279,7 @@ fn stand(
     let _ = hears.send(Arc::clone(&live));
     let outcome = match &mut worker {
         Some(worker) => handshake(&live, worker, generation.as_ref(), order.foreground, teller)
-            .and_then(|()| settle(&live)),
+            .and_then(|()| if bound { Ok(()) } else { settle(&live) }),
         None if order.foreground || stood.application == 0 => Ok(()),
         None => not_ended_at_once(&live),
     };
@@ -368,7 +374,8 @@ fn open<'a>(order: &MonitorOrder, wanted: &'a EngineOrder) -> Result<Opened<'a>>
         }
         false => store.create(&name, None)?,
     };
-    checkpoint.record()?.accepts(&name, &backend, &wanted.identity)?;
+    let record = checkpoint.record()?;
+    record.accepts(&name, &backend, &wanted.identity)?;
     let holder = Holder::here(&order.spec.name);
     let lock =
         if wanted.force { checkpoint.lock_live_forced(&holder)? } else { checkpoint.lock_live(&holder)? };
@@ -377,12 +384,13 @@ fn open<'a>(order: &MonitorOrder, wanted: &'a EngineOrder) -> Result<Opened<'a>>
         Some(number) => Some(restart::open(&checkpoint, number, wanted, &order.spec)?),
         None => None,
     };
-    Ok(Opened { wanted, checkpoint, lock, generation })
+    Ok(Opened { wanted, checkpoint, lock, record, generation })
 }
 
 fn prepare(opened: Opened<'_>, plugin: Plugin, mut worker: Worker, teller: &dyn Teller) -> Result<Prepared> {
-    let Opened { wanted, checkpoint, lock, generation } = opened;
+    let Opened { wanted, checkpoint, lock, record, generation } = opened;
     let descriptor = worker.describe()?;
+    let bound = record == record.bound(&stamp(&descriptor)?, &wanted.identity);
     let mut unverified = Vec::new();
     if let Some(generation) = &generation {
         if verify::may_plan_first(wanted.verify, &descriptor) {
@@ -404,7 +412,7 @@ fn prepare(opened: Opened<'_>, plugin: Plugin, mut worker: Worker, teller: &dyn 
         kept: Mutex::new(HashMap::new()),
         capturing: Mutex::new(()),
     };
-    Ok(Prepared { live, worker, generation, unverified })
+    Ok(Prepared { live, worker, generation, unverified, bound })
 }
 
 /// Asks the engine: usable, nothing against it, and what it needs.
@@ -414,7 +422,7 @@ fn plan(
     data_root: &Path,
     teller: &dyn Teller,
 ) -> Result<Planned> {
-    let Prepared { live, worker, generation, unverified } = prepared;
+    let Prepared { live, worker, generation, unverified, .. } = prepared;
     let mut memory: EngineState = lock(&live.memory).clone();
     let staging = live.staging.path().to_path_buf();
     let cover = vec![data_root.to_path_buf()];
@@ -437,9 +445,11 @@ fn plan(
 /// Binds the checkpoint to backend and image: from now on others are refused.
 fn settle(live: &Live) -> Result<()> {
     let Some(engine) = &live.engine else { return Ok(()) };
-    let backend = BackendName::new(&engine.descriptor.name)?;
-    let stamp = BackendStamp { name: backend, version: Some(engine.descriptor.version.clone()) };
-    Ok(engine.checkpoint.bind(&stamp, &engine.order.identity)?)
+    Ok(engine.checkpoint.bind(&stamp(&engine.descriptor)?, &engine.order.identity)?)
+}
+
+fn stamp(descriptor: &Descriptor) -> Result<BackendStamp> {
+    Ok(BackendStamp { name: BackendName::new(&descriptor.name)?, version: Some(descriptor.version.clone()) })
 }
 
 fn record(

@@ -64,6 +64,17 @@ impl CheckpointRecord {
         }
         Ok(())
     }
+
+    /// What [`Checkpoint::bind`] makes of it.
+    #[must_use]
+    pub fn bound(&self, backend: &BackendStamp, image: &ImageIdentity) -> Self {
+        let image = match &self.image {
+            // Without a digest the new one says less than what is there.
+            Some(known) if known.digest.is_some() && image.digest.is_none() => known.clone(),
+            _ => image.clone(),
+        };
+        Self { backend: Some(backend.clone()), image: Some(image), ..self.clone() }
+    }
 }
 
 impl Checkpoint {
@@ -82,13 +93,7 @@ impl Checkpoint {
         let _lock = ShortLock::take(&self.dir)?;
         let old = self.record()?;
         old.accepts(&self.name, &backend.name, image)?;
-        let mut new = old.clone();
-        new.backend = Some(backend.clone());
-        new.image = Some(match &old.image {
-            // Without a digest the new one says less than what is there.
-            Some(known) if known.digest.is_some() && image.digest.is_none() => known.clone(),
-            _ => image.clone(),
-        });
+        let new = old.bound(backend, image);
         if new == old {
             return Ok(());
         }
