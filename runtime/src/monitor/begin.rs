@@ -8,34 +8,27 @@ use crate::instance::{Claim, Host, Instances, Record, State};
 use crate::launch::protocol::{Ending, Ground, Order};
 use crate::launch::start::{Container, NotStood};
 use crate::monitor::Teller;
-use crate::monitor::ask::{Asked, Planned, ask};
 use crate::monitor::control::{RestartedFrom, Started};
 use crate::monitor::early::{self, First};
-use crate::monitor::live::{EngineLive, Live, Parts, Phase, lock, tail};
-use crate::monitor::order::{EngineOrder, MonitorOrder, Verify};
+use crate::monitor::live::{Live, Parts, Phase, lock, tail};
+use crate::monitor::order::MonitorOrder;
 use crate::monitor::place::{clear, listen, mount_point, runtime_directory, runtime_path};
+use crate::monitor::prepared::{Opened, Prepared, settle};
 use crate::monitor::ready::{handshake, settled};
-use crate::monitor::restart;
 use crate::monitor::verify::{self, Comparison};
 use crate::name::{BackendName, CheckpointName, InstanceName};
 use crate::spec::{ContainerSpec, RestartStep};
-use crate::store::{
-    BackendStamp, Checkpoint, CheckpointRecord, Generation, Holder, ImageIdentity, LiveLock, Store,
-};
+use crate::store::{ImageIdentity, Store};
 use crate::sys::channel::Channel;
-use crate::worker::{NoServices, Plugin, Worker, engine};
-use stasis_plugin_api::descriptor::Descriptor;
-use stasis_plugin_api::host::EngineState;
+use crate::worker::{Plugin, Worker};
 use stasis_plugin_api::plan::{IdMap, StdioKind};
-use stasis_plugin_api::request::FailedHelper;
-use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -79,26 +72,6 @@ impl Begun {
             restarted: self.restarted.clone(),
         }
     }
-}
-
-/// The checkpoint, which is ours from here on, and what of it is to come back.
-struct Opened<'a> {
-    wanted: &'a EngineOrder,
-    checkpoint: Checkpoint,
-    lock: LiveLock,
-    record: CheckpointRecord,
-    generation: Option<Generation>,
-}
-
-/// The engine's part, prepared before the container exists.
-struct Prepared {
-    live: EngineLive,
-    worker: Worker,
-    generation: Option<Generation>,
-    /// Its files that were not compared yet with what was saved.
-    unverified: Vec<PathBuf>,
-    /// The checkpoint is bound to backend and image as it would be now. Nobody else does that while it is locked.
-    bound: bool,
 }
 
 /// Starts what the order says.
@@ -159,17 +132,17 @@ fn make(
 ) -> Result<Begun> {
     let mut spec = order.spec.clone();
     claim.open_logs()?;
-    let opened = order.engine.as_ref().map(|wanted| open(order, wanted)).transpose()?;
+    let opened = order.engine.as_ref().map(|wanted| Opened::new(order, wanted)).transpose()?;
     let mount = image.and_then(Held::mount);
     let mount_point = mount_point(&order.runtime_dir)?;
     first.lay(ground(order, &spec, mount_point.clone()));
     let mut prepared = match (opened, worker) {
-        (Some(opened), Some((plugin, worker))) => Some(prepare(opened, plugin, worker, teller)?),
+        (Some(opened), Some((plugin, worker))) => Some(opened.prepare(plugin, worker, teller)?),
         _ => None,
     };
     let mut kept = None;
     if let Some(prepared) = &mut prepared {
-        let planned = plan(&spec, prepared, &order.data_root, teller)?;
+        let planned = prepared.plan(&spec, &order.data_root, teller)?;
         planned.notes.iter().for_each(|note| teller.note(note));
         spec = planned.spec;
         kept = unpack_for_zero(&mut spec, &order.data_root, teller)?;
@@ -246,7 +219,10 @@ fn stand(
         Err(failed) => {
             let error = match failed {
                 NotStood::Failed(error) => with_log(error, logs.as_deref()),
-                NotStood::NotRebuilt(failed) => explain(prepared.as_mut(), *failed),
+                NotStood::NotRebuilt(failed) => match &mut prepared {
+                    Some(prepared) => prepared.explain(*failed),
+                    None => NotStood::NotRebuilt(failed).into(),
+                },
             };
             let Some(Prepared { generation, unverified, .. }) = &prepared else { return Err(error) };
             return Err(verify::or_damage(generation.as_ref(), unverified, error));
@@ -336,120 +312,10 @@ fn rebuilding(spec: &ContainerSpec) -> Duration {
     }
 }
 
-/// The backend's words for a helper that failed; where it has none, the helper's own.
-fn explain(prepared: Option<&mut Prepared>, mut failed: FailedHelper) -> Error {
-    let Some(Prepared { live, worker, generation, .. }) = prepared else {
-        return NotStood::NotRebuilt(Box::new(failed)).into();
-    };
-    if let Some(generation) = generation {
-        failed.generation = restart::view(generation);
-    }
-    let mut memory = lock(&live.memory).clone();
-    match engine::explain(worker, &failed, &mut memory, &NoServices) {
-        Ok(error) => error.into(),
-        Err(error) => {
-            tracing::debug!(%error, "the backend did not explain");
-            NotStood::NotRebuilt(Box::new(failed)).into()
-        }
-    }
-}
-
 /// The application's or the engine's last lines belong to an error of a start.
 fn with_log(error: Error, logs: Option<&Path>) -> Error {
     let said = logs.map(|d| tail(&d.join("err.log"), 2048)).unwrap_or_default();
     if error.detail.is_none() && !said.trim().is_empty() { error.detail(said) } else { error }
-}
-
-fn open<'a>(order: &MonitorOrder, wanted: &'a EngineOrder) -> Result<Opened<'a>> {
-    let name = CheckpointName::new(&wanted.checkpoint)?;
-    let store = Store::open(&order.data_root)?;
-    let backend = BackendName::new(&wanted.plugin.name)?;
-    let checkpoint = match store.exists(&name)? {
-        true => store.checkpoint(&name)?,
-        false if wanted.restart.is_some() => {
-            return Err(store
-                .checkpoint(&name)
-                .err()
-                .map_or_else(|| Error::new("no such checkpoint"), Into::into));
-        }
-        false => store.create(&name, None)?,
-    };
-    let record = checkpoint.record()?;
-    record.accepts(&name, &backend, &wanted.identity)?;
-    let holder = Holder::here(&order.spec.name);
-    let lock =
-        if wanted.force { checkpoint.lock_live_forced(&holder)? } else { checkpoint.lock_live(&holder)? };
-    checkpoint.clean_partials()?;
-    let generation = match wanted.restart {
-        Some(number) => Some(restart::open(&checkpoint, number, wanted, &order.spec)?),
-        None => None,
-    };
-    Ok(Opened { wanted, checkpoint, lock, record, generation })
-}
-
-fn prepare(opened: Opened<'_>, plugin: Plugin, mut worker: Worker, teller: &dyn Teller) -> Result<Prepared> {
-    let Opened { wanted, checkpoint, lock, record, generation } = opened;
-    let descriptor = worker.describe()?;
-    let bound = record == record.bound(&stamp(&descriptor)?, &wanted.identity);
-    let mut unverified = Vec::new();
-    if let Some(generation) = &generation {
-        if verify::may_plan_first(wanted.verify, &descriptor) {
-            unverified = restart::view(generation).files;
-        } else {
-            verify::before(generation, &[], teller)?;
-        }
-    }
-    let memory = generation.as_ref().map(|g| g.manifest().engine_state.clone()).unwrap_or_default();
-    let staging = checkpoint.staging(&lock)?;
-    let live = EngineLive {
-        order: wanted.clone(),
-        plugin,
-        descriptor,
-        checkpoint,
-        lock: Mutex::new(Some(lock)),
-        staging,
-        memory: Mutex::new(memory),
-        kept: Mutex::new(HashMap::new()),
-        capturing: Mutex::new(()),
-    };
-    Ok(Prepared { live, worker, generation, unverified, bound })
-}
-
-/// Asks the engine: usable, nothing against it, and what it needs.
-fn plan(
-    spec: &ContainerSpec,
-    prepared: &mut Prepared,
-    data_root: &Path,
-    teller: &dyn Teller,
-) -> Result<Planned> {
-    let Prepared { live, worker, generation, unverified, .. } = prepared;
-    let mut memory: EngineState = lock(&live.memory).clone();
-    let staging = live.staging.path().to_path_buf();
-    let cover = vec![data_root.to_path_buf()];
-    let asked = Asked {
-        engine_name: &live.descriptor.engine,
-        backend: &live.descriptor.name,
-        accept_loss: &live.order.accept_loss,
-    };
-    let planned = ask(spec, worker, &asked, &mut memory, generation.as_ref(), &staging, &cover)?;
-    *lock(&live.memory) = memory;
-    if let Some(generation) = generation.as_ref().filter(|_| !unverified.is_empty()) {
-        if live.order.verify != Verify::Behind {
-            unverified.clone_from(&planned.behind);
-        }
-        verify::before(generation, unverified, teller)?;
-    }
-    Ok(planned)
-}
-
-/// Binds the checkpoint to backend and image: from now on others are refused.
-fn settle(live: &Live) -> Result<()> {
-    let Some(engine) = &live.engine else { return Ok(()) };
-    Ok(engine.checkpoint.bind(&stamp(&engine.descriptor)?, &engine.order.identity)?)
-}
-
-fn stamp(descriptor: &Descriptor) -> Result<BackendStamp> {
-    Ok(BackendStamp { name: BackendName::new(&descriptor.name)?, version: Some(descriptor.version.clone()) })
 }
 
 fn record(

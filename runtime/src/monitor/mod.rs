@@ -15,6 +15,7 @@ mod later;
 pub mod live;
 pub mod order;
 pub mod place;
+mod prepared;
 mod ready;
 pub mod restart;
 pub mod serve;
