@@ -39,6 +39,14 @@ pub(crate) fn image() -> Probe {
     site::images().map(|_| ())
 }
 
+/// There are two processors to choose from.
+pub(crate) fn processors() -> Probe {
+    match std::thread::available_parallelism() {
+        Ok(number) if number.get() > 1 => Ok(()),
+        _ => Err("there is one processor only".to_owned()),
+    }
+}
+
 /// The test images have a program that was built with musl.
 pub(crate) fn musl() -> Probe {
     let program = site::images()?.join("any/opt/subjects/bin/idle-musl");

@@ -6,6 +6,8 @@ use crate::env::{Env, Who};
 use crate::http::{get, post};
 use crate::need::need;
 use crate::running::Outcome;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 
 const NATIVE: Engine = Engine("native");
@@ -73,6 +75,7 @@ as_all! { ()
     a_bind_over_a_memory_file_system()
     increments_of_one_chain(increments)
     memory_that_is_mapped_and_then_copied()
+    processors_that_were_given_or_chosen(processors)
 }
 
 fn several_processes_and_threads(who: Who) -> Outcome<()> {
@@ -202,6 +205,71 @@ fn memory_that_is_mapped_and_then_copied(who: Who) -> Outcome<()> {
         assert_eq!((get(job.port, "/check")?, get(job.port, "/")?), ("good".to_owned(), sum.clone()));
     }
     job.env.finish()
+}
+
+/// Where it may run says whoever restarts it, as whoever started it did before; what the program chose of that stays its choice.
+fn processors_that_were_given_or_chosen(who: Who) -> Outcome<()> {
+    let nobody = Pid::from_raw(0);
+    let all = sched_getaffinity(nobody).map_err(|e| e.desc())?;
+    let there: Vec<usize> = (0..CpuSet::count()).filter(|number| all.is_set(*number) == Ok(true)).collect();
+    let [first, .., last] = there[..] else { return Err("there is one processor only".into()) };
+    let env = Env::new(who)?;
+    let image = env.site.image("any").to_string_lossy().into_owned();
+    // What this thread starts may run where it may.
+    let bound = |number: usize, words: &[&str]| -> Outcome<()> {
+        let mut one = CpuSet::new();
+        one.set(number).map_err(|e| e.desc())?;
+        sched_setaffinity(nobody, &one).map_err(|e| e.desc())?;
+        let started = env.ok(words).map(drop);
+        sched_setaffinity(nobody, &all).map_err(|e| e.desc())?;
+        started
+    };
+    let allowed = || -> Outcome<String> {
+        let run = env.ok(&["exec", "instance://job", "cat", "/proc/100/status"])?;
+        let line = run.out.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        Ok(line.ok_or("no list")?.trim().to_owned())
+    };
+    let start = |checkpoint: &'static str| {
+        ["instance", "start", "--backend", "native", "--checkpoint", checkpoint, &image, "job"]
+            .map(str::to_owned)
+    };
+    let save = |checkpoint: &str| -> Outcome<()> {
+        env.ok(&["checkpoint", "instance", "job"])?;
+        env.ok(&["instance", "stop", "job"])?;
+        env.ok(&["checkpoint", "verify", checkpoint]).map(drop)
+    };
+    let begun = start("given");
+    let begun: Vec<&str> = begun.iter().map(String::as_str).chain(["sleep", "600"]).collect();
+    bound(first, &begun)?;
+    assert_eq!(allowed()?, first.to_string());
+    save("given")?;
+    let again = ["instance", "start", "--restart", "given", "-", "job"];
+    env.ok(&again)?;
+    let usual = std::fs::read_to_string("/proc/self/status").map_err(|e| e.to_string())?;
+    assert!(usual.contains(&format!("Cpus_allowed_list:\t{}\n", allowed()?)), "{}", allowed()?);
+    env.ok(&["instance", "stop", "job"])?;
+    bound(last, &again)?;
+    assert_eq!(allowed()?, last.to_string());
+    env.ok(&["instance", "stop", "job"])?;
+
+    let script = format!("import os, time\nos.sched_setaffinity(0, {{{last}}})\ntime.sleep(600)");
+    let begun = start("chosen");
+    let begun: Vec<&str> = begun.iter().map(String::as_str).chain(["python3", "-c", &script]).collect();
+    env.ok(&begun)?;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while allowed()? != last.to_string() {
+        assert!(Instant::now() < deadline, "{}", allowed()?);
+    }
+    save("chosen")?;
+    let again = ["instance", "start", "--restart", "chosen", "-", "job"];
+    env.ok(&again)?;
+    assert_eq!(allowed()?, last.to_string());
+    env.ok(&["instance", "stop", "job"])?;
+    // What it chose is not given.
+    bound(first, &again)?;
+    assert_eq!(allowed()?, first.to_string());
+    env.ok(&["instance", "stop", "job"])?;
+    env.finish()
 }
 
 fn what_a_capture_leaves(who: Who) -> Outcome<()> {

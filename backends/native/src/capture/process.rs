@@ -224,7 +224,7 @@ fn describe(held: &Held, thread: &HeldThread) -> Result<Thread> {
         sigmask: thread.mask,
         rseq: thread.rseq,
         robust_list: system::robust_list(tid).map_err(system_error("the robust list", tid))?,
-        affinity: system::affinity(tid).map_err(system_error("the processors", tid))?,
+        affinity: processors(tid)?,
         policy,
         priority,
         nice: stat.nice,
@@ -232,6 +232,14 @@ fn describe(held: &Held, thread: &HeldThread) -> Result<Thread> {
         io_priority: task::io_priority(tid).unwrap_or(0),
         ..Thread::default()
     })
+}
+
+/// The processors that a thread has chosen. None where they are the engine's own, which are those of the container: where it
+/// may run says whoever starts it, the next time somebody else perhaps.
+fn processors(tid: i32) -> Result<Vec<u64>> {
+    let its = system::affinity(tid).map_err(system_error("the processors", tid))?;
+    let ours = system::affinity(0).map_err(system_error("the processors", 0))?;
+    Ok(if its == ours { Vec::new() } else { its })
 }
 
 /// Whether the extended state has something in the tiles of the matrix unit: the header says which parts it has.

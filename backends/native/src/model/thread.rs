@@ -21,7 +21,7 @@ pub(crate) struct Thread {
     pub(crate) rseq: Rseq,
     pub(crate) robust_list: [u64; 2],
     pub(crate) clear_tid: u64,
-    /// `sched_getaffinity`, 64 processors a word.
+    /// `sched_getaffinity`, 64 processors a word; empty where they are those of the container.
     pub(crate) affinity: Vec<u64>,
     /// SCHED_OTHER 0 and so on.
     pub(crate) policy: u32,

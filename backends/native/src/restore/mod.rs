@@ -236,13 +236,14 @@ fn count(processors: &[u64]) -> usize {
     processors.iter().map(|word| word.count_ones() as usize).sum()
 }
 
-/// Only a choice is brought back: whoever was allowed everywhere is so again, on a larger machine too.
-fn affinity(tid: i32, wanted: &[u64]) {
+/// Only a choice is brought back, and of that what this container may use: a batch system may have given it other processors
+/// than the one before.
+fn affinity(tid: i32, chosen: &[u64]) {
     let Ok(here) = process::affinity(tid) else { return };
-    let narrower = wanted.iter().zip(&here).any(|(wanted, here)| here & !wanted != 0);
-    if narrower && count(wanted) > 0 {
-        // None of them may be there: then it stays where it is.
-        let _ = task::set_affinity(tid, wanted);
+    let both: Vec<u64> = here.iter().zip(chosen).map(|(here, chosen)| here & chosen).collect();
+    // Where none of them is there it stays where it is.
+    if both != here && count(&both) > 0 {
+        let _ = task::set_affinity(tid, &both);
     }
 }
 
