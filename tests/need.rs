@@ -211,6 +211,13 @@ pub(crate) fn memory_groups() -> Probe {
     FOUND.get_or_init(group::probe).clone()
 }
 
+/// Control groups that give processors can be made.
+pub(crate) fn processor_groups() -> Probe {
+    static FOUND: OnceLock<Probe> = OnceLock::new();
+    root()?;
+    FOUND.get_or_init(group::probe_processors).clone()
+}
+
 /// The tools that make and unpack squashfs.
 pub(crate) fn squashfs() -> Probe {
     on_path(&["mksquashfs", "unsquashfs"])

@@ -4,7 +4,6 @@ use super::*;
 use crate::group::Group;
 use crate::http::{free_port, get, post};
 use crate::need::need;
-use crate::running::Running;
 
 /// A writer of this size under the native engine, in a group that may have `limit` MiB, to be saved in this way.
 fn limited(who: Who, mebibytes: u64, limit: u64, capture: &str) -> Outcome<(Group, Env, u16)> {
@@ -16,17 +15,7 @@ fn limited(who: Who, mebibytes: u64, limit: u64, capture: &str) -> Outcome<(Grou
     let option = format!("capture={capture}");
     let start = ["instance", "start", "--backend", "native", "--checkpoint", "kept", "--backend-option"];
     let words = [&start[..], &[&option, &any, "one"], &program].concat();
-    // It waits until it is in the group.
-    let inner = env.command(&words);
-    let mut waiting = env.program("sh");
-    waiting.args(["-c", "read -r _; exec \"$@\"", "sh"]).arg(inner.get_program()).args(inner.get_args());
-    let mut waiting = Running::start(waiting, true)?;
-    group.take(waiting.pid())?;
-    drop(waiting.feed("\n")?);
-    let run = waiting.wait()?;
-    if run.code != 0 {
-        return Err(format!("it did not start: {}", run.err).into());
-    }
+    group.start(&env, &words)?;
     assert_eq!(get(port, "/check")?, "good");
     Ok((group, env, port))
 }

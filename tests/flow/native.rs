@@ -3,6 +3,7 @@
 use super::engine::{Engine, as_all};
 use super::transcript;
 use crate::env::{Env, Who};
+use crate::group::Processors;
 use crate::http::{get, post};
 use crate::need::need;
 use crate::running::Outcome;
@@ -229,18 +230,13 @@ fn processors_that_were_given_or_chosen(who: Who) -> Outcome<()> {
         let line = run.out.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
         Ok(line.ok_or("no list")?.trim().to_owned())
     };
-    let start = |checkpoint: &'static str| {
-        ["instance", "start", "--backend", "native", "--checkpoint", checkpoint, &image, "job"]
-            .map(str::to_owned)
-    };
     let save = |checkpoint: &str| -> Outcome<()> {
         env.ok(&["checkpoint", "instance", "job"])?;
         env.ok(&["instance", "stop", "job"])?;
         env.ok(&["checkpoint", "verify", checkpoint]).map(drop)
     };
-    let begun = start("given");
-    let begun: Vec<&str> = begun.iter().map(String::as_str).chain(["sleep", "600"]).collect();
-    bound(first, &begun)?;
+    let flags = ["instance", "start", "--backend", "native", "--checkpoint"];
+    bound(first, &[&flags[..], &["given", &image, "job", "sleep", "600"]].concat())?;
     assert_eq!(allowed()?, first.to_string());
     save("given")?;
     let again = ["instance", "start", "--restart", "given", "-", "job"];
@@ -253,9 +249,7 @@ fn processors_that_were_given_or_chosen(who: Who) -> Outcome<()> {
     env.ok(&["instance", "stop", "job"])?;
 
     let script = format!("import os, time\nos.sched_setaffinity(0, {{{last}}})\ntime.sleep(600)");
-    let begun = start("chosen");
-    let begun: Vec<&str> = begun.iter().map(String::as_str).chain(["python3", "-c", &script]).collect();
-    env.ok(&begun)?;
+    env.ok(&[&flags[..], &["chosen", &image, "job", "python3", "-c", &script]].concat())?;
     let deadline = Instant::now() + Duration::from_secs(30);
     while allowed()? != last.to_string() {
         assert!(Instant::now() < deadline, "{}", allowed()?);
@@ -269,6 +263,45 @@ fn processors_that_were_given_or_chosen(who: Who) -> Outcome<()> {
     bound(first, &again)?;
     assert_eq!(allowed()?, first.to_string());
     env.ok(&["instance", "stop", "job"])?;
+    env.finish()
+}
+
+/// A batch system may widen what a job has.
+#[test]
+fn processors_that_are_given_later() {
+    need!(root, image, processor_groups);
+    given_later().unwrap();
+}
+
+fn given_later() -> Outcome<()> {
+    // The group goes last, also when this fails: whoever is in it is ended before.
+    let group = Processors::new()?;
+    let env = Env::new(Who::Myself)?;
+    let image = env.site.image("any").to_string_lossy().into_owned();
+    let allowed = || -> Outcome<String> {
+        let run = env.ok(&["exec", "instance://job", "cat", "/proc/100/status"])?;
+        Ok(run.out.lines().find(|line| line.starts_with("Cpus_allowed_list")).ok_or("no list")?.to_owned())
+    };
+    let widened = |words: &[&str]| -> Outcome<()> {
+        for few in [group.first(), group.all()] {
+            group.allow(few)?;
+            group.start(&env, words)?;
+            let before = allowed()?;
+            group.allow(group.all())?;
+            assert!(before.ends_with(&format!("\t{few}")), "{before} within {few}");
+            assert!(allowed()?.ends_with(&format!("\t{}", group.all())), "{} after {few}", allowed()?);
+            if words.contains(&"--checkpoint") {
+                env.ok(&["checkpoint", "instance", "job"])?;
+            }
+            env.ok(&["instance", "stop", "job"])?;
+        }
+        Ok(())
+    };
+    let start = ["instance", "start", "--backend", "native", "--checkpoint", "kept", &image, "job"];
+    widened(&[&start[..], &["sleep", "600"]].concat())?;
+    for how in ["restart=map", "restart=copy"] {
+        widened(&["instance", "start", "--restart", "kept", "--backend-option", how, "-", "job"])?;
+    }
     env.finish()
 }
 

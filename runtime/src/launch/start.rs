@@ -49,10 +49,20 @@ impl Apart {
         Some(Self { usual })
     }
 
-    /// Lets it run wherever its maker may.
+    /// Lets it run wherever its maker may: by asking for all processors, where that comes to the same. From Linux 6.2 on
+    /// the kernel remembers what was asked for, also for what is started from there, and whoever has asked for some
+    /// gets none of those that a control group is given later.
     fn end(&self, pid: i32) {
+        let pid = Pid::from_raw(pid);
+        let mut all = CpuSet::new();
+        for number in 0..CpuSet::count() {
+            let _ = all.set(number);
+        }
         // The processors may have changed meanwhile; then the kernel has moved it already.
-        let _ = sched_setaffinity(Pid::from_raw(pid), &self.usual);
+        let _ = sched_setaffinity(pid, &all);
+        if sched_getaffinity(pid) != Ok(self.usual) {
+            let _ = sched_setaffinity(pid, &self.usual);
+        }
     }
 }
 

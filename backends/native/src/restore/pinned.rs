@@ -39,9 +39,14 @@ impl Pinned {
         }
     }
 
-    /// Lets a thread run wherever it might have run.
+    /// Lets a thread run wherever it might have run: by asking for all processors, where that comes to the same. From Linux
+    /// 6.2 on the kernel remembers what was asked for, and whoever has asked for some gets none of those that a control
+    /// group is given later.
     pub(super) fn let_go(&self, tid: i32) {
         // The processors may have changed meanwhile; then the kernel has moved it already.
-        let _ = task::set_affinity(tid, &self.usual);
+        let _ = task::set_affinity(tid, &vec![u64::MAX; self.usual.len()]);
+        if process::affinity(tid).as_ref() != Ok(&self.usual) {
+            let _ = task::set_affinity(tid, &self.usual);
+        }
     }
 }
