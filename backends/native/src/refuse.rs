@@ -4,12 +4,11 @@
 use crate::capture::areas::{Class, Part, understand};
 use crate::capture::descriptors::Objects;
 use crate::capture::inotify::Places;
-use crate::model::{Kind, Registers, VmFlags};
+use crate::model::{Kind, Registers};
 use crate::proc::status::Status;
 use crate::proc::{link, maps, numbers, read, stat, status};
 use stasis_plugin_api::error::{BackendError, Result, kind};
 use stasis_plugin_api::report::{Finding, Severity};
-use std::collections::HashMap;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 
@@ -338,7 +337,7 @@ pub(crate) fn segments(pid: i32, tid: i32, registers: &Registers) -> Option<Find
 }
 
 /// Mappings whose flags say that they cannot be saved.
-pub(crate) fn flags(pid: i32, flags: &HashMap<u64, VmFlags>) -> Vec<Finding> {
+pub(crate) fn flags(pid: i32, flags: &maps::Flags) -> Vec<Finding> {
     let mut found = Vec::new();
     for (end, flags) in flags {
         let known = FLAGS.iter().find(|(flag, _)| flags.has(flag));
@@ -401,6 +400,8 @@ pub(crate) fn error(findings: &[Finding]) -> Option<BackendError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::VmFlags;
+    use std::collections::HashMap;
 
     #[test]
     fn all_refusals_are_told_at_once() {

@@ -20,7 +20,7 @@ use crate::name::{BackendName, CheckpointName, CheckpointRef, InstanceName};
 use crate::spec::identity::HostFacts;
 use crate::spec::resolve::{self, Action, directories_to_make};
 use crate::spec::{ContainerSpec, SPEC_FORMAT};
-use crate::store::{Generation, ImageIdentity};
+use crate::store::{CheckpointRecord, Generation, ImageIdentity};
 use crate::sys::terminal;
 use crate::worker::Worker;
 use clap::Args;
@@ -186,8 +186,8 @@ pub struct Planned {
 struct Back {
     generation: Generation,
     spec: ContainerSpec,
-    /// The image as it was at the checkpoint's last start.
-    bound: Option<ImageIdentity>,
+    /// To what its checkpoint is bound: the image is there as it was at the last start.
+    record: CheckpointRecord,
 }
 
 /// Makes the order. `None` when it was only to be shown.
@@ -236,7 +236,7 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
     }
     let mut chosen = None;
     if engine {
-        let recorded = recorded(session, &wanted)?;
+        let recorded = recorded(session, &wanted, back.as_ref())?;
         chosen = Some(engine::choose(session, recorded.as_ref(), &wanted.args)?);
     }
     if wanted.args.dry_run {
@@ -327,7 +327,11 @@ fn made_name(wanted: &Wanted) -> String {
     checkpoint_name(wanted).unwrap_or_else(|| format!("{}-{}", wanted.action.word(), std::process::id()))
 }
 
-fn recorded(session: &Session, wanted: &Wanted) -> Result<Option<BackendName>> {
+/// The backend to which the checkpoint is bound.
+fn recorded(session: &Session, wanted: &Wanted, back: Option<&Back>) -> Result<Option<BackendName>> {
+    if let Some(back) = back {
+        return Ok(back.record.backend.as_ref().map(|bound| bound.name.clone()));
+    }
     let Some(name) = checkpoint_name(wanted) else { return Ok(None) };
     let (store, name) = (session.store()?, CheckpointName::new(&name)?);
     match store.exists(&name)? {
@@ -365,8 +369,8 @@ fn back(session: &Session, wanted: &mut Wanted) -> Result<Option<Back>> {
     if spec.format > SPEC_FORMAT {
         return Err(Error::new(format!("{what} was saved by a newer stasis ({})", manifest.stasis_version)));
     }
-    let bound = checkpoint.record()?.image;
-    Ok(Some(Back { generation, spec, bound }))
+    let record = checkpoint.record()?;
+    Ok(Some(Back { generation, spec, record }))
 }
 
 /// What `-` means: an image that was fetched by name is fetched again, should it be gone.
@@ -399,8 +403,8 @@ fn identify(image: &Image, back: Option<&Back>) -> Result<ImageIdentity> {
     let Some(back) = back else { return Ok(found) };
     let recorded = &back.generation.manifest().image;
     // One that was touched since looked like that at the last start already, and was compared then.
-    let compared =
-        back.bound.iter().filter(|bound| bound.digest.is_some() && bound.digest == recorded.digest);
+    let bound = back.record.image.iter();
+    let compared = bound.filter(|bound| bound.digest.is_some() && bound.digest == recorded.digest);
     if let Some(known) = compared.chain([recorded]).find(|known| found.same_as(known)) {
         found.digest.clone_from(&known.digest);
         return Ok(found);

@@ -86,9 +86,6 @@ impl Step for Progress {
 }
 
 /// What a user can choose, with what is known of the user.
-///
-/// # Errors
-/// The home directory is not known.
 pub fn options(session: &Session, args: &RegistryArgs) -> Options {
     let facts = HostFacts::without_names();
     let no_https = ["STASIS_NOHTTPS", "APPTAINER_NOHTTPS", "SINGULARITY_NOHTTPS"].iter().any(|name| {

@@ -213,7 +213,7 @@ fn stand(
     wake.set_nonblocking(true).map_err(broken)?;
     wake_there.set_nonblocking(true).map_err(broken)?;
     // Made while the container is.
-    let (ear, hears) = ear(container.channel.try_clone().map_err(broken)?);
+    let (ear, hears) = container.channel.try_clone().and_then(ear).map_err(broken)?;
     let stood = match container.stand(MAKING + rebuilding(&spec)) {
         Ok(stood) => stood,
         Err(failed) => {
@@ -276,14 +276,14 @@ fn stand(
 }
 
 /// Reads what init says, from when the container stands and is sent here; ends where none is.
-fn ear(channel: Channel) -> (JoinHandle<()>, Sender<Arc<Live>>) {
+fn ear(channel: Channel) -> std::io::Result<(JoinHandle<()>, Sender<Arc<Live>>)> {
     let (hears, stands) = std::sync::mpsc::channel::<Arc<Live>>();
-    let ear = std::thread::spawn(move || {
+    let ear = std::thread::Builder::new().spawn(move || {
         if let Ok(live) = stands.recv() {
             live.hear_init(&channel);
         }
-    });
-    (ear, hears)
+    })?;
+    Ok((ear, hears))
 }
 
 /// What was brought back goes by this machine's clocks.

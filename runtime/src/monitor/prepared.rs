@@ -102,7 +102,8 @@ pub(super) struct Prepared {
     pub(super) generation: Option<Generation>,
     /// Its files that were not compared yet with what was saved.
     pub(super) unverified: Vec<PathBuf>,
-    /// The checkpoint is bound to backend and image as it would be now. Nobody else does that while it is locked.
+    /// The checkpoint was bound to backend and image as it would be now, when it was looked at just before it was locked:
+    /// whoever has had it since could bind it to no others.
     pub(super) bound: bool,
 }
 

@@ -137,14 +137,12 @@ pub(crate) fn from_json<T: DeserializeOwned + Formatted>(path: &Path, bytes: &[u
     let no_text = |e: std::str::Utf8Error| format!("it is no text from byte {} on", e.valid_up_to());
     let text = std::str::from_utf8(bytes).map_err(|e| StoreError::damaged(path, no_text(e)))?;
     let whole: serde_json::Result<T> = serde_json::from_str(text);
-    if let Ok(value) = whole.as_ref()
-        && value.format() == FORMAT
-    {
-        return whole.map_err(|e| json_problem(path, &e));
-    }
-    // The version alone: what a newer format means by the other fields is unknown.
-    let version: Version = serde_json::from_str(text).map_err(|e| json_problem(path, &e))?;
-    match version.format {
+    // What a newer format means by the other fields is unknown: that it cannot be read tells nothing.
+    let format = match &whole {
+        Ok(value) => value.format(),
+        Err(_) => serde_json::from_str::<Version>(text).map_err(|e| json_problem(path, &e))?.format,
+    };
+    match format {
         FORMAT => whole.map_err(|e| json_problem(path, &e)),
         0 => Err(StoreError::damaged(path, "it has format 0, which there never was")),
         format => Err(StoreError::Newer { path: path.to_owned(), format, known: FORMAT }),

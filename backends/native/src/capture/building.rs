@@ -3,7 +3,7 @@
 use super::Request;
 use super::increments::Base;
 use super::tracking::Tracking;
-use crate::model::{Backing, Image, VmFlags};
+use crate::model::{Backing, Image};
 use crate::proc::{self, maps};
 use crate::refuse;
 use stasis_plugin_api::error::Result;
@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 /// Flags of mappings by their ends, by process.
-pub(crate) type Flags = HashMap<i32, HashMap<u64, VmFlags>>;
+pub(crate) type Flags = HashMap<i32, maps::Flags>;
 
 /// What a capture builds on.
 pub(crate) struct Building {

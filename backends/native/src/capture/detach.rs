@@ -12,8 +12,7 @@ use super::seize::Held;
 use super::snapshot;
 use super::tracking::pagemap_of;
 use crate::lock::Lock;
-use crate::model::VmFlags;
-use crate::proc::maps::{ADVICE, HUGE};
+use crate::proc::maps::{ADVICE, Flags, HUGE};
 use crate::proc::{self, maps};
 use crate::refuse;
 use crate::sys::{pagemap, task};
@@ -319,8 +318,6 @@ fn still<'a>(parts: &'a [Part], piece: &Piece) -> Option<&'a Part> {
         && part.map.offset + (piece.start - part.map.start) == piece.offset;
     same.then_some(part)
 }
-
-type Flags = std::collections::HashMap<u64, VmFlags>;
 
 fn has(flags: &Flags, part: &Part, flag: &str) -> bool {
     flags.get(&part.map.end).is_some_and(|flags| flags.has(flag))

@@ -27,7 +27,7 @@ pub(crate) mod tracking;
 pub(crate) mod unix;
 
 use crate::lock::{self, Lock};
-use crate::model::{Area, FORMAT, Image, Kind, Machine, OLDEST, Process, VmFlags};
+use crate::model::{Area, FORMAT, Image, Kind, Machine, OLDEST, Process};
 use crate::proc::{self, maps};
 use crate::refuse;
 use crate::restore::{check, skeleton};
@@ -457,7 +457,7 @@ fn write_pages(
     contents: &mut Contents,
     process: &mut Process,
     source: &pages::Source<'_>,
-    flags: &HashMap<u64, VmFlags>,
+    flags: &maps::Flags,
     how: Writing<'_>,
 ) -> Result<()> {
     if let Some(error) = refuse::error(&refuse::flags(process.pid, flags)) {

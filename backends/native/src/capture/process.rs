@@ -43,7 +43,8 @@ pub(crate) fn gather(held: &Held) -> Result<Process> {
     let pid = held.pid;
     let stat: Stat = stat::parse(&proc::read(pid, "stat")?)?;
     let status: Status = status::parse(&proc::read(pid, "status")?)?;
-    let threads = held.threads.iter().map(|thread| describe(held, thread)).collect::<Result<_>>()?;
+    let ours = system::affinity(0).map_err(system_error("the processors", 0))?;
+    let threads = held.threads.iter().map(|thread| describe(held, thread, &ours)).collect::<Result<_>>()?;
     let score = proc::read(pid, "oom_score_adj")?;
     Ok(Process {
         pid,
@@ -204,7 +205,8 @@ fn layout(pid: i32, stat: &Stat) -> Result<Layout> {
     })
 }
 
-fn describe(held: &Held, thread: &HeldThread) -> Result<Thread> {
+/// `given` are the processors of the engine, which are those of the container.
+fn describe(held: &Held, thread: &HeldThread, given: &[u64]) -> Result<Thread> {
     let tid = thread.tid;
     let xstate = ptrace::extended_state(tid).map_err(|error| failed("reading the state of", tid, error))?;
     if matrices(&xstate) {
@@ -224,7 +226,7 @@ fn describe(held: &Held, thread: &HeldThread) -> Result<Thread> {
         sigmask: thread.mask,
         rseq: thread.rseq,
         robust_list: system::robust_list(tid).map_err(system_error("the robust list", tid))?,
-        affinity: processors(tid)?,
+        affinity: chosen(tid, given)?,
         policy,
         priority,
         nice: stat.nice,
@@ -234,12 +236,11 @@ fn describe(held: &Held, thread: &HeldThread) -> Result<Thread> {
     })
 }
 
-/// The processors that a thread has chosen. None where they are the engine's own, which are those of the container: where it
-/// may run says whoever starts it, the next time somebody else perhaps.
-fn processors(tid: i32) -> Result<Vec<u64>> {
+/// The processors that a thread has chosen. None where it has those that it was given: where it may run says whoever starts
+/// it, the next time somebody else perhaps.
+fn chosen(tid: i32, given: &[u64]) -> Result<Vec<u64>> {
     let its = system::affinity(tid).map_err(system_error("the processors", tid))?;
-    let ours = system::affinity(0).map_err(system_error("the processors", 0))?;
-    Ok(if its == ours { Vec::new() } else { its })
+    Ok(if its == given { Vec::new() } else { its })
 }
 
 /// Whether the extended state has something in the tiles of the matrix unit: the header says which parts it has.

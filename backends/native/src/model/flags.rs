@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn a_list_of_words() {
         let flags: VmFlags = serde_json::from_str(r#"["rd", "wr", "gu"]"#).unwrap();
-        assert_eq!(flags, VmFlags::of(" rd wr gu ").clone());
+        assert_eq!(flags, VmFlags::of(" rd wr gu "));
         assert!(flags.has("gu") && flags.has("rd") && !flags.has("d w") && !flags.has("g"));
         assert_eq!(serde_json::to_string(&flags.and("x")).unwrap(), r#"["rd","wr","gu","x"]"#);
         assert_eq!(serde_json::to_string(&VmFlags::default()).unwrap(), "[]");

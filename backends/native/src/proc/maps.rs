@@ -65,8 +65,11 @@ pub(crate) const HUGE: (&str, u64) = ("hg", 14);
 /// A flag of ours beside the kernel's: the mapping has a memory protection key.
 pub(crate) const KEYED: &str = "protection-key";
 
-/// The `VmFlags` of every mapping of smaps, by its end (a stack's beginning moves).
-pub(crate) fn flags(smaps: &str) -> HashMap<u64, VmFlags> {
+/// The flags of mappings, by their ends: a stack's beginning moves.
+pub(crate) type Flags = HashMap<u64, VmFlags>;
+
+/// Those of every mapping of smaps.
+pub(crate) fn flags(smaps: &str) -> Flags {
     let mut found = HashMap::new();
     let (mut end, mut keyed) = (None, false);
     for line in smaps.lines() {
