@@ -1,7 +1,7 @@
 //! The old address space: emptied but for the kernel's own mappings, which move to where the saved process had them.
 
 use super::check::USER_END;
-use super::remote::{Place, Remote};
+use super::remote::{Place, Remote, VDSO};
 use super::table::SCRATCH;
 use crate::model::{Backing, Process};
 use stasis_plugin_api::prelude::*;
@@ -14,7 +14,7 @@ const GRAIN: u64 = 0x1_0000;
 
 /// Empties the process; its scratch area stays.
 pub(super) fn clear(remote: &mut Remote, process: &Process) -> Result<()> {
-    let now = remote.places()?;
+    let now = remote.places.clone();
     let hole = hole(&now, process).ok_or_else(|| {
         BackendError::failed(format!("cannot rebuild process {}", process.pid))
             .because("its addresses leave no room for the engine")
@@ -32,7 +32,7 @@ pub(super) fn clear(remote: &mut Remote, process: &Process) -> Result<()> {
     let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
     let mut parked: Vec<Place> = Vec::new();
     let mut free = hole + SCRATCH;
-    for place in now.iter().filter(|p| p.name == "[vdso]" || p.name.starts_with("[vvar")) {
+    for place in now.iter().filter(|p| p.name == VDSO || p.name.starts_with("[vvar")) {
         let length = place.end - place.start;
         let what = format!("moving {}", place.name);
         table.call(what, libc::SYS_mremap, &[place.start, length, length, flags, free]);
@@ -40,9 +40,12 @@ pub(super) fn clear(remote: &mut Remote, process: &Process) -> Result<()> {
         free += length;
     }
     remote.run(remote.pid, &mut table)?;
-    remote.find_syscall()?;
+    let vdso = |places: &[Place]| places.iter().find(|p| p.name == VDSO).map(|p| p.start);
+    let (first, second) = (vdso(&now), vdso(&parked));
+    remote.code_moved(first, second);
     table.call("emptying it", libc::SYS_munmap, &[0, hole]);
     table.call("emptying it", libc::SYS_munmap, &[free, USER_END - free]);
+    let mut last = None;
     for (name, start, length) in wanted(process) {
         let place = parked.iter().find(|p| p.name == name && p.end - p.start == length);
         let place = place.ok_or_else(|| {
@@ -52,16 +55,20 @@ pub(super) fn clear(remote: &mut Remote, process: &Process) -> Result<()> {
         })?;
         let what = format!("moving {name}");
         table.call(what, libc::SYS_mremap, &[place.start, length, length, flags, start]);
+        if name == VDSO {
+            last = Some(start);
+        }
     }
     remote.run(remote.pid, &mut table)?;
-    remote.find_syscall()
+    remote.code_moved(second, last);
+    Ok(())
 }
 
 /// The kernel's mappings of the saved process.
 fn wanted(process: &Process) -> impl Iterator<Item = (&str, u64, u64)> {
     process.areas.iter().filter_map(|area| {
         let name = match &area.backing {
-            Backing::Vdso => "[vdso]",
+            Backing::Vdso => VDSO,
             Backing::Vvar { name } => name.as_str(),
             _ => return None,
         };

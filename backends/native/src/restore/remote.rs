@@ -24,7 +24,9 @@ pub(super) const ALL_BUT_TRAP: u64 = !(1 << (SIGTRAP - 1));
 pub(super) struct Remote {
     pub(super) pid: i32,
     memory: File,
-    /// Where a `syscall` instruction is.
+    /// Its mappings as it was taken.
+    pub(super) places: Vec<Place>,
+    /// Where a `syscall` instruction is: in the vdso.
     pub(super) syscall: u64,
     /// Where loop, entries and data are; 0 while there are none.
     pub(super) scratch: u64,
@@ -37,6 +39,9 @@ pub(super) struct Place {
     pub(super) end: u64,
     pub(super) name: String,
 }
+
+/// As the kernel calls its code in every process.
+pub(super) const VDSO: &str = "[vdso]";
 
 /// What the kernel shows in `maps`.
 pub(super) fn places(maps: &str) -> Vec<Place> {
@@ -71,8 +76,9 @@ impl Remote {
         let memory = memory.map_err(|e| {
             BackendError::failed(format!("cannot write the memory of process {pid}")).because(e)
         })?;
-        let mut remote = Self { pid, memory, syscall: 0, scratch: 0 };
-        remote.find_syscall()?;
+        let places = places(&crate::proc::read(pid, "maps")?);
+        let mut remote = Self { pid, memory, places, syscall: 0, scratch: 0 };
+        remote.syscall = remote.find_syscall()?;
         Ok(remote)
     }
 
@@ -80,20 +86,20 @@ impl Remote {
         BackendError::failed(format!("cannot rebuild process {}", self.pid)).because(format!("{what}: {why}"))
     }
 
-    /// Its mappings.
-    pub(super) fn places(&self) -> Result<Vec<Place>> {
-        Ok(places(&crate::proc::read(self.pid, "maps")?))
-    }
-
-    /// Looks for the instruction in the vdso, wherever that lies now.
-    pub(super) fn find_syscall(&mut self) -> Result<()> {
-        let vdso = self.places()?.into_iter().find(|p| p.name == "[vdso]");
+    fn find_syscall(&self) -> Result<u64> {
+        let vdso = self.places.iter().find(|p| p.name == VDSO);
         let vdso = vdso.ok_or_else(|| self.failed("its vdso", "there is none"))?;
         let bytes = self.read(vdso.start, (vdso.end - vdso.start).min(1 << 20) as usize)?;
         let at = bytes.windows(2).position(|two| two == SYSCALL);
         let at = at.ok_or_else(|| self.failed("its vdso", "there is no syscall instruction"))?;
-        self.syscall = vdso.start + at as u64;
-        Ok(())
+        Ok(vdso.start + at as u64)
+    }
+
+    /// The vdso lies somewhere else now, and the instruction with it.
+    pub(super) fn code_moved(&mut self, from: Option<u64>, to: Option<u64>) {
+        if let (Some(from), Some(to)) = (from, to) {
+            self.syscall = self.syscall - from + to;
+        }
     }
 
     /// Reads memory.
