@@ -2,7 +2,7 @@
 //! running application, and what stands before a tree that is made again.
 
 use crate::error::{BackendError, Result, kind};
-use crate::host::Host;
+use crate::host::{ApplicationState, Host};
 use crate::report::{Finding, ReadyReport, StatusReport};
 use crate::request::{AliveRequest, GenerationView, InstanceView, RestartRequest, time_for};
 use crate::survey::{DescriptorInfo, ProcessInfo, SocketInfo, Survey};
@@ -109,7 +109,7 @@ pub fn of_the_same_kind_of_user(request: &RestartRequest) -> Result<()> {
 /// # Errors
 /// It ended meanwhile; what the runtime says.
 pub fn ready(host: &Host<'_>, instance: &InstanceView) -> Result<ReadyReport> {
-    running(host, "the application ended while it was started")?;
+    running(host.application()?, "the application ended while it was started")?;
     Ok(ReadyReport { processes: count(&instance.survey).max(1), notes: Vec::new() })
 }
 
@@ -118,7 +118,8 @@ pub fn ready(host: &Host<'_>, instance: &InstanceView) -> Result<ReadyReport> {
 /// # Errors
 /// It ended meanwhile; what the runtime says.
 pub fn alive(host: &Host<'_>, request: &AliveRequest) -> Result<ReadyReport> {
-    running(host, "the application ended right after it was brought back")?;
+    let state = request.application.clone().map_or_else(|| host.application(), Ok)?;
+    running(state, "the application ended right after it was brought back")?;
     // All of them came back, or none would be there. Looking at them takes longer than making them.
     let processes = u32::try_from(request.generation.processes.len()).unwrap_or(u32::MAX);
     Ok(ReadyReport { processes, notes: Vec::new() })
@@ -138,8 +139,7 @@ pub fn status(host: &Host<'_>, instance: &InstanceView) -> Result<StatusReport> 
     Ok(StatusReport { can_capture, processes, summary })
 }
 
-fn running(host: &Host<'_>, otherwise: &str) -> Result<()> {
-    let state = host.application()?;
+fn running(state: ApplicationState, otherwise: &str) -> Result<()> {
     if state.running {
         return Ok(());
     }

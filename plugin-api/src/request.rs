@@ -2,6 +2,7 @@
 //! missing ones have defaults, so that both sides may grow.
 
 use crate::error::{BackendError, Result, kind};
+use crate::host::ApplicationState;
 use crate::plan::{IdMap, StdioKind};
 use crate::survey::Survey;
 use serde::{Deserialize, Serialize};
@@ -234,6 +235,9 @@ pub struct AliveRequest {
     pub instance: InstanceView,
     /// The generation that was brought back.
     pub generation: GenerationView,
+    /// What stood of the application when this was asked, just after the engine was done; `None` from a runtime that does not
+    /// tell, which can be asked: [`Host::application`](crate::host::Host::application).
+    pub application: Option<ApplicationState>,
 }
 
 /// What `explain` is asked: the helper of a [`RestartPlan::Rebuild`](crate::plan::RestartPlan::Rebuild)

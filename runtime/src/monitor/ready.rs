@@ -123,7 +123,8 @@ pub(super) fn handshake(
     let outcome = match generation {
         None => engine::ready(worker, &view, &mut memory, &around),
         Some(g) => {
-            let request = AliveRequest { instance: view, generation: restart::view(g) };
+            let (generation, application) = (restart::view(g), Some(around.application()));
+            let request = AliveRequest { instance: view, generation, application };
             engine::alive(worker, &request, &mut memory, &around)
         }
     };

@@ -89,10 +89,11 @@ impl Around<'_> {
         }
     }
 
-    fn application(&self) -> Result<Value, BackendError> {
+    /// What stands of the application now.
+    pub(super) fn application(&self) -> ApplicationState {
         let state = self.live.state();
         let ended = state.ending.map(|e| e.to_string()).or_else(|| state.reason.clone());
-        answer(&ApplicationState { running: state.phase < Phase::Ending, ended })
+        ApplicationState { running: state.phase < Phase::Ending, ended }
     }
 }
 
@@ -100,7 +101,7 @@ impl Services for Around<'_> {
     fn request(&self, name: &str, payload: Value) -> Result<Value, BackendError> {
         match name {
             "run-inside" => self.run_inside(payload),
-            "application" => self.application(),
+            "application" => answer(&self.application()),
             "survey" => self.survey(),
             "signal" => self.signal(&payload),
             "save-tmpfs" => self.save_tmpfs(&payload),
