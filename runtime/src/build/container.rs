@@ -163,7 +163,7 @@ fn carry_out(order: &Order, ground: Ground) -> Result<Ending> {
         nix::sys::signal::SigSet::thread_get_mask().unwrap_or_else(|_| nix::sys::signal::SigSet::empty());
     let signals = serve::signals(false)?;
     let waited = (|| {
-        let mut container = start::start(&order.spec, None)?;
+        let mut container = start::start(&order.spec, None, start::Streams::Kept)?;
         container.lay(ground)?;
         container.order(order)?;
         container.replaced(Duration::from_secs(60))?;

@@ -3,17 +3,19 @@
 
 use crate::cli::action_args::ActionArgs;
 use crate::cli::compat::CompatArgs;
-use crate::cli::engine::{self, Chosen};
+use crate::cli::engine::{self, Engine};
 use crate::cli::images::{self, sources};
 use crate::cli::teller::Terminal;
 use crate::cli::{Session, again, gpu, join, others, output, report};
 use crate::error::{Error, Result};
-use crate::image::attach::Held;
 use crate::image::{Image, identity};
+use crate::launch::start::Streams;
 use crate::monitor::direct;
+use crate::monitor::early::First;
 use crate::monitor::findings::accepts;
 use crate::monitor::foreground::Foreground;
-use crate::monitor::order::MonitorOrder;
+use crate::monitor::order::{MonitorOrder, Ready};
+use crate::monitor::place;
 use crate::monitor::serve;
 use crate::monitor::{ask, begin};
 use crate::name::{BackendName, CheckpointName, CheckpointRef, InstanceName};
@@ -22,11 +24,10 @@ use crate::spec::resolve::{self, Action, directories_to_make};
 use crate::spec::{ContainerSpec, SPEC_FORMAT};
 use crate::store::{CheckpointRecord, Generation, ImageIdentity};
 use crate::sys::terminal;
-use crate::worker::Worker;
 use clap::Args;
 use stasis_plugin_api::plan::StdioKind;
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -131,15 +132,18 @@ fn foreground(session: &Session, wanted: Wanted) -> Result<i32> {
     if let Some(name) = wanted.image.strip_prefix("instance://") {
         return join::join(session, name, &wanted.action, &wanted.args);
     }
-    let Some(planned) = plan(session, wanted)? else { return Ok(0) };
-    if !planned.order.spec.init {
-        return direct::run(planned.order, planned.image, planned.kept.is_some());
+    if wanted.args.dry_run {
+        return show(session, wanted).map(|()| 0);
+    }
+    let (order, ready) = plan(session, wanted)?;
+    if !order.spec.init {
+        return direct::run(order, ready.image, ready.kept.is_some());
     }
     // Before any thread exists, so that all of them leave these signals to the main one.
     let signals = serve::signals(true)?;
     let teller = Arc::new(Terminal::default());
-    let mut begun = begin::begin(&planned.order, planned.library, planned.image, &*teller)
-        .map_err(|error| others::named(session, &planned.order, error))?;
+    let mut begun =
+        begin::begin(&order, ready, &*teller).map_err(|error| others::named(session, &order, error))?;
     if let Some(from) = &begun.restarted {
         report::info(restarted_line(from));
     } else if let Some(engine) = &begun.live.engine {
@@ -170,18 +174,6 @@ pub fn restarted_line(from: &crate::monitor::control::RestartedFrom) -> String {
     format!("generation {} (saved {}) of {}", from.generation, output::age(&from.created), from.image)
 }
 
-/// An order, with the plugin's library.
-pub struct Planned {
-    /// The order.
-    pub order: MonitorOrder,
-    /// The library.
-    pub library: Option<OwnedFd>,
-    /// The image's mount, where it is one.
-    pub image: Option<Held>,
-    /// Keeps an image in the cache while this process lives.
-    pub kept: Option<File>,
-}
-
 /// What a restart goes back to.
 struct Back {
     generation: Generation,
@@ -190,11 +182,50 @@ struct Back {
     record: CheckpointRecord,
 }
 
-/// Makes the order. `None` when it was only to be shown.
+/// What was typed, with all that it is about.
+struct Considered {
+    wanted: Wanted,
+    /// The container's.
+    name: String,
+    back: Option<Back>,
+    image: Image,
+    spec: ContainerSpec,
+    first: Option<First>,
+    /// With what its checkpoint is to be bound to.
+    engine: Option<(Engine, ImageIdentity)>,
+}
+
+/// Makes the order, and starts what takes a while to get ready for it.
 ///
 /// # Errors
 /// Everything that can be said before anything is made.
-pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
+pub fn plan(session: &Session, wanted: Wanted) -> Result<(MonitorOrder, Ready)> {
+    let Considered { wanted, name, back, mut image, mut spec, first, engine } = consider(session, wanted)?;
+    let size = (spec.stdio == StdioKind::Pty).then(|| terminal::size(std::io::stdin().as_fd())).flatten();
+    let (ordered, engine) = match engine {
+        Some((Engine { order, plugin, worker }, identity)) => {
+            let checkpoint = checkpoint_name(&wanted).unwrap_or_default();
+            let restart = back.as_ref().map(|b| b.generation.number());
+            let ordered = engine::order(session, &wanted.args, order, checkpoint, restart, identity)?;
+            (Some(ordered), Some((plugin, worker)))
+        }
+        None => (None, None),
+    };
+    spec.name = name;
+    let fed = wanted.name.is_none() && spec.stdio == StdioKind::File && !join::stdin_is_empty();
+    let order = MonitorOrder {
+        fed,
+        spec,
+        data_root: session.context.data_root()?,
+        runtime_dir: session.context.runtime_dir()?,
+        engine: ordered,
+        foreground: wanted.name.is_none(),
+        size,
+    };
+    Ok((order, Ready { first, engine, image: image.take_held(), kept: image.take_kept() }))
+}
+
+fn consider(session: &Session, mut wanted: Wanted) -> Result<Considered> {
     let facts = facts(&wanted.args);
     // Variables speak about containers in general; a restart listens to what was typed only.
     let typed = wanted.args.clone();
@@ -205,7 +236,9 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
     let engine = wanted.args.wants_engine();
     check_flags(&wanted)?;
     let back = back(session, &mut wanted)?;
-    let mut image = match (&back, wanted.image.as_str()) {
+    let name = wanted.name.as_ref().map_or_else(|| made_name(&wanted), ToString::to_string);
+    let (first, early) = back.as_ref().map(|back| early(session, &wanted, back, &name)).unwrap_or_default();
+    let image = match (&back, wanted.image.as_str()) {
         (Some(back), "-") => recorded_image(session, back, &wanted.args)?,
         (None, "-") => {
             return Err(Error::usage("\"-\" means the image of a saved state, and nothing is brought back"));
@@ -219,9 +252,8 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
                 wanted.image
             )));
     }
-    let name = wanted.name.as_ref().map_or_else(|| made_name(&wanted), ToString::to_string);
     let identity = engine.then(|| identify(&image, back.as_ref())).transpose()?;
-    let mut spec = match &back {
+    let spec = match &back {
         Some(back) => again::again(&back.spec, &wanted, &typed, &image, &facts, &name)?,
         None => {
             let mut spec = resolve::resolve(&wanted.action, &wanted.args, &image, &facts, &name, engine)?;
@@ -234,38 +266,50 @@ pub fn plan(session: &Session, mut wanted: Wanted) -> Result<Option<Planned>> {
             Error::new(format!("cannot make the directory {}", directory.display())).because(&e)
         })?;
     }
-    let mut chosen = None;
-    if engine {
-        let recorded = recorded(session, &wanted, back.as_ref())?;
-        chosen = Some(engine::choose(session, recorded.as_ref(), &wanted.args)?);
-    }
-    if wanted.args.dry_run {
-        return show(session, &wanted, spec, chosen, back.as_ref(), &image).map(|()| None);
-    }
-    let size = (spec.stdio == StdioKind::Pty).then(|| terminal::size(std::io::stdin().as_fd())).flatten();
-    let (engine, library) = match (chosen, identity) {
-        (Some(Chosen { plugin, library }), Some(identity)) => {
-            let checkpoint = checkpoint_name(&wanted).unwrap_or_default();
-            let restart = back.as_ref().map(|b| b.generation.number());
-            (
-                Some(engine::order(session, &wanted.args, plugin, checkpoint, restart, identity)?),
-                Some(library),
-            )
+    let engine = match identity {
+        Some(identity) => {
+            // A mounted image is lent to a worker when that starts.
+            let early = early.filter(|_| image.mount().is_none());
+            let engine = early.map_or_else(
+                || {
+                    let recorded = recorded(session, &wanted, back.as_ref())?;
+                    let chosen = engine::choose(session, recorded.as_ref(), &wanted.args)?;
+                    chosen.start(session, image.mount(), &scratch(session, &wanted, &name)?)
+                },
+                Ok,
+            )?;
+            Some((engine, identity))
         }
-        _ => (None, None),
+        None => None,
     };
-    spec.name = name;
-    let fed = wanted.name.is_none() && spec.stdio == StdioKind::File && !join::stdin_is_empty();
-    let order = MonitorOrder {
-        fed,
-        spec,
-        data_root: session.context.data_root()?,
-        runtime_dir: session.context.runtime_dir()?,
-        engine,
-        foreground: wanted.name.is_none(),
-        size,
+    Ok(Considered { wanted, name, back, image, spec, first, engine })
+}
+
+/// What a restart needs is known before its image has been looked at: the container's first process and the engine's worker
+/// get ready meanwhile, which takes them as long. Both are lent a mounted image when they start, and have to wait for it. Why
+/// there is none is told when it is its turn.
+fn early(session: &Session, wanted: &Wanted, back: &Back, name: &str) -> (Option<First>, Option<Engine>) {
+    if back.spec.root.file.is_some() {
+        return (None, None);
+    }
+    let streams = if wanted.name.is_some() { Streams::Left } else { Streams::Kept };
+    let engine = || {
+        let recorded = &back.record.backend.as_ref()?.name;
+        let chosen = engine::choose(session, Some(recorded), &wanted.args).ok()?;
+        chosen.start(session, None, &scratch(session, wanted, name).ok()?).ok()
     };
-    Ok(Some(Planned { order, library, image: image.take_held(), kept: image.take_kept() }))
+    let engine = engine();
+    let first = (!wanted.args.dry_run).then(|| First::start(&back.spec, None, streams));
+    (first, engine)
+}
+
+/// Where the worker may put things from its first call on.
+fn scratch(session: &Session, wanted: &Wanted, name: &str) -> Result<PathBuf> {
+    let runtime = session.context.runtime_dir()?;
+    if wanted.args.dry_run {
+        return Ok(runtime);
+    }
+    Ok(place::runtime_path(&runtime, &InstanceName::new(name)?))
 }
 
 /// What a container depends on. Who the user is was recorded with what is brought back.
@@ -429,28 +473,23 @@ fn kind_of(image: &Image) -> &'static str {
 }
 
 /// `--dry-run`.
-fn show(
-    session: &Session,
-    wanted: &Wanted,
-    spec: ContainerSpec,
-    chosen: Option<Chosen>,
-    back: Option<&Back>,
-    image: &Image,
-) -> Result<()> {
-    let Some(chosen) = chosen else { return output::line(resolve::describe(&spec)) };
-    let plugin = engine::plugin(session, &chosen.plugin, chosen.library)?;
-    let mut worker = Worker::spawn_with(&plugin, image.mount(), &session.context.runtime_dir()?)?;
+///
+/// # Errors
+/// What stands against it.
+pub fn show(session: &Session, wanted: Wanted) -> Result<()> {
+    let Considered { wanted, back, spec, engine, .. } = consider(session, wanted)?;
+    let Some((Engine { mut worker, .. }, _)) = engine else { return output::line(resolve::describe(&spec)) };
     let descriptor = worker.describe()?;
     let asked = ask::Asked {
         engine_name: &descriptor.engine,
         backend: &descriptor.name,
         accept_loss: &wanted.args.accept_loss,
     };
-    let mut memory = back.map(|b| b.generation.manifest().engine_state.clone()).unwrap_or_default();
+    let generation = back.as_ref().map(|back| &back.generation);
+    let mut memory = generation.map(|g| g.manifest().engine_state.clone()).unwrap_or_default();
     let root = session.context.data_root()?;
-    let staging = root.join("checkpoints").join(checkpoint_name(wanted).unwrap_or_default()).join("staging");
-    let planned =
-        ask::ask(&spec, &mut worker, &asked, &mut memory, back.map(|b| &b.generation), &staging, &[root])?;
+    let staging = root.join("checkpoints").join(checkpoint_name(&wanted).unwrap_or_default()).join("staging");
+    let planned = ask::ask(&spec, &mut worker, &asked, &mut memory, generation, &staging, &[root])?;
     planned.notes.iter().for_each(report::info);
     output::line(resolve::describe(&planned.spec))
 }

@@ -15,7 +15,8 @@ use stasis_plugin_api::capability;
 use stasis_plugin_api::descriptor::Descriptor;
 use stasis_plugin_api::report::Probe;
 use stasis_plugin_api::request::ProbeRequest;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 
 /// A chosen plugin.
 pub struct Chosen {
@@ -23,6 +24,28 @@ pub struct Chosen {
     pub plugin: PluginOrder,
     /// Its library.
     pub library: OwnedFd,
+}
+
+/// A plugin whose worker gets ready.
+pub struct Engine {
+    /// For the order.
+    pub order: PluginOrder,
+    /// As it is loaded.
+    pub plugin: Plugin,
+    /// The process that loads it.
+    pub worker: Worker,
+}
+
+impl Chosen {
+    /// Starts a worker with it, to which a mounted image is lent. `scratch` has to be there at its first call.
+    ///
+    /// # Errors
+    /// No process can be made.
+    pub fn start(self, session: &Session, image: Option<BorrowedFd<'_>>, scratch: &Path) -> Result<Engine> {
+        let plugin = plugin(session, &self.plugin, self.library)?;
+        let worker = Worker::spawn_with(&plugin, image, scratch)?;
+        Ok(Engine { order: self.plugin, plugin, worker })
+    }
 }
 
 /// The plugin as a worker takes it.

@@ -1,13 +1,12 @@
 //! `instance start|run|list|stop|logs`.
 
 use crate::cli::action_args::{ActionArgs, parse_duration, signal_number};
-use crate::cli::actions::{self, Planned, Wanted, restarted_line};
+use crate::cli::actions::{self, Wanted, restarted_line};
 use crate::cli::compat::CompatArgs;
 use crate::cli::images::sources;
 use crate::cli::teller::Terminal;
 use crate::cli::{Session, others, output, report};
 use crate::error::{Error, Result};
-use crate::image::attach::Held;
 use crate::instance::{Liveness, Record, Seen};
 use crate::monitor::control::{Reply, Request, Started};
 use crate::monitor::{self, client, place};
@@ -15,9 +14,10 @@ use crate::name::InstanceName;
 use crate::spec::resolve::Action;
 use crate::store::Store;
 use crate::sys::channel::Channel;
-use crate::sys::process;
+use crate::sys::{process, signal};
 use clap::{Args, Subcommand};
-use std::os::fd::{AsFd, BorrowedFd};
+use nix::errno::Errno;
+use nix::unistd::Pid;
 use std::time::Duration;
 
 /// `instance`.
@@ -181,11 +181,10 @@ fn start(session: &Session, args: StartArgs, runscript: bool) -> Result<()> {
         if runscript { Action::InstanceRun { args: args.args } } else { Action::Start { args: args.args } };
     let wanted =
         Wanted { action, args: args.action, compat: args.compat, image: args.image, name: Some(name) };
-    let Some(planned) = actions::plan(session, wanted)? else { return Ok(()) };
-    let started = spawn(&planned).map_err(|error| others::named(session, &planned.order, error))?;
-    if let Some(image) = planned.image {
-        image.leave();
+    if wanted.args.dry_run {
+        return actions::show(session, wanted);
     }
+    let started = spawn(session, wanted)?;
     if let Some(file) = args.pid_file {
         std::fs::write(&file, format!("{}\n", started.pid))
             .map_err(|e| Error::new(format!("cannot write the pid file {}", file.display())).because(&e))?;
@@ -199,13 +198,18 @@ fn start(session: &Session, args: StartArgs, runscript: bool) -> Result<()> {
 
 /// Makes a monitor and waits for its word. It is a fork of this process, which has one thread: what it needs to know
 /// is in its memory already.
-fn spawn(planned: &Planned) -> Result<Started> {
+fn spawn(session: &Session, wanted: Wanted) -> Result<Started> {
     let cannot = |e: &dyn std::error::Error| Error::new("cannot start the instance's monitor").because(e);
     let (ours, theirs) = Channel::pair().map_err(|e| cannot(&e))?;
-    let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(|e| cannot(&e));
-    let library = planned.library.as_ref().map(|library| copy(library.as_fd())).transpose()?;
-    let image = planned.image.iter().flat_map(Held::descriptors).map(copy).collect::<Result<_>>()?;
-    let main = || monitor::main(&theirs, &planned.order, library, image);
+    let here = nix::unistd::getpid();
+    let main = || match plan_and_own(session, wanted, here, &theirs) {
+        Ok(code) => code,
+        Err(error) => {
+            // The command may have been interrupted; then there is nobody to tell.
+            let _ = theirs.send(&Reply::Failed(error));
+            255
+        }
+    };
     let monitor = process::fork_with(&[], main).map_err(|e| cannot(&e))?;
     drop(theirs);
     let answer = client::answer(&ours, &Terminal::default());
@@ -218,6 +222,17 @@ fn spawn(planned: &Planned) -> Result<Started> {
             Err(error)
         }
     }
+}
+
+/// The monitor. It plans, too: what is started on the way, a worker, has to be its own. So long it goes with the command.
+fn plan_and_own(session: &Session, wanted: Wanted, command: Pid, channel: &Channel) -> Result<i32> {
+    let cannot = |e: Errno| Error::new("the command that starts the instance is gone").because(e.desc());
+    process::end_with(command).map_err(cannot)?;
+    // The caller's own ways with signals are not the application's.
+    signal::reset(&[libc::SIGPIPE]);
+    let (order, ready) = actions::plan(session, wanted)?;
+    process::outlive_parent().map_err(cannot)?;
+    monitor::main(channel, &order, ready).map_err(|error| others::named(session, &order, error))
 }
 
 fn list(session: &Session, args: &ListArgs) -> Result<()> {

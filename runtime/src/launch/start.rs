@@ -6,6 +6,7 @@ use crate::launch::protocol::{FromInit, Ground, Order};
 use crate::launch::{root, userns};
 use crate::spec::{ContainerSpec, IdSpec, RootMode};
 use crate::sys::channel::Channel;
+use crate::sys::fd;
 use crate::sys::process::{self, Forked};
 use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
@@ -134,13 +135,22 @@ fn flags(spec: &ContainerSpec) -> CloneFlags {
     flags
 }
 
+/// Standard input, output and error of a first process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Streams {
+    /// Those of its maker.
+    Kept,
+    /// None: they belong to a command that ends before.
+    Left,
+}
+
 /// Makes the container's first process, which is an init or, where none is wanted, the application itself. The caller
 /// has one thread, and holds the image's mount where it is one. What the process is to do is told later, by
 /// [`Container::lay`] and [`Container::order`].
 ///
 /// # Errors
 /// What the host refuses, with the remedy.
-pub fn start(spec: &ContainerSpec, image: Option<BorrowedFd<'_>>) -> Result<Container> {
+pub fn start(spec: &ContainerSpec, image: Option<BorrowedFd<'_>>, streams: Streams) -> Result<Container> {
     if !spec.namespaces.pid {
         return Err(Error::new(format!(
             "the container {} asks for a first process and for no pid namespace",
@@ -154,6 +164,9 @@ pub fn start(spec: &ContainerSpec, image: Option<BorrowedFd<'_>>) -> Result<Cont
     let (pid, pidfd) = match forked {
         Forked::Child => {
             drop(ours);
+            if streams == Streams::Left {
+                fd::leave_streams();
+            }
             process::end(first_process(spec, &theirs, image))
         }
         Forked::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
@@ -366,12 +379,12 @@ fn become_init(channel: &Channel, spec: &ContainerSpec, image: Option<BorrowedFd
     }
     let handed = [Some(channel.as_fd()), image];
     // Out of the way of the numbers that they get.
-    let lifted: std::io::Result<Vec<_>> = handed.into_iter().flatten().map(crate::sys::fd::lift).collect();
+    let lifted: std::io::Result<Vec<_>> = handed.into_iter().flatten().map(fd::lift).collect();
     let Ok(lifted) = lifted else {
         return Error::new("cannot start the container's init (descriptors)");
     };
     for (fd, number) in lifted.iter().zip(INIT_CHANNEL..) {
-        if let Err(e) = crate::sys::fd::place(fd.as_fd(), number) {
+        if let Err(e) = fd::place(fd.as_fd(), number) {
             return cannot("descriptors", e);
         }
     }

@@ -6,13 +6,13 @@ use crate::image::attach::{self, Held, Way};
 use crate::image::{Image, identity};
 use crate::instance::{Claim, Host, Instances, Record, State};
 use crate::launch::protocol::{Ending, Ground, Order};
-use crate::launch::start::{Container, NotStood};
+use crate::launch::start::{Container, NotStood, Streams};
 use crate::monitor::Teller;
 use crate::monitor::control::{RestartedFrom, Started};
-use crate::monitor::early::{self, First};
+use crate::monitor::early::First;
 use crate::monitor::live::{Live, Parts, Phase, lock, tail};
-use crate::monitor::order::MonitorOrder;
-use crate::monitor::place::{clear, listen, mount_point, runtime_directory, runtime_path};
+use crate::monitor::order::{MonitorOrder, Ready};
+use crate::monitor::place::{clear, listen, mount_point, runtime_directory};
 use crate::monitor::prepared::{Opened, Prepared, settle};
 use crate::monitor::ready::{handshake, settled};
 use crate::monitor::verify::{self, Comparison};
@@ -55,8 +55,8 @@ pub struct Begun {
     pub restarted: Option<RestartedFrom>,
     /// The command stays in the foreground.
     pub foreground: bool,
-    /// Keeps what was unpacked here in the cache.
-    pub kept: Option<File>,
+    /// Keep its image in the cache.
+    pub kept: Vec<File>,
     /// Has nothing more to do.
     pub worker: Option<Worker>,
     /// Is due.
@@ -74,24 +74,20 @@ impl Begun {
     }
 }
 
-/// Starts what the order says.
+/// Starts what the order says, with what is ready for it.
 ///
 /// # Errors
 /// Why it does not stand. Nothing is left behind.
-pub fn begin(
-    order: &MonitorOrder,
-    library: Option<OwnedFd>,
-    image: Option<Held>,
-    teller: &dyn Teller,
-) -> Result<Begun> {
+pub fn begin(order: &MonitorOrder, ready: Ready, teller: &dyn Teller) -> Result<Begun> {
     let name = InstanceName::new(&order.spec.name)?;
-    let first = First::start(&order.spec, image.as_ref().and_then(Held::mount));
-    let worker = early::worker(order, library, image.as_ref(), &runtime_path(&order.runtime_dir, &name))?;
+    let Ready { first, engine, image, kept } = ready;
+    let mount = image.as_ref().and_then(Held::mount);
+    let first = first.unwrap_or_else(|| First::start(&order.spec, mount, Streams::Kept));
     let instances = Instances::open(&order.data_root, Host::from_kernel()?);
     let mut claim = instances.claim(&name)?;
     let outcome = runtime_directory(&order.runtime_dir, &name).and_then(|runtime| {
         let new = new_checkpoint(order);
-        let made = make(order, (worker, first), image.as_ref(), teller, &mut claim, &runtime);
+        let made = make(order, (engine, first), image.as_ref(), teller, &mut claim, &runtime);
         if made.is_err() {
             clear(&runtime);
             if let Some((store, name)) = new {
@@ -102,7 +98,8 @@ pub fn begin(
         made
     });
     match outcome {
-        Ok(begun) => {
+        Ok(mut begun) => {
+            begun.kept.extend(kept);
             *lock(&begun.live.claim) = Some(claim);
             *lock(&begun.live.held) = image;
             Ok(begun)
@@ -124,7 +121,7 @@ fn new_checkpoint(order: &MonitorOrder) -> Option<(Store, CheckpointName)> {
 
 fn make(
     order: &MonitorOrder,
-    (worker, mut first): (Option<(Plugin, Worker)>, First),
+    (engine, mut first): (Option<(Plugin, Worker)>, First),
     image: Option<&Held>,
     teller: &dyn Teller,
     claim: &mut Claim,
@@ -136,7 +133,7 @@ fn make(
     let mount = image.and_then(Held::mount);
     let mount_point = mount_point(&order.runtime_dir)?;
     first.lay(ground(order, &spec, mount_point.clone()));
-    let mut prepared = match (opened, worker) {
+    let mut prepared = match (opened, engine) {
         (Some(opened), Some((plugin, worker))) => Some(opened.prepare(plugin, worker, teller)?),
         _ => None,
     };
@@ -170,7 +167,7 @@ fn make(
                 terminal: stood.terminal,
                 restarted: stood.restarted,
                 foreground: order.foreground,
-                kept,
+                kept: kept.into_iter().collect(),
                 worker: stood.worker,
                 comparison: stood.comparison,
             })

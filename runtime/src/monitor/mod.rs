@@ -7,7 +7,7 @@ pub mod capture;
 pub mod client;
 pub mod control;
 pub mod direct;
-mod early;
+pub mod early;
 pub mod findings;
 pub mod follow;
 pub mod foreground;
@@ -24,12 +24,13 @@ pub mod triggers;
 mod verify;
 
 use crate::error::Result;
-use crate::image::attach::Held;
+use crate::image::attach;
+use crate::image::oci::cache;
 use crate::monitor::control::Reply;
-use crate::monitor::order::MonitorOrder;
+use crate::monitor::order::{MonitorOrder, Ready};
 use crate::sys::channel::Channel;
-use crate::sys::{fd, signal};
-use std::os::fd::{AsFd, OwnedFd};
+use crate::sys::fd;
+use std::os::fd::AsFd;
 
 /// Told what happens on the way.
 pub trait Teller: Sync {
@@ -57,45 +58,19 @@ impl Teller for ChannelTeller<'_> {
     }
 }
 
-/// The monitor of an instance, in a process that `instance start` forked. Whatever that one had open besides what is
-/// handed over is closed, and must not be used any more: this process ends when this returns, with the code returned.
-pub fn main(channel: &Channel, order: &MonitorOrder, library: Option<OwnedFd>, image: Vec<OwnedFd>) -> i32 {
-    let handed = image.iter().chain(&library).map(AsFd::as_fd);
-    fd::close_others(3, handed.chain([channel.as_fd()]));
-    leave_streams();
-    signal::reset(&[]);
-    match run(channel, order, library, Held::from_descriptors(image)) {
-        Ok(code) => code,
-        Err(error) => {
-            // The command may have been interrupted; then there is nobody to tell.
-            let _ = channel.send(&Reply::Failed(error));
-            255
-        }
-    }
-}
-
-/// The command's streams belong to whoever waits for their end.
-fn leave_streams() {
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
-    if let Ok(null) = null {
-        for number in 0..3 {
-            // A stream that cannot be replaced only keeps somebody waiting.
-            let _ = fd::place(null.as_fd(), number);
-        }
-    }
-}
-
-fn run(
-    channel: &Channel,
-    order: &MonitorOrder,
-    library: Option<OwnedFd>,
-    image: Option<Held>,
-) -> Result<i32> {
+/// The monitor of an instance, in a process that `instance start` forked, up to its end; returns the exit code. Whatever is
+/// open besides what is ready is closed, and must not be used any more: this process ends when this returns.
+///
+/// # Errors
+/// Why the container does not stand; the command is to be told.
+pub fn main(channel: &Channel, order: &MonitorOrder, mut ready: Ready) -> Result<i32> {
+    fd::close_others(3, ready.descriptors().into_iter().chain([channel.as_fd()]));
+    fd::leave_streams();
     // Until this process ends nobody removes an image of the cache that runs here.
     let directory = &order.spec.root.directory;
-    let _image = crate::image::oci::cache::hold(directory).or_else(|| crate::image::attach::hold(directory));
+    ready.kept = ready.kept.or_else(|| cache::hold(directory)).or_else(|| attach::hold(directory));
     let signals = serve::signals(false)?;
-    let begun = begin::begin(order, library, image, &ChannelTeller(channel))?;
+    let begun = begin::begin(order, ready, &ChannelTeller(channel))?;
     let started = begun.started();
     if channel.send(&Reply::Started(started)).is_err() {
         begun.live.end(Some("the command that started it was interrupted"));

@@ -1,10 +1,15 @@
-//! What a monitor is told to do, as plain data.
+//! What a monitor is told to do, as plain data, and what was opened for it.
 
+use crate::image::attach::Held;
+use crate::monitor::early::First;
 use crate::spec::ContainerSpec;
 use crate::store::ImageIdentity;
 use crate::sys::terminal::Size;
+use crate::worker::{Plugin, Worker};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 /// A container to be started and owned.
@@ -24,6 +29,33 @@ pub struct MonitorOrder {
     pub fed: bool,
     /// The caller's terminal.
     pub size: Option<Size>,
+}
+
+/// What was opened and started for an order.
+#[derive(Debug, Default)]
+pub struct Ready {
+    /// The container's first process, where it was known what that has to be.
+    pub first: Option<First>,
+    /// The plugin of the order's engine, and the worker that serves this start.
+    pub engine: Option<(Plugin, Worker)>,
+    /// The image's mount, where it is one.
+    pub image: Option<Held>,
+    /// Keeps an image in the cache while it is open.
+    pub kept: Option<File>,
+}
+
+impl Ready {
+    /// All that is open for it.
+    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let mut all: Vec<BorrowedFd<'_>> = self.image.iter().flat_map(Held::descriptors).collect();
+        all.extend(self.kept.as_ref().map(AsFd::as_fd));
+        all.extend(self.first.iter().flat_map(First::descriptors));
+        if let Some((plugin, worker)) = &self.engine {
+            all.push(plugin.library.as_fd());
+            all.extend(worker.descriptors());
+        }
+        all
+    }
 }
 
 /// The engine and what it is to do.

@@ -6,7 +6,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 /// Where an instance's own directory is.
-pub(super) fn runtime_path(base: &Path, name: &InstanceName) -> PathBuf {
+#[must_use]
+pub fn runtime_path(base: &Path, name: &InstanceName) -> PathBuf {
     base.join("run").join(name.as_str())
 }
 

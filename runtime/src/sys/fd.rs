@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Takes over a descriptor that this process was started with.
 ///
@@ -100,6 +100,15 @@ pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), Errno> {
     }
     // SAFETY: dup2 takes plain numbers; the target's former owner does not run again (see callers).
     if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 { Err(Errno::last()) } else { Ok(()) }
+}
+
+/// Nothing in place of this process's standard streams, which belong to whoever waits for their end.
+pub fn leave_streams() {
+    let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") else { return };
+    for number in 0..3 {
+        // A stream that cannot be replaced only keeps somebody waiting.
+        let _ = place(null.as_fd(), number);
+    }
 }
 
 /// A copy of `fd` at 512 or above, out of the way of numbers that a child is given. Close-on-exec.

@@ -333,6 +333,14 @@ pub fn end_with(parent: Pid) -> Result<(), Errno> {
     if nix::unistd::getppid() == parent { Ok(()) } else { Err(Errno::ESRCH) }
 }
 
+/// It lives on when its parent ends.
+///
+/// # Errors
+/// What the kernel says.
+pub fn outlive_parent() -> Result<(), Errno> {
+    prctl(libc::PR_SET_PDEATHSIG, 0)
+}
+
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 #[repr(C)]

@@ -153,6 +153,11 @@ impl Worker {
         Ok(descriptor)
     }
 
+    /// What this process has open for it.
+    pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.process.descriptors()
+    }
+
     fn check(&self, descriptor: &Descriptor) -> Result<(), WorkerError> {
         let (plugin, path, says) = (self.name.clone(), self.path.clone(), descriptor.version.clone());
         if descriptor.name != self.name {

@@ -107,6 +107,12 @@ impl Process {
         Ok(Self { plugin, pid, channel, cancel: Some(cancel), output, end: None })
     }
 
+    /// What this side has open.
+    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let cancel = self.cancel.as_ref().map(AsFd::as_fd);
+        [Some(self.channel.as_fd()), cancel, self.output.fd()].into_iter().flatten().collect()
+    }
+
     /// Sends within the time left.
     pub(super) fn send(
         &mut self,

@@ -40,13 +40,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes over one that another process of ours started.
-    #[must_use]
-    pub fn from_descriptor(pidfd: OwnedFd) -> Self {
-        Self { pidfd }
-    }
-
-    /// For handing it over.
+    /// Of the process.
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()

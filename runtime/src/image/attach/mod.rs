@@ -80,16 +80,7 @@ impl Held {
         Self { mount: Some(mount), server }
     }
 
-    /// From the descriptors that [`Self::descriptors`] told; `None` where there are none.
-    #[must_use]
-    pub fn from_descriptors(fds: Vec<OwnedFd>) -> Option<Self> {
-        let mut fds = fds.into_iter();
-        let mount = fds.next()?;
-        Some(Self::new(mount, fds.next().map(Server::from_descriptor)))
-    }
-
-    /// The mount, and the process that serves it where there is one: for another process of ours, which takes
-    /// it over.
+    /// The mount, and the process that serves it where there is one.
     #[must_use]
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let server = self.server.as_ref().map(Server::descriptor);
@@ -106,11 +97,6 @@ impl Held {
     #[must_use]
     pub fn is_served(&self) -> bool {
         self.server.is_some()
-    }
-
-    /// Lets go without waiting: another process has taken it over.
-    pub fn leave(mut self) {
-        self.server = None;
     }
 }
 
