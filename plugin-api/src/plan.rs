@@ -209,6 +209,22 @@ pub struct Helper {
     /// After so many milliseconds without standing it has failed. 0 means ten seconds.
     #[serde(default)]
     pub timeout_ms: u64,
+    /// How it can be started before the container's root is there; only that of [`RestartPlan::Rebuild`] is. The runtime
+    /// need not do it: where it does not, or where this command cannot be started, the helper is started by `argv`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early: Option<Box<EarlyCommand>>,
+}
+
+/// The command of a helper that gets ready while the container's root is made. It begins in the container's namespaces, but
+/// with the host's root, and finds itself in the container's later.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlyCommand {
+    /// The command. Its program and all that this loads are absolute on the host.
+    pub argv: Vec<String>,
+    /// The number of a connected stream socket. The helper writes a byte when it has all that it needs of the host's files,
+    /// its libraries among them: the root is not changed before. It reads one when the container's root is there and nothing
+    /// is left of the host's; where the socket ends instead, there is not going to be one.
+    pub talk: i32,
 }
 
 /// A descriptor handed to a helper.

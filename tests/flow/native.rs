@@ -1,6 +1,7 @@
 //! Programs of every kind, saved and brought back by the native engine.
 
 use super::engine::{Engine, as_all};
+use super::programs::Job;
 use super::transcript;
 use crate::env::{Env, Who};
 use crate::group::Processors;
@@ -76,6 +77,7 @@ as_all! { ()
     a_bind_over_a_memory_file_system()
     increments_of_one_chain(increments)
     memory_that_is_mapped_and_then_copied()
+    an_engine_that_gets_ready_while_the_root_is_made()
     processors_that_were_given_or_chosen(processors)
 }
 
@@ -185,14 +187,29 @@ fn increments_of_one_chain(who: Who) -> Outcome<()> {
     job.env.finish()
 }
 
+/// What the native engine said of the restart: written when the application runs already.
+fn rebuilt(job: &Job) -> Outcome<serde_json::Value> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let log = ["exec", "instance://job", "grep", "restart_us", "/.stasis/log/native.log"];
+    loop {
+        let run = job.env.stasis(&log)?;
+        if run.code == 0 {
+            return Ok(serde_json::from_str(run.out.trim())?);
+        }
+        assert!(Instant::now() < deadline, "{}{}", run.out, run.err);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Saved in the middle of it and afterwards, and as much as ever comes back.
 fn memory_that_is_mapped_and_then_copied(who: Who) -> Outcome<()> {
     let flags = ["--backend-option", "restart=map-then-copy"];
     let job = NATIVE.python(who, &flags, &["/opt/subjects/writer.py", "PORT", "48"])?;
     let sum = post(job.port, "7")?;
     job.save()?;
-    job.restart()?;
+    job.restart_with(&flags)?;
     for _ in 0..2 {
+        assert_eq!(rebuilt(&job)?["mode"], "map");
         job.save()?;
         let deadline = Instant::now() + Duration::from_secs(60);
         let look = ["exec", "instance://job", "grep", "/pages-[0-9-]*[.]img", "/proc/100/maps"];
@@ -202,8 +219,26 @@ fn memory_that_is_mapped_and_then_copied(who: Who) -> Outcome<()> {
         }
         assert_eq!((get(job.port, "/check")?, get(job.port, "/")?), ("good".to_owned(), sum.clone()));
         job.save()?;
-        job.restart()?;
+        job.restart_with(&flags)?;
         assert_eq!((get(job.port, "/check")?, get(job.port, "/")?), ("good".to_owned(), sum.clone()));
+    }
+    job.env.finish()
+}
+
+/// Not where helpers are started before it, whose pids would be in its way.
+fn an_engine_that_gets_ready_while_the_root_is_made(who: Who) -> Outcome<()> {
+    let job = NATIVE.python(who, &[], &["/opt/subjects/memory.py", "PORT", "4"])?;
+    post(job.port, "s")?;
+    job.save()?;
+    for (how, mode, early) in [
+        ("restart=copy", "copy", true),
+        ("restart=map", "map", true),
+        ("restart=map-then-copy", "map", false),
+    ] {
+        job.restart_with(&["--backend-option", how])?;
+        assert_eq!(get(job.port, "/")?, "s");
+        let said = rebuilt(&job)?;
+        assert_eq!((&said["mode"], &said["early"]), (&mode.into(), &early.into()), "{how}");
     }
     job.env.finish()
 }
@@ -326,7 +361,8 @@ fn memory_that_is_copied_or_mapped_and_saved_again() {
         for state in ["a", "b", "c"] {
             post(job.port, state).unwrap();
             job.save().unwrap();
-            job.restart().unwrap();
+            job.restart_with(&flags).unwrap();
+            assert_eq!(rebuilt(&job).unwrap()["mode"] == "map", how == "restart=map");
             assert_eq!(get(job.port, "/").unwrap(), state, "{how}");
             assert_eq!(get(job.port, "/check").unwrap(), "good", "{how}");
         }

@@ -73,8 +73,13 @@ impl Job {
     }
 
     pub(super) fn restart(&self) -> Outcome<()> {
+        self.restart_with(&[])
+    }
+
+    /// The same with further flags.
+    pub(super) fn restart_with(&self, flags: &[&str]) -> Outcome<()> {
         self.env.ok(&["instance", "stop", "job"])?;
-        self.start_again()
+        self.start_with(flags)
     }
 
     /// Brings back what was stopped.

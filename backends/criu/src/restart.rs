@@ -39,12 +39,10 @@ pub(crate) fn plan(host: &mut Host<'_>, criu: &Criu, request: &RestartRequest) -
         name: "criu".to_owned(),
         argv: command::restore(criu, &setting, lazy),
         env: command::environment(),
-        descriptors: Vec::new(),
-        ignore_signals: Vec::new(),
         readiness: Readiness::Succeeded,
-        essential: false,
         identity: Identity::Root,
         timeout_ms: outside::rebuild_timeout_ms(generation),
+        ..Helper::default()
     };
     let highest = fact("highest-pid").and_then(serde_json::Value::as_i64);
     let mut taken = threads(generation);
@@ -87,12 +85,10 @@ fn lazy_helper(criu: &Criu) -> Helper {
         name: "lazy-pages".to_owned(),
         argv: command::lazy_pages(criu),
         env: command::environment(),
-        descriptors: Vec::new(),
         ignore_signals: vec![15, 2, 1],
         readiness: Readiness::PathExists(Path::new(WORK).join("lazy-pages.socket")),
-        essential: false,
         identity: Identity::Root,
-        timeout_ms: 0,
+        ..Helper::default()
     }
 }
 

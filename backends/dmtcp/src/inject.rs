@@ -127,7 +127,7 @@ fn coordinator(shim: &str) -> Helper {
         readiness: Readiness::Started,
         essential: true,
         identity: Identity::Application,
-        timeout_ms: 0,
+        ..Helper::default()
     }
 }
 

@@ -11,8 +11,8 @@ use stasis_plugin_api::request::FailedHelper;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixListener;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -37,24 +37,32 @@ pub fn start(
     seccomp: &[SeccompRule],
     keep_capabilities: bool,
 ) -> Result<i32> {
-    let log_name = log_name(helper);
+    let log_name = log_name(&helper.name);
     let log = children::log(&log_name)?;
-    let pid = spawn(helper, listeners, seccomp, keep_capabilities, log.as_fd())?;
+    let (argv, output) = (helper.argv.as_slice(), log.as_fd());
+    let start = Start { argv, seccomp, keep_capabilities, output, go: None };
+    let (pid, telling) = spawn(helper, listeners, &start)?;
+    telling.wait()?;
     wait_until_ready(helper, pid, Path::new(stasis_plugin_api::plan::LOG_DIR).join(log_name))?;
     Ok(pid.as_raw())
 }
 
-fn log_name(helper: &Helper) -> String {
-    format!("{}.log", helper.name)
+fn log_name(helper: &str) -> String {
+    format!("{helper}.log")
 }
 
-fn spawn(
-    helper: &Helper,
-    listeners: &mut Listeners,
-    seccomp: &[SeccompRule],
+/// What a helper is started with besides its plan.
+struct Start<'a> {
+    argv: &'a [String],
+    seccomp: &'a [SeccompRule],
     keep_capabilities: bool,
-    output: BorrowedFd<'_>,
-) -> Result<Pid> {
+    output: BorrowedFd<'a>,
+    /// A descriptor more, at this number.
+    go: Option<(BorrowedFd<'a>, i32)>,
+}
+
+/// Answers when its program is started, or says why it is not, when `Telling` is waited for.
+fn spawn(helper: &Helper, listeners: &mut Listeners, start: &Start<'_>) -> Result<(Pid, Telling)> {
     let null = children::null()?;
     let mut owned = Vec::new();
     for descriptor in &helper.descriptors {
@@ -79,76 +87,177 @@ fn spawn(
     let child = process::fork()
         .map_err(|e| Error::new(format!("cannot start the helper {}", helper.name)).because(e.desc()))?;
     let Some(pid) = child else {
+        let listening = owned.iter().map(|(socket, number)| (socket.as_fd(), *number));
         let error = children::become_it(&Becoming {
-            argv: &helper.argv,
+            argv: start.argv,
             env: &env,
-            streams: Some([null.as_fd(), output, output]),
-            descriptors: owned.iter().map(|(s, n)| (s.as_fd() as BorrowedFd<'_>, *n)).collect(),
+            streams: Some([null.as_fd(), start.output, start.output]),
+            descriptors: listening.chain(start.go).collect(),
             session: true,
             ignored: &helper.ignore_signals,
-            seccomp,
-            keep_capabilities,
+            seccomp: start.seccomp,
+            keep_capabilities: start.keep_capabilities,
             identity: helper.identity,
             umask: 0o077,
             ..Becoming::default()
         });
         telling.fail(&error);
     };
-    telling.wait()?;
-    Ok(pid)
+    Ok((pid, telling))
 }
 
-/// Runs a helper to its end, which has to be status 0; else what became of it.
-///
-/// # Errors
-/// Why it could not even be started.
-pub fn run(
-    helper: &Helper,
-    listeners: &mut Listeners,
-    keep_capabilities: bool,
-) -> Result<Option<FailedHelper>> {
-    let failed = |e: &dyn std::error::Error| {
-        Error::new(format!("cannot follow the engine's {}", helper.name)).because(e)
-    };
-    let (read, write) = fd::pipe().map_err(|e| failed(&e))?;
-    fd::set_nonblocking(read.as_fd(), true).map_err(|e| failed(&e))?;
-    let pid = spawn(helper, listeners, &[], keep_capabilities, write.as_fd())?;
-    drop(write);
-    let ended = process::descriptor_of(pid.as_raw()).map_err(|e| failed(&e))?;
-    let (mut pipe, mut said) = (File::from(read), Vec::new());
-    let end = Instant::now() + patience(helper);
-    let (mut open, mut timed_out) = (true, false);
-    let status = loop {
-        let mut watched = vec![PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
-        if open {
-            watched.push(PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
+/// A helper that rebuilds a generation, under way.
+#[derive(Debug)]
+pub struct Rebuilding {
+    pid: Pid,
+    ended: OwnedFd,
+    output: File,
+}
+
+impl Rebuilding {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// Why it could not be started.
+    pub fn begin(helper: &Helper, listeners: &mut Listeners, keep_capabilities: bool) -> Result<Self> {
+        let (it, telling) = Self::spawned(helper, listeners, &helper.argv, keep_capabilities, None)?;
+        telling.wait()?;
+        Ok(it)
+    }
+
+    fn spawned(
+        helper: &Helper,
+        listeners: &mut Listeners,
+        argv: &[String],
+        keep_capabilities: bool,
+        go: Option<(BorrowedFd<'_>, i32)>,
+    ) -> Result<(Self, Telling)> {
+        let failed = |e: &dyn std::error::Error| unfollowed(helper, e);
+        let (read, write) = fd::pipe().map_err(|e| failed(&e))?;
+        fd::set_nonblocking(read.as_fd(), true).map_err(|e| failed(&e))?;
+        let start = Start { argv, seccomp: &[], keep_capabilities, output: write.as_fd(), go };
+        let (pid, telling) = spawn(helper, listeners, &start)?;
+        let ended = process::descriptor_of(pid.as_raw()).map_err(|e| failed(&e))?;
+        Ok((Self { pid, ended, output: File::from(read) }, telling))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It cannot be followed.
+    pub fn follow(self, helper: &Helper) -> Result<Rebuilt> {
+        let Self { pid, ended, output: mut pipe } = self;
+        let mut said = Vec::new();
+        let end = Instant::now() + patience(helper);
+        let (mut open, mut timed_out) = (true, false);
+        let status = loop {
+            let mut watched = vec![PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
+            if open {
+                watched.push(PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
+            }
+            let left = end.saturating_duration_since(Instant::now()).as_millis().min(10_000);
+            // An interrupted wait is tried again below.
+            let _ = poll(&mut watched, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+            open &= drain(&mut pipe, &mut said);
+            match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::EINTR) => {}
+                Ok(status) => break status,
+                Err(e) => return Err(unfollowed(helper, &e)),
+            }
+            if Instant::now() >= end && !timed_out {
+                timed_out = true;
+                // It may have ended this very moment.
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            }
+        };
+        drain(&mut pipe, &mut said);
+        Ok(Rebuilt { name: helper.name.clone(), status, timed_out, said })
+    }
+}
+
+/// A helper that rebuilt a generation, or has failed to.
+#[derive(Debug)]
+pub struct Rebuilt {
+    name: String,
+    status: WaitStatus,
+    timed_out: bool,
+    said: Vec<u8>,
+}
+
+impl Rebuilt {
+    /// What became of it, where that is not status 0.
+    pub fn failed(&self) -> Option<FailedHelper> {
+        let (code, signal) = match self.status {
+            WaitStatus::Exited(_, 0) => return None,
+            WaitStatus::Exited(_, code) => (Some(code), None),
+            WaitStatus::Signaled(_, signal, _) => (None, Some(signal as i32)),
+            _ => (None, None),
+        };
+        let output = String::from_utf8_lossy(&self.said).into_owned();
+        let (name, timed_out) = (self.name.clone(), self.timed_out);
+        Some(FailedHelper { name, code, signal, timed_out, output, ..FailedHelper::default() })
+    }
+
+    /// Puts what it said into its log, for whoever looks later: the outcome does not depend on it.
+    pub fn log(&self) {
+        let _ = children::log(&log_name(&self.name)).map(|log| File::from(log).write_all(&self.said));
+    }
+}
+
+fn unfollowed(helper: &Helper, e: &dyn std::error::Error) -> Error {
+    Error::new(format!("cannot follow the engine's {}", helper.name)).because(e)
+}
+
+/// A helper that rebuilds a generation and was started before the container's root was there.
+#[derive(Debug)]
+pub struct Early {
+    it: Rebuilding,
+    telling: Option<Telling>,
+    talk: UnixStream,
+}
+
+impl Early {
+    /// Starts it, where its plan has a command for that. Why it is not there is found out when it is its turn.
+    pub fn begin(helper: &Helper, keep_capabilities: bool) -> Option<Self> {
+        let early = helper.early.as_ref().filter(|_| helper.descriptors.is_empty())?;
+        let (talk, theirs) = UnixStream::pair().ok()?;
+        let begun = Rebuilding::spawned(
+            helper,
+            &mut Listeners::new(),
+            &early.argv,
+            keep_capabilities,
+            Some((theirs.as_fd(), early.talk)),
+        );
+        let (it, telling) = begun.inspect_err(|error| tracing::debug!(%error, "not started early")).ok()?;
+        Some(Self { it, telling: Some(telling), talk })
+    }
+
+    /// Waits until it needs nothing of the host's root any more. `None` where it has not come so far.
+    pub fn loaded(mut self) -> Option<Self> {
+        let mut heard = || {
+            self.telling.take().map_or(Ok(()), Telling::wait)?;
+            let mut word = [0];
+            let broken =
+                |e: std::io::Error| Error::new("a helper that was started early is gone").because(&e);
+            self.talk.set_read_timeout(Some(PATIENCE)).map_err(broken)?;
+            self.talk.read_exact(&mut word).map_err(broken)
+        };
+        if let Err(error) = heard() {
+            tracing::debug!(%error, "not started early");
+            // It has said why, and ended; or takes too long.
+            let _ = nix::sys::signal::kill(self.it.pid, nix::sys::signal::Signal::SIGKILL);
+            let _ = waitpid(self.it.pid, None);
+            return None;
         }
-        let left = end.saturating_duration_since(Instant::now()).as_millis().min(10_000);
-        // An interrupted wait is tried again below.
-        let _ = poll(&mut watched, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
-        open &= drain(&mut pipe, &mut said);
-        match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::EINTR) => {}
-            Ok(status) => break status,
-            Err(e) => return Err(failed(&e)),
-        }
-        if Instant::now() >= end && !timed_out {
-            timed_out = true;
-            // It may have ended this very moment.
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-        }
-    };
-    drain(&mut pipe, &mut said);
-    // For whoever looks later; the outcome does not depend on it.
-    let _ = children::log(&log_name(helper)).map(|log| File::from(log).write_all(&said));
-    let (code, signal) = match status {
-        WaitStatus::Exited(_, 0) => return Ok(None),
-        WaitStatus::Exited(_, code) => (Some(code), None),
-        WaitStatus::Signaled(_, signal, _) => (None, Some(signal as i32)),
-        _ => (None, None),
-    };
-    let (name, output) = (helper.name.clone(), String::from_utf8_lossy(&said).into_owned());
-    Ok(Some(FailedHelper { name, code, signal, timed_out, output, ..FailedHelper::default() }))
+        Some(self)
+    }
+
+    /// The container's root is there, and nothing of the host's.
+    pub fn go(mut self) -> Rebuilding {
+        // One that has ended meanwhile is found ended.
+        let _ = self.talk.write_all(b"g");
+        self.it
+    }
 }
 
 /// Takes what the pipe holds; false at its end.
@@ -191,5 +300,61 @@ fn wait_until_ready(helper: &Helper, pid: Pid, log: PathBuf) -> Result<()> {
             return failed(format!("it took more than {} seconds", patience(helper).as_secs()));
         }
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stasis_plugin_api::plan::EarlyCommand;
+
+    const SAYS: &str = "echo l >&5; read word <&5; echo \"$0 $word\"";
+
+    fn helper(early: &str, says: &str) -> Helper {
+        let command = |program: &str| [program, "-c", says, program].map(str::to_owned).to_vec();
+        let early = Some(EarlyCommand { argv: command(early), talk: 5 }.into());
+        Helper { name: "h".to_owned(), argv: command("/bin/sh"), early, ..Helper::default() }
+    }
+
+    /// In a fork: what starts a helper has one thread.
+    fn alone(check: impl FnOnce() -> bool) -> bool {
+        let ended = process::fork_with(&[], || i32::from(!check())).map(process::reap);
+        ended.is_ok_and(|ended| ended.is_ok_and(|status| status.success()))
+    }
+
+    #[test]
+    fn one_that_was_started_early_waits_for_its_word() {
+        assert!(alone(|| {
+            let helper = helper("/bin/sh", SAYS);
+            let early = Early::begin(&helper, true).and_then(Early::loaded).unwrap();
+            let mut said = Vec::new();
+            let mut output = early.it.output.try_clone().unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+            assert!(drain(&mut output, &mut said) && said.is_empty());
+            early.go().follow(&helper).is_ok_and(|rebuilt| rebuilt.said == b"/bin/sh g\n")
+        }));
+    }
+
+    #[test]
+    fn one_that_is_not_there_early_is_started_in_time() {
+        assert!(alone(|| {
+            let wrong = [("/nowhere/sh", SAYS), ("/bin/sh", "exit 127"), ("/bin/sh", "exec 5>&-; sleep 60")];
+            wrong.iter().all(|(program, says)| {
+                Early::begin(&helper(program, says), true).is_some_and(|early| early.loaded().is_none())
+            })
+        }));
+        assert!(alone(|| Early::begin(&Helper { early: None, ..helper("/bin/sh", SAYS) }, true).is_none()));
+    }
+
+    #[test]
+    fn one_whose_root_never_comes_sees_that() {
+        assert!(alone(|| {
+            let helper = helper("/bin/sh", SAYS);
+            let Some(Early { it, talk, .. }) = Early::begin(&helper, true).and_then(Early::loaded) else {
+                return false;
+            };
+            drop(talk);
+            it.follow(&helper).is_ok_and(|rebuilt| rebuilt.said == b"/bin/sh \n")
+        }));
     }
 }

@@ -12,6 +12,7 @@ pub mod survey;
 pub mod tmpfs;
 
 use crate::error::Error;
+use crate::init::helpers::Early;
 use crate::launch::protocol::{FromInit, Ground};
 use crate::launch::start::INIT_CHANNEL;
 use crate::launch::{root, start};
@@ -59,12 +60,14 @@ fn run(channel: &Channel, image: Option<OwnedFd>) -> crate::error::Result<()> {
     let Some((laid, order)) = told.map_err(|e| Error::new("init cannot read its order").because(&e))? else {
         return Ok(());
     };
-    let made = laid?.complete(&order)?;
-    // The kernel takes this from no process that is protected.
+    let laid = laid?;
+    // The kernel takes this from no process that is protected, and it counts for all that is started from here on.
     let clocks = clocks::go_on(&order.spec)?;
+    let mut early = serve::early(&order.spec);
+    let made = laid.complete(&order, || early = early.take().and_then(Early::loaded))?;
     // From here on nothing that the application could do reaches into this process.
     process::set_dumpable(false).map_err(|e| Error::new("init cannot protect itself").because(e.desc()))?;
-    match serve::Init::new(channel, order, made, clocks)? {
+    match serve::Init::new(channel, order, made, (clocks, early))? {
         Some(mut init) => init.run(),
         None => Ok(()),
     }

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::init::app::{self, Application, Streams};
+use crate::init::helpers::{Early, Rebuilding, Rebuilt};
 use crate::init::jobs::{Beside, Job};
 use crate::init::{children, helpers, survey, tmpfs};
 use crate::launch::protocol::{Ending, FromInit, Order, Target, ToInit};
@@ -14,7 +15,6 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
 use stasis_plugin_api::plan::{RestoredRoot, StdioKind};
-use stasis_plugin_api::request::FailedHelper;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
@@ -54,13 +54,25 @@ fn send_with(channel: &Channel, message: &FromInit, master: Option<OwnedFd>) -> 
     channel.send_with(message, &handed).map_err(|e| gone(&e))
 }
 
+/// Starts what rebuilds a generation while the root is made, where that can be.
+pub fn early(spec: &ContainerSpec) -> Option<Early> {
+    let engine = spec.engine.as_ref()?;
+    let Some(RestartStep::Rebuild { helper, reserve_pids_up_to, .. }) = &engine.restart else { return None };
+    // Its pid is beyond all that are to come back. Others that are started before it would get those behind it.
+    if helper.early.is_none() || !engine.needs.helpers.is_empty() {
+        return None;
+    }
+    app::next_pid(reserve_pids_up_to + 1).ok()?;
+    Early::begin(helper, app::keeps_capabilities(spec))
+}
+
 fn gone(e: &std::io::Error) -> Error {
     Error::new("the monitor is gone").because(e)
 }
 
 impl<'a> Init<'a> {
-    /// Starts helpers and application; `clocks` is why those do not go on, and only told. `None` when a generation could
-    /// not be rebuilt, which was told.
+    /// Starts helpers and application, or lets the helper go on that was started early; `clocks` is why those do not go on,
+    /// and only told. `None` when a generation could not be rebuilt, which was told.
     ///
     /// # Errors
     /// What could not be started.
@@ -68,7 +80,7 @@ impl<'a> Init<'a> {
         channel: &'a Channel,
         order: Order,
         made: Made,
-        clocks: Option<String>,
+        (clocks, early): (Option<String>, Option<Early>),
     ) -> Result<Option<Self>> {
         let children = signal::descriptor(&[Signal::SIGCHLD])
             .map_err(|e| Error::new("init cannot watch its children").because(e.desc()))?;
@@ -89,13 +101,16 @@ impl<'a> Init<'a> {
             jobs: Vec::new(),
             besides: HashMap::new(),
         };
-        if let Some(failed) = init.begin(made.listeners, &streams)? {
+        let rebuilt = init.begin(made.listeners, &streams, early)?;
+        if let Some(failed) = rebuilt.as_ref().and_then(Rebuilt::failed) {
+            rebuilt.iter().for_each(Rebuilt::log);
             channel.send(&FromInit::NotRebuilt(failed)).map_err(|e| gone(&e))?;
             return Ok(None);
         }
         let cwd = init.spec.process.cwd.iter().find(|d| d.is_dir()).cloned();
         let cwd = cwd.unwrap_or_else(|| "/".into());
         channel.send(&FromInit::Started { pid: init.application, cwd, clocks }).map_err(|e| gone(&e))?;
+        rebuilt.iter().for_each(Rebuilt::log);
         Ok(Some(init))
     }
 
@@ -103,7 +118,8 @@ impl<'a> Init<'a> {
         &mut self,
         mut listeners: std::collections::BTreeMap<std::path::PathBuf, std::os::unix::net::UnixListener>,
         streams: &Streams,
-    ) -> Result<Option<FailedHelper>> {
+        early: Option<Early>,
+    ) -> Result<Option<Rebuilt>> {
         let engine = self.spec.engine.clone();
         if let Some(content) = engine.as_ref().and_then(|e| e.needs.tmpfs_content.as_ref()) {
             tmpfs::restore(content, &self.tmpfs)?;
@@ -117,12 +133,18 @@ impl<'a> Init<'a> {
         if let Some(RestartStep::Rebuild { helper, root, reserve_pids_up_to }) =
             engine.as_ref().and_then(|e| e.restart.as_ref())
         {
-            app::next_pid(reserve_pids_up_to + 1)?;
-            if let Some(failed) = helpers::run(helper, &mut listeners, self.keep_capabilities)? {
-                return Ok(Some(failed));
+            let rebuilding = match early.map(Early::go) {
+                Some(rebuilding) => rebuilding,
+                None => {
+                    app::next_pid(reserve_pids_up_to + 1)?;
+                    Rebuilding::begin(helper, &mut listeners, self.keep_capabilities)?
+                }
+            };
+            let rebuilt = rebuilding.follow(helper)?;
+            if rebuilt.failed().is_none() {
+                self.application = restored(root).inspect_err(|_| rebuilt.log())?;
             }
-            self.application = restored(root)?;
-            return Ok(None);
+            return Ok(Some(rebuilt));
         }
         let Application { pid, supervisor } = app::start(&self.spec, streams)?;
         self.application = pid;

@@ -68,21 +68,21 @@ impl std::fmt::Debug for Laid {
 }
 
 impl Laid {
-    /// Puts the rest in and makes it this process's own.
+    /// Puts the rest in and makes it this process's own; `last` is done when only the host's root has to go.
     ///
     /// # Errors
     /// The mount that failed and why.
-    pub fn complete(mut self, order: &Order) -> Result<Made> {
+    pub fn complete(mut self, order: &Order, last: impl FnOnce()) -> Result<Made> {
         if let Some(engine) = &order.spec.engine {
             inject::fill(&mut self.making, engine, order.logs.as_deref())?;
         } else if let Some(logs) = &order.logs {
             inject::logs_only(&mut self.making, logs)?;
         }
-        finish(self.making, order, self.mode)
+        finish(self.making, order, self.mode, last)
     }
 }
 
-fn finish(making: Making, order: &Order, mode: RootMode) -> Result<Made> {
+fn finish(making: Making, order: &Order, mode: RootMode, last: impl FnOnce()) -> Result<Made> {
     let slash = Path::new("/");
     let tmpfs = making.visible_tmpfs();
     if order.spec.root.write == RootWrite::ReadOnly {
@@ -90,6 +90,7 @@ fn finish(making: Making, order: &Order, mode: RootMode) -> Result<Made> {
             sys::make_top_read_only(part.as_fd()).map_err(|e| cannot("make read-only", slash, e))?;
         }
     }
+    last();
     sys::pivot_into(making.root.as_fd())
         .map_err(|e| cannot("change the root to", &order.spec.root.directory, e))?;
     let listeners = inject::listeners(order.spec.engine.as_ref())?;

@@ -206,7 +206,7 @@ pub fn become_application(order: &Order, ground: &Ground, image: Option<Borrowed
         true => userns::map(std::process::id(), &spec.ids),
         false => Ok(()),
     };
-    match mapped.and_then(|()| root::lay(ground, image)?.complete(order)) {
+    match mapped.and_then(|()| root::lay(ground, image)?.complete(order, || ())) {
         Ok(_) => crate::init::app::become_application(spec),
         Err(error) => error,
     }
@@ -339,7 +339,7 @@ fn first_process(spec: &ContainerSpec, channel: &Channel, image: Option<Borrowed
     let failed = match spec.init {
         true => become_init(channel, spec, image),
         false => match told(channel, |ground| root::lay(ground, image)) {
-            Ok(Some((laid, order))) => match laid.and_then(|laid| laid.complete(&order)) {
+            Ok(Some((laid, order))) => match laid.and_then(|laid| laid.complete(&order, || ())) {
                 Ok(_) => crate::init::app::become_application(&order.spec),
                 Err(error) => error,
             },

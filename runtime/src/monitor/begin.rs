@@ -146,16 +146,17 @@ fn make(
     }
     let ground = ground(order, &spec, mount_point);
     let logs = ground.inject.then(|| claim.logs());
-    let listener = listen(runtime)?;
     let container = first.take(&spec, ground, mount)?;
     let init_order = Order { spec: spec.clone(), logs: logs.clone(), fed: order.fed, size: order.size };
     container.order(&init_order)?;
-    let stood = stand(order, spec, prepared, teller, runtime, logs, &container).and_then(|stood| {
+    // Made while the container is.
+    let stood = listen(runtime).and_then(|listener| {
+        let stood = stand(order, spec, prepared, teller, runtime, logs, &container)?;
         claim.write(&record(order, &stood.live, claim, runtime, stood.restarted.as_ref())?)?;
-        Ok(stood)
+        Ok((stood, listener))
     });
     match stood {
-        Ok(stood) => {
+        Ok((stood, listener)) => {
             stood.live.change(|s| s.phase = s.phase.max(Phase::Running));
             Ok(Begun {
                 live: stood.live,

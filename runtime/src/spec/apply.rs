@@ -364,6 +364,18 @@ impl Check<'_> {
                 self.place("a socket", path, true)?;
             }
         }
+        if let Some(early) = &helper.early {
+            let what = format!("{what} started early");
+            self.argv(&what, &early.argv)?;
+            let absolute = early.argv.first().is_some_and(|program| program.starts_with('/'));
+            self.possible(absolute, || what.clone(), "its program is not an absolute path")?;
+            let fine = (3..1024).contains(&early.talk) && numbers.insert(early.talk);
+            self.possible(
+                fine,
+                || format!("{what} with descriptor {}", early.talk),
+                "it is taken, or not 3 to 1023",
+            )?;
+        }
         if let Readiness::PathExists(path) = &helper.readiness {
             self.possible(path.is_absolute(), || what.clone(), "the path to wait for is not absolute")?;
         }

@@ -10,6 +10,10 @@ const INSIDE: &str = "/.stasis/native";
 /// A small tmpfs of the container's own for what a restart leaves.
 const WORK: &str = "/.stasis/native-work";
 const WORK_SIZE: u64 = 1 << 20;
+/// Libraries that every program of the host gets.
+const PRELOADED: &str = "/etc/ld.so.preload";
+/// Over which an engine that was started early tells that it is loaded, and is told that the root is there.
+const TALK: i32 = 3;
 /// The application's pid: far enough from those of init and its helpers.
 const FIRST_PID: i32 = 100;
 /// The libraries that the engine may be linked with; those that this process has are shown inside.
@@ -31,6 +35,31 @@ pub(super) fn engine(arguments: &[&str]) -> Vec<String> {
     let mut argv = vec![inside("ld.so"), "--library-path".to_owned(), INSIDE.to_owned(), inside("engine.so")];
     argv.extend(arguments.iter().map(|a| (*a).to_owned()));
     argv
+}
+
+/// The same on the host, from what is shown inside: it can be started before the container's root is there. `None` where
+/// the host's loader would bring more along.
+pub(super) fn early(needs: &Needs, arguments: &[&str]) -> Option<EarlyCommand> {
+    if Path::new(PRELOADED).exists() {
+        return None;
+    }
+    let source = |name: &str| {
+        let shown = needs.binds.iter().find(|bind| bind.target == Path::new(INSIDE).join(name))?;
+        Some(shown.source.as_path())
+    };
+    let libraries = LIBRARIES.iter().filter_map(|name| source(name)?.parent());
+    let mut directories: Vec<&str> = libraries.map(Path::to_str).collect::<Option<_>>()?;
+    directories.dedup();
+    // The loader would take these for separators and variables.
+    if directories.iter().any(|directory| directory.contains([':', ';', '$'])) {
+        return None;
+    }
+    let (loader, engine) = (source("ld.so")?.to_str()?, source("engine.so")?.to_str()?);
+    let talk = TALK.to_string();
+    let words = [loader, "--library-path", &directories.join(":"), engine];
+    let argv =
+        words.iter().chain(arguments).chain(&["--talk", &talk]).map(|word| (*word).to_owned()).collect();
+    Some(EarlyCommand { argv, talk: TALK })
 }
 
 /// Nothing of the caller's environment reaches the engine.

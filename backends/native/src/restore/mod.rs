@@ -27,6 +27,7 @@ use readers::Crew;
 use remote::Remote;
 use serde_json::json;
 use stasis_plugin_api::prelude::*;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -40,9 +41,11 @@ struct Order {
     how: Option<How>,
     /// Held by what works behind restarts.
     lock: Option<PathBuf>,
+    /// Over which it tells that it is loaded, and is told that the container's root is there.
+    talk: Option<i32>,
 }
 
-/// `--dir DIR [--map | --copy] [--pid-file FILE] [--lock FILE]`. Copying is the rule: memory that is mapped from the image
+/// `--dir DIR [--map | --copy] [--pid-file FILE] [--lock FILE] [--talk FD]`. Copying is the rule: memory that is mapped from the image
 /// is not quite what it was. `madvise(MADV_DONTNEED)`, after which a program may count on zeros, brings the saved content
 /// back.
 fn order(arguments: &[String]) -> Result<Order> {
@@ -54,6 +57,9 @@ fn order(arguments: &[String]) -> Result<Order> {
             "--dir" => order.dir = words.next().ok_or_else(|| missing(word))?.into(),
             "--pid-file" => order.pid_file = Some(words.next().ok_or_else(|| missing(word))?.into()),
             "--lock" => order.lock = Some(words.next().ok_or_else(|| missing(word))?.into()),
+            "--talk" => {
+                order.talk = Some(words.next().and_then(|fd| fd.parse().ok()).ok_or_else(|| missing(word))?)
+            }
             "--map" => order.how = Some(How::Map),
             "--copy" => order.how = Some(How::Copy),
             other => return Err(BackendError::failed(format!("restore knows no {other:?}"))),
@@ -68,6 +74,9 @@ fn order(arguments: &[String]) -> Result<Order> {
 /// Rebuilds what a directory holds. The answer tells how long each part took.
 pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     let order = order(arguments)?;
+    if let Some(fd) = order.talk {
+        root_is_there(fd)?;
+    }
     let _lock = order.lock.as_deref().map(|path| Lock::take(path, lock::PATIENCE)).transpose()?;
     let began = Instant::now();
     let image = check::load(&order.dir)?;
@@ -106,6 +115,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     let whole = began.elapsed();
     Ok(json!({
         "mode": if how == How::Map { "map" } else { "copy" },
+        "early": order.talk.is_some(),
         "check_us": us(checked, std::time::Duration::ZERO),
         "objects_us": us(opened, checked),
         "processes_us": us(born, opened),
@@ -113,6 +123,17 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
         "finish_us": us(whole, filled),
         "restart_us": whole.as_micros(),
     }))
+}
+
+/// Waits for the container's root, where this engine was started before.
+fn root_is_there(fd: i32) -> Result<()> {
+    let failed = |why: String| BackendError::failed("the container's root did not come").because(why);
+    let told = crate::sys::fd::inherited(fd).map_err(|e| failed(e.desc().to_owned()))?;
+    let mut told = std::fs::File::from(told);
+    match told.write_all(b"l").and_then(|()| told.read_exact(&mut [0])) {
+        Ok(()) => std::env::set_current_dir("/").map_err(|e| failed(e.to_string())),
+        Err(e) => Err(failed(e.to_string())),
+    }
 }
 
 /// Reads the description of an image as a restart does, and looks at everything that it can be refused for before

@@ -5,6 +5,14 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+/// Takes over a descriptor that this process was started with. `EBADF` where it is not open.
+pub(crate) fn inherited(number: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: a plain number, which is only looked at.
+    Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open, and whoever started this process has put it there for it: nothing here has made it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// The same description under the lowest free number from `from` on, closed at an exec.
 pub(crate) fn lift(fd: BorrowedFd<'_>, from: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: plain numbers; the descriptor is open as long as it is borrowed.

@@ -1,7 +1,7 @@
 //! Plans that fit, and all those that do not.
 
 use stasis_plugin_api::plan::{
-    Bind, Directory, FileToWrite, HelperDescriptor, Identity, Namespaces, SeccompRule,
+    Bind, Directory, EarlyCommand, FileToWrite, HelperDescriptor, Namespaces, SeccompRule,
 };
 
 use super::super::resolve::describe;
@@ -28,17 +28,7 @@ fn wrong(change: impl FnOnce(&mut Needs)) -> String {
 }
 
 fn helper() -> Helper {
-    Helper {
-        name: "h".to_owned(),
-        argv: vec!["/.stasis/bin/h".to_owned()],
-        env: Default::default(),
-        descriptors: Vec::new(),
-        ignore_signals: Vec::new(),
-        readiness: Readiness::Started,
-        essential: false,
-        identity: Identity::Application,
-        timeout_ms: 0,
-    }
+    Helper { name: "h".to_owned(), argv: vec!["/.stasis/bin/h".to_owned()], ..Helper::default() }
 }
 
 fn rebuild(
@@ -145,6 +135,12 @@ fn what_cannot_be() {
     insta::assert_snapshot!(wrong(|n| n.helpers.push(Helper { descriptors: vec![twice(3), twice(3)], ..helper() })), @r#"backend "b" asks for helper "h" with descriptor 3, which cannot be: it is taken, or not 3 to 1023"#);
     let socket = HelperDescriptor { number: 3, source: DescriptorSource::UnixListener("/tmp/s".into()) };
     insta::assert_snapshot!(wrong(|n| n.helpers.push(Helper { descriptors: vec![socket], ..helper() })), @r#"backend "b" asks for a socket at "/tmp/s", which is not a place below /.stasis"#);
+    let early = |program: &str, talk| {
+        let early = Some(EarlyCommand { argv: vec![program.to_owned()], talk }.into());
+        wrong(|n| n.helpers.push(Helper { descriptors: vec![twice(3)], early, ..helper() }))
+    };
+    insta::assert_snapshot!(early("h", 4), @r#"backend "b" asks for helper "h" started early, which cannot be: its program is not an absolute path"#);
+    insta::assert_snapshot!(early("/h", 3), @r#"backend "b" asks for helper "h" started early with descriptor 3, which cannot be: it is taken, or not 3 to 1023"#);
     let restart = |root, reserve| rebuild(|_| {}, root, reserve).unwrap_err().to_string();
     insta::assert_snapshot!(restart(RestoredRoot::Pid(1), 0), @r#"backend "b" asks for root pid 1, which cannot be: init has pid 1"#);
     insta::assert_snapshot!(restart(RestoredRoot::Pid(2), -1), @r#"backend "b" asks for pids up to -1, which cannot be: the kernel has no such pids"#);
