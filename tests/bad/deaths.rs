@@ -148,7 +148,7 @@ fn large() -> Outcome<(Env, u16)> {
 }
 
 /// Waits until no process of the test is left.
-fn nothing_runs(env: &Env) -> Outcome<()> {
+pub(super) fn nothing_runs(env: &Env) -> Outcome<()> {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let left = env.survivors();

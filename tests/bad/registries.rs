@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 
+use super::deaths::nothing_runs;
 use super::*;
 use crate::need::need;
 use crate::registry::{Answer, Odd, gzip, here, image as made_of, small};
@@ -29,6 +32,41 @@ fn a_registry_that_says_no_is_believed() {
              because: there is no such image (status 404)
              hint:    check name and tag; some registries say this also where a login is missing
     ");
+    env.finish().unwrap();
+}
+
+/// Whoever plans an instance goes with the command, also by itself: nobody would want it any more.
+#[test]
+fn a_start_that_is_killed_while_its_image_is_fetched() {
+    need!(image, userns);
+    let env = Env::new(Who::User).unwrap();
+    let made = small(&env).unwrap();
+    let layer = made.layers[0].digest.clone();
+    let (held, hold) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
+    let (waits, holds) = (Arc::clone(&held), Arc::clone(&hold));
+    let registry = Odd::with(&made, move |(path, _), _| {
+        if path.contains(layer.as_str()) {
+            waits.store(true, Ordering::Relaxed);
+            while holds.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        None
+    })
+    .unwrap();
+    let starting = env.spawn(&["instance", "start", &registry.name("x/y:v1"), "one", IDLE]).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !held.load(Ordering::Relaxed) {
+        assert!(Instant::now() < deadline, "{}", starting.complained());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    starting.signal(Signal::SIGKILL).unwrap();
+    // Its output ends with it, too.
+    assert_eq!(starting.wait().unwrap().code, 137);
+    nothing_runs(&env).unwrap();
+    hold.store(false, Ordering::Relaxed);
+    let list = env.ok(&["instance", "list"]).unwrap();
+    assert!(!list.out.contains("one"), "{list:?}");
     env.finish().unwrap();
 }
 

@@ -40,7 +40,7 @@ pub fn start(
     let log_name = log_name(&helper.name);
     let log = children::log(&log_name)?;
     let (argv, output) = (helper.argv.as_slice(), log.as_fd());
-    let start = Start { argv, seccomp, keep_capabilities, output, go: None };
+    let start = Start { argv, seccomp, keep_capabilities, output, talk: None };
     let (pid, telling) = spawn(helper, listeners, &start)?;
     telling.wait()?;
     wait_until_ready(helper, pid, Path::new(stasis_plugin_api::plan::LOG_DIR).join(log_name))?;
@@ -58,7 +58,7 @@ struct Start<'a> {
     keep_capabilities: bool,
     output: BorrowedFd<'a>,
     /// A descriptor more, at this number.
-    go: Option<(BorrowedFd<'a>, i32)>,
+    talk: Option<(BorrowedFd<'a>, i32)>,
 }
 
 /// Answers when its program is started, or says why it is not, when `Telling` is waited for.
@@ -92,7 +92,7 @@ fn spawn(helper: &Helper, listeners: &mut Listeners, start: &Start<'_>) -> Resul
             argv: start.argv,
             env: &env,
             streams: Some([null.as_fd(), start.output, start.output]),
-            descriptors: listening.chain(start.go).collect(),
+            descriptors: listening.chain(start.talk).collect(),
             session: true,
             ignored: &helper.ignore_signals,
             seccomp: start.seccomp,
@@ -130,12 +130,12 @@ impl Rebuilding {
         listeners: &mut Listeners,
         argv: &[String],
         keep_capabilities: bool,
-        go: Option<(BorrowedFd<'_>, i32)>,
+        talk: Option<(BorrowedFd<'_>, i32)>,
     ) -> Result<(Self, Telling)> {
         let failed = |e: &dyn std::error::Error| unfollowed(helper, e);
         let (read, write) = fd::pipe().map_err(|e| failed(&e))?;
         fd::set_nonblocking(read.as_fd(), true).map_err(|e| failed(&e))?;
-        let start = Start { argv, seccomp: &[], keep_capabilities, output: write.as_fd(), go };
+        let start = Start { argv, seccomp: &[], keep_capabilities, output: write.as_fd(), talk };
         let (pid, telling) = spawn(helper, listeners, &start)?;
         let ended = process::descriptor_of(pid.as_raw()).map_err(|e| failed(&e))?;
         Ok((Self { pid, ended, output: File::from(read) }, telling))

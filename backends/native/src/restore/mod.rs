@@ -45,9 +45,9 @@ struct Order {
     talk: Option<i32>,
 }
 
-/// `--dir DIR [--map | --copy] [--pid-file FILE] [--lock FILE] [--talk FD]`. Copying is the rule: memory that is mapped from the image
-/// is not quite what it was. `madvise(MADV_DONTNEED)`, after which a program may count on zeros, brings the saved content
-/// back.
+/// `--dir DIR [--map | --copy] [--pid-file FILE] [--lock FILE] [--talk FD]`. Copying is the rule: memory that is mapped
+/// from the image is not quite what it was. `madvise(MADV_DONTNEED)`, after which a program may count on zeros, brings the
+/// saved content back.
 fn order(arguments: &[String]) -> Result<Order> {
     let mut order = Order::default();
     let mut words = arguments.iter();
@@ -58,7 +58,9 @@ fn order(arguments: &[String]) -> Result<Order> {
             "--pid-file" => order.pid_file = Some(words.next().ok_or_else(|| missing(word))?.into()),
             "--lock" => order.lock = Some(words.next().ok_or_else(|| missing(word))?.into()),
             "--talk" => {
-                order.talk = Some(words.next().and_then(|fd| fd.parse().ok()).ok_or_else(|| missing(word))?)
+                let number = words.next().and_then(|fd| fd.parse().ok());
+                let wrong = || BackendError::failed(format!("restore: {word} takes a number"));
+                order.talk = Some(number.ok_or_else(wrong)?);
             }
             "--map" => order.how = Some(How::Map),
             "--copy" => order.how = Some(How::Copy),
@@ -299,6 +301,7 @@ mod tests {
             }
         };
         assert_eq!(told(&["--dir", "/d", "--copy", "--pid-file", "/p"]), "/d Some(\"/p\") Some(Copy)");
+        insta::assert_snapshot!(told(&["--talk", "x"]), @"restore: --talk takes a number");
         insta::assert_snapshot!(told(&["--dir"]), @"restore: --dir takes a path");
         insta::assert_snapshot!(told(&["--fast"]), @r#"restore knows no "--fast""#);
         insta::assert_snapshot!(told(&[]), @"restore: --dir takes a path");
