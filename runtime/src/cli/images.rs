@@ -12,7 +12,7 @@ use crate::image::watch::{self, Step, Watch};
 use crate::image::{Image, Opening};
 use crate::spec::identity::HostFacts;
 use clap::{Args, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What an image can be, for the help of every command that takes one.
@@ -97,7 +97,7 @@ pub fn options(session: &Session, args: &RegistryArgs) -> Options {
         places: Places {
             authfile: args.authfile.as_ref().map(|file| facts.cwd.join(file)),
             env: facts.env,
-            home: session.context.home.clone(),
+            home: session.context.home().map(Path::to_owned),
         },
         cwd: facts.cwd,
         guarded: true,

@@ -109,8 +109,11 @@ impl Settings {
     }
 
     fn merge_user(&mut self, context: &Context, unruled: bool) -> Result<(), ConfigError> {
+        if context.is_root() {
+            return Ok(());
+        }
         // Without a home there is no file of the user's, which is no error.
-        let (false, Ok(home)) = (context.is_root(), context.config_home()) else { return Ok(()) };
+        let Ok(home) = context.config_home() else { return Ok(()) };
         let path = home.join("plugins.toml");
         if unruled || self.allow_user_plugins.value {
             if let Some(file) = plugins_toml::load(&path, context)? {

@@ -7,6 +7,7 @@ use std::fs::{DirBuilder, Metadata};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::unistd::{Uid, User};
 
@@ -20,8 +21,9 @@ pub struct Context {
     pub euid: u32,
     /// The real user id.
     pub uid: u32,
-    /// The home directory. Of root it is always the one in the password database: `sudo` may have kept another's.
-    pub home: Option<PathBuf>,
+    /// The home directory. Of root it is always the one in the user database: `sudo` may have kept another's. That is asked
+    /// when a location depends on it, and not before.
+    pub home: OnceLock<Option<PathBuf>>,
     /// `STASIS_*`, `XDG_*` and `HOME` only.
     pub env: BTreeMap<String, String>,
     /// The running executable.
@@ -126,14 +128,12 @@ impl Context {
             }
         }
         let euid = nix::unistd::geteuid();
-        let of_database = || User::from_uid(euid).ok().flatten().map(|user| user.dir);
-        let of_environment = || env.get("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
-        let home = if euid.is_root() { of_database() } else { of_environment().or_else(of_database) };
+        let home = env.get("HOME").map(PathBuf::from).filter(|home| home.is_absolute() && !euid.is_root());
         let exe = std::env::current_exe().map_err(|source| PathsError::Executable { source })?;
         Ok(Self {
             euid: euid.as_raw(),
             uid: nix::unistd::getuid().as_raw(),
-            home,
+            home: home.map_or_else(OnceLock::new, |home| Some(home).into()),
             env,
             exe,
             system_dir: PathBuf::from("/etc/stasis"),
@@ -143,6 +143,12 @@ impl Context {
     /// Root trusts only what root owns, and takes no configuration from the environment.
     pub fn is_root(&self) -> bool {
         self.euid == 0
+    }
+
+    /// The home directory, where one is known.
+    pub fn home(&self) -> Option<&Path> {
+        let of_database = || User::from_uid(Uid::from_raw(self.euid)).ok().flatten().map(|user| user.dir);
+        self.home.get_or_init(of_database).as_deref()
     }
 
     /// A variable; an empty one counts as not set.
@@ -213,7 +219,7 @@ impl Context {
     }
 
     fn home_for(&self, what: &'static str) -> Result<&Path, PathsError> {
-        self.home.as_deref().ok_or(PathsError::NoHome { uid: self.euid, what })
+        self.home().ok_or(PathsError::NoHome { uid: self.euid, what })
     }
 }
 
@@ -271,7 +277,7 @@ mod tests {
         Context {
             euid: nix::unistd::geteuid().as_raw(),
             uid: nix::unistd::getuid().as_raw(),
-            home: Some(PathBuf::from("/home/u")),
+            home: Some(PathBuf::from("/home/u")).into(),
             env: vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             exe: PathBuf::from("/usr/bin/stasis"),
             system_dir: PathBuf::from("/etc/stasis"),
@@ -295,7 +301,7 @@ mod tests {
     #[test]
     fn without_a_home_the_error_says_what_has_no_place() {
         let mut context = context(&[]);
-        (context.home, context.euid) = (None, 77);
+        (context.home, context.euid) = (None.into(), 77);
         let error = context.data_root().unwrap_err();
         insta::assert_snapshot!(error, @"no home directory is known for uid 77, so there is no place for the checkpoints");
     }

@@ -15,7 +15,7 @@ impl Place {
             // Not root, even when the tests are: what root does differently has tests of its own.
             euid: if euid == 0 { 4242 } else { euid },
             uid: euid,
-            home: Some(dir.path().join("home")),
+            home: Some(dir.path().join("home")).into(),
             env: BTreeMap::new(),
             exe: PathBuf::from("/usr/bin/stasis"),
             system_dir: dir.path().join("etc"),

@@ -237,7 +237,7 @@ mod tests {
             let context = Context {
                 euid: if euid == 0 { 4242 } else { euid },
                 uid: euid,
-                home: None,
+                home: None.into(),
                 env: BTreeMap::new(),
                 exe: dir.path().join("bin/stasis"),
                 system_dir: dir.path().join("etc"),

@@ -149,7 +149,7 @@ mod tests {
         let context = Context {
             euid: nix::unistd::geteuid().as_raw(),
             uid: 0,
-            home: None,
+            home: None.into(),
             env: Default::default(),
             exe: "/usr/bin/stasis".into(),
             system_dir: dir.path().join("etc"),
