@@ -238,7 +238,8 @@ fn an_engine_that_gets_ready_while_the_root_is_made(who: Who) -> Outcome<()> {
         job.restart_with(&["--backend-option", how])?;
         assert_eq!(get(job.port, "/")?, "s");
         let said = rebuilt(&job)?;
-        assert_eq!((&said["mode"], &said["early"]), (&mode.into(), &early.into()), "{how}");
+        let got = (&said["mode"], &said["early"], &said["ahead"]);
+        assert_eq!(got, (&mode.into(), &early.into(), &early.into()), "{how}");
     }
     job.env.finish()
 }

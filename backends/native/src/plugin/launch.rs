@@ -37,9 +37,9 @@ pub(super) fn engine(arguments: &[&str]) -> Vec<String> {
     argv
 }
 
-/// The same on the host, from what is shown inside: it can be started before the container's root is there. `None` where
-/// the host's loader would bring more along.
-pub(super) fn early(needs: &Needs, arguments: &[&str]) -> Option<EarlyCommand> {
+/// The same on the host, from what is shown inside, for a restart of the image in `directory`: it can be started before the
+/// container's root is there. `None` where the host's loader would bring more along.
+pub(super) fn early(needs: &Needs, arguments: &[&str], directory: &Path) -> Option<EarlyCommand> {
     if Path::new(PRELOADED).exists() {
         return None;
     }
@@ -57,8 +57,8 @@ pub(super) fn early(needs: &Needs, arguments: &[&str]) -> Option<EarlyCommand> {
     let (loader, engine) = (source("ld.so")?.to_str()?, source("engine.so")?.to_str()?);
     let talk = TALK.to_string();
     let words = [loader, "--library-path", &directories.join(":"), engine];
-    let argv =
-        words.iter().chain(arguments).chain(&["--talk", &talk]).map(|word| (*word).to_owned()).collect();
+    let last = ["--talk", &talk, "--ahead", directory.to_str()?];
+    let argv = words.iter().chain(arguments).chain(&last).map(|word| (*word).to_owned()).collect();
     Some(EarlyCommand { argv, talk: TALK })
 }
 

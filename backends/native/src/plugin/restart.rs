@@ -37,7 +37,7 @@ pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartP
     let helper = Helper {
         name: "native".to_owned(),
         argv: launch::engine(&arguments),
-        early: launch::early(&needs, &arguments).map(Box::new),
+        early: launch::early(&needs, &arguments, &generation.directory).map(Box::new),
         env: launch::environment(),
         readiness: Readiness::Succeeded,
         identity: Identity::Capable,

@@ -51,6 +51,11 @@ fn damaged(what: impl Into<String>) -> BackendError {
 
 /// Reads an image and checks every number in it.
 pub(crate) fn load(dir: &Path) -> Result<Image> {
+    parse(&text(dir)?)
+}
+
+/// Its description, as it was written.
+pub(super) fn text(dir: &Path) -> Result<Vec<u8>> {
     let file = open(dir, "core.json")?;
     // All at once, and the end of it.
     let expected = file.metadata().map_or(0, |meta| meta.len()).min(MOST_BYTES) + 1;
@@ -59,10 +64,10 @@ pub(crate) fn load(dir: &Path) -> Result<Image> {
     let _ = text.try_reserve_exact(usize::try_from(expected).unwrap_or(0));
     let read = file.take(MOST_BYTES).read_to_end(&mut text);
     read.map_err(|e| damaged("the image's core.json cannot be read").because(e))?;
-    parse(&text)
+    Ok(text)
 }
 
-/// The same from its text.
+/// An image from its description.
 pub(crate) fn parse(text: &[u8]) -> Result<Image> {
     #[derive(serde::Deserialize)]
     struct Head {

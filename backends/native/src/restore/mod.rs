@@ -28,7 +28,7 @@ use remote::Remote;
 use serde_json::json;
 use stasis_plugin_api::prelude::*;
 use std::io::{Read as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 const SIGKILL: i32 = 9;
@@ -43,9 +43,11 @@ struct Order {
     lock: Option<PathBuf>,
     /// Over which it tells that it is loaded, and is told that the container's root is there.
     talk: Option<i32>,
+    /// Where the image is before that.
+    ahead: Option<PathBuf>,
 }
 
-/// `--dir DIR [--map | --copy] [--pid-file FILE] [--lock FILE] [--talk FD]`. Copying is the rule: memory that is mapped
+/// `--dir DIR [--map | --copy] [--pid-file FILE] [--lock FILE] [--talk FD --ahead DIR]`. Copying is the rule: memory that is mapped
 /// from the image is not quite what it was. `madvise(MADV_DONTNEED)`, after which a program may count on zeros, brings the
 /// saved content back.
 fn order(arguments: &[String]) -> Result<Order> {
@@ -57,6 +59,7 @@ fn order(arguments: &[String]) -> Result<Order> {
             "--dir" => order.dir = words.next().ok_or_else(|| missing(word))?.into(),
             "--pid-file" => order.pid_file = Some(words.next().ok_or_else(|| missing(word))?.into()),
             "--lock" => order.lock = Some(words.next().ok_or_else(|| missing(word))?.into()),
+            "--ahead" => order.ahead = Some(words.next().ok_or_else(|| missing(word))?.into()),
             "--talk" => {
                 let number = words.next().and_then(|fd| fd.parse().ok());
                 let wrong = || BackendError::failed(format!("restore: {word} takes a number"));
@@ -76,15 +79,11 @@ fn order(arguments: &[String]) -> Result<Order> {
 /// Rebuilds what a directory holds. The answer tells how long each part took.
 pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     let order = order(arguments)?;
-    if let Some(fd) = order.talk {
-        root_is_there(fd)?;
-    }
+    let ahead = order.talk.map(|fd| ahead(fd, order.ahead.as_deref())).transpose()?.flatten();
+    let understood = ahead.is_some();
     let _lock = order.lock.as_deref().map(|path| Lock::take(path, lock::PATIENCE)).transpose()?;
     let began = Instant::now();
-    let image = check::load(&order.dir)?;
-    check::not_of(&image)?;
-    surroundings::fit(&image.machine)?;
-    skeleton::kinship(&image)?;
+    let image = ahead.map_or_else(|| check::load(&order.dir).and_then(fitting), Ok)?;
     let engine = engine()?;
     process::take_what_is_allowed();
     let how = order.how.unwrap_or(How::Copy);
@@ -118,6 +117,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     Ok(json!({
         "mode": if how == How::Map { "map" } else { "copy" },
         "early": order.talk.is_some(),
+        "ahead": understood,
         "check_us": us(checked, std::time::Duration::ZERO),
         "objects_us": us(opened, checked),
         "processes_us": us(born, opened),
@@ -127,15 +127,27 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     }))
 }
 
-/// Waits for the container's root, where this engine was started before.
-fn root_is_there(fd: i32) -> Result<()> {
-    let failed = |why: String| BackendError::failed("the container's root did not come").because(why);
-    let told = crate::sys::fd::inherited(fd).map_err(|e| failed(e.desc().to_owned()))?;
+/// Waits for the container's root, where this engine was started before, and understands the image meanwhile, if it can be
+/// read already.
+fn ahead(fd: i32, dir: Option<&Path>) -> Result<Option<Image>> {
+    let failed =
+        |why: &dyn std::fmt::Display| BackendError::failed("the container's root did not come").because(why);
+    let told = crate::sys::fd::inherited(fd).map_err(|e| failed(&e.desc()))?;
     let mut told = std::fs::File::from(told);
-    match told.write_all(b"l").and_then(|()| told.read_exact(&mut [0])) {
-        Ok(()) => std::env::set_current_dir("/").map_err(|e| failed(e.to_string())),
-        Err(e) => Err(failed(e.to_string())),
-    }
+    let text = dir.and_then(|dir| check::text(dir).ok());
+    told.write_all(b"l").map_err(|e| failed(&e))?;
+    let image = text.map(|text| check::parse(&text).and_then(fitting)).transpose();
+    told.read_exact(&mut [0]).map_err(|e| failed(&e))?;
+    std::env::set_current_dir("/").map_err(|e| failed(&e))?;
+    image
+}
+
+/// An image that can be rebuilt by this process on this machine.
+fn fitting(image: Image) -> Result<Image> {
+    check::not_of(&image)?;
+    surroundings::fit(&image.machine)?;
+    skeleton::kinship(&image)?;
+    Ok(image)
 }
 
 /// Reads the description of an image as a restart does, and looks at everything that it can be refused for before
