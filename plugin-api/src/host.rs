@@ -1,7 +1,7 @@
 //! What the runtime lends to a backend during a call.
 
 use crate::error::{BackendError, Result, kind};
-use crate::plan::Identity;
+use crate::plan::{Identity, SecludedCommand};
 use crate::survey::Survey;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -71,6 +71,9 @@ pub struct RunInside {
     pub identity: Identity,
     /// Descriptors that were given to [`Host::keep_fd`], by the number at which the command finds each.
     pub kept: BTreeMap<i32, String>,
+    /// How it is started where a loader finds nothing of the image's. A runtime that does not know of this starts it by `argv`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secluded: Option<SecludedCommand>,
 }
 
 /// How a command inside ended.

@@ -212,7 +212,24 @@ pub struct Helper {
     /// How it can be started before the container's root is there; only that of [`RestartPlan::Rebuild`] is. The runtime
     /// need not do it: where it does not, or where this command cannot be started, the helper is started by `argv`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub early: Option<Box<EarlyCommand>>,
+    pub early: Option<EarlyCommand>,
+    /// How it is started where a loader finds nothing of the image's. A runtime that does not know of this starts it by `argv`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secluded: Option<SecludedCommand>,
+}
+
+/// A command that is loaded with another root than the container's: what an image preloads into every program
+/// (`/etc/ld.so.preload`) has no part in it, which matters where it has more rights than the application. It has to have
+/// the capability to change its root, and to do so when it is loaded.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SecludedCommand {
+    /// Its root at first, inside, below [`INJECT`].
+    pub root: PathBuf,
+    /// The command, absolute below that root.
+    pub argv: Vec<String>,
+    /// The number of a descriptor of the container's root.
+    pub back: i32,
 }
 
 /// The command of a helper that gets ready while the container's root is made. It begins in the container's namespaces, but
@@ -290,7 +307,7 @@ pub enum RestartPlan {
         needs: Needs,
         /// The helper. It has to end with status 0, whatever its readiness says; when it does not, the
         /// backend's `explain` is asked why.
-        helper: Helper,
+        helper: Box<Helper>,
         /// Where the pid (inside) of the restored root process is found.
         root: RestoredRoot,
         /// Pids (inside) that have to be free: init hands out others to everybody else.

@@ -78,6 +78,7 @@ as_all! { ()
     increments_of_one_chain(increments)
     memory_that_is_mapped_and_then_copied()
     an_engine_that_gets_ready_while_the_root_is_made()
+    libraries_that_the_image_preloads()
     processors_that_were_given_or_chosen(processors)
 }
 
@@ -223,6 +224,29 @@ fn memory_that_is_mapped_and_then_copied(who: Who) -> Outcome<()> {
         assert_eq!((get(job.port, "/check")?, get(job.port, "/")?), ("good".to_owned(), sum.clone()));
     }
     job.env.finish()
+}
+
+/// The engine has more rights than the application, and gets nothing of what the image puts into every program. The loader
+/// complains of what it cannot load.
+fn libraries_that_the_image_preloads(who: Who) -> Outcome<()> {
+    let env = Env::new(who)?;
+    let preload = env.write("preload", "/nowhere/of-the-image.so\n")?.to_string_lossy().into_owned();
+    let small = env.site.image("small").to_string_lossy().into_owned();
+    let bind = format!("{preload}:/etc/ld.so.preload");
+    let start = ["instance", "start", "--backend", "native", "--checkpoint", "job", "--bind", &bind];
+    env.ok(&[&start[..], &[&small, "job", "sleep", "1000"]].concat())?;
+    let look = |what: &str| env.stasis(&["exec", "instance://job", "sh", "-c", what]);
+    let complains = look("true")?.err;
+    assert!(complains.contains("of-the-image.so"), "{complains}");
+    env.ok(&["checkpoint", "instance", "--stop", "job"])?;
+    for how in ["restart=copy", "restart=map-then-copy"] {
+        env.ok(&["instance", "start", "--backend-option", how, "--restart", "job", "-", "job"])?;
+        env.ok(&["checkpoint", "instance", "job"])?;
+        let said = look("cat /.stasis/log/native*.log")?.out;
+        assert!(said.contains("restart_us") && !said.contains("of-the-image.so"), "{how}: {said}");
+        env.ok(&["instance", "stop", "job"])?;
+    }
+    env.finish()
 }
 
 /// Not where helpers are started before it, whose pids would be in its way.

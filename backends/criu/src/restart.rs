@@ -49,7 +49,7 @@ pub(crate) fn plan(host: &mut Host<'_>, criu: &Criu, request: &RestartRequest) -
     taken.extend(highest.and_then(|n| i32::try_from(n).ok()));
     Ok(RestartPlan::Rebuild {
         needs,
-        helper,
+        helper: helper.into(),
         root: RestoredRoot::PidFile(Path::new(WORK).join(PID_FILE)),
         reserve_pids_up_to: outside::free_above(&taken, request.pid_max),
         verify_behind: Vec::new(),

@@ -26,7 +26,15 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
     }
 }
 
+/// `[--root FD] COMMAND ...`: with the root of that descriptor, which is the container's, instead of the one in which this
+/// was loaded.
 fn command(arguments: &[String]) -> Result<Value> {
+    if let [word, fd, rest @ ..] = arguments
+        && word == "--root"
+    {
+        change_root(number(fd)?)?;
+        return command(rest);
+    }
     let rest = arguments.get(1..).unwrap_or_default();
     match arguments.first().map(String::as_str) {
         Some("version") => Ok(json!({"engine": env!("CARGO_PKG_VERSION"), "format": crate::model::FORMAT})),
@@ -40,6 +48,14 @@ fn command(arguments: &[String]) -> Result<Value> {
         }
         other => Err(BackendError::failed(format!("the engine knows no command {:?}", other.unwrap_or("")))),
     }
+}
+
+fn change_root(fd: i32) -> Result<()> {
+    let failed = |e: nix::errno::Errno| {
+        BackendError::failed("the engine cannot go into the container's root").because(e.desc())
+    };
+    let root = crate::sys::fd::inherited(fd).map_err(failed)?;
+    nix::unistd::fchdir(root).and_then(|()| nix::unistd::chroot(".")).map_err(failed)
 }
 
 /// `--pid PID --dir DIR [--stop] [--plain | --fork] [--room BYTES] [--beside PID]... [--mailbox IN OUT [--base ID]

@@ -4,8 +4,9 @@
 use crate::error::{Error, Result};
 use crate::sys::{fd, process, seccomp, signal, terminal};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, umask};
-use stasis_plugin_api::plan::{Identity, SeccompRule};
+use stasis_plugin_api::plan::{Identity, SeccompRule, SecludedCommand};
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,6 +42,8 @@ pub struct Becoming<'a> {
     pub subreaper: bool,
     /// The file mode mask.
     pub umask: u32,
+    /// The command instead of `argv`, and where it is loaded.
+    pub secluded: Option<&'a SecludedCommand>,
 }
 
 /// Turns this (forked) process into it. Returns only the reason why it could not.
@@ -79,6 +82,9 @@ fn prepare(it: &Becoming<'_>) -> std::result::Result<(), (&'static str, Errno)> 
     if !it.cwd.iter().any(|dir| nix::unistd::chdir(dir).is_ok()) {
         nix::unistd::chdir("/").map_err(step("working directory"))?;
     }
+    if let Some(secluded) = it.secluded {
+        seclude(secluded).map_err(step("a root of its own"))?;
+    }
     identity(it)?;
     if it.subreaper {
         nix::sys::prctl::set_child_subreaper(true).map_err(step("adopting orphans"))?;
@@ -86,6 +92,16 @@ fn prepare(it: &Becoming<'_>) -> std::result::Result<(), (&'static str, Errno)> 
     process::no_new_privileges().map_err(step("no_new_privs"))?;
     signal::reset(it.ignored);
     seccomp::install(it.seccomp).map_err(step("seccomp filter"))
+}
+
+/// Another root, with a descriptor of the one that was there.
+fn seclude(it: &SecludedCommand) -> std::result::Result<(), Errno> {
+    let place =
+        |path: &Path| open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    let back = place(Path::new("/"))?;
+    fd::place(back.as_fd(), it.back)?;
+    nix::unistd::chroot(&it.root)?;
+    nix::unistd::chdir("/")
 }
 
 fn identity(it: &Becoming<'_>) -> std::result::Result<(), (&'static str, Errno)> {
@@ -105,13 +121,14 @@ fn identity(it: &Becoming<'_>) -> std::result::Result<(), (&'static str, Errno)>
 }
 
 fn exec(it: &Becoming<'_>) -> Error {
-    let Some(name) = it.argv.first() else {
+    let argv = it.secluded.map_or(it.argv, |secluded| &secluded.argv);
+    let Some(name) = argv.first() else {
         return Error::new("cannot start an empty command");
     };
     let Some(program) = find(name, it.env) else {
         return Error::new(format!("\"{name}\": executable file not found in $PATH"));
     };
-    let errno = process::exec(&program, it.argv, it.env);
+    let errno = process::exec(&program, argv, it.env);
     not_started(name, Path::new(&program), errno)
 }
 

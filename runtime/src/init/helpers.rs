@@ -98,6 +98,8 @@ fn spawn(helper: &Helper, listeners: &mut Listeners, start: &Start<'_>) -> Resul
             seccomp: start.seccomp,
             keep_capabilities: start.keep_capabilities,
             identity: helper.identity,
+            // One that is started early is loaded where the image is not there yet.
+            secluded: helper.secluded.as_ref().filter(|_| start.talk.is_none()),
             umask: 0o077,
             ..Becoming::default()
         });
@@ -312,7 +314,7 @@ mod tests {
 
     fn helper(early: &str, says: &str) -> Helper {
         let command = |program: &str| [program, "-c", says, program].map(str::to_owned).to_vec();
-        let early = Some(EarlyCommand { argv: command(early), talk: 5 }.into());
+        let early = Some(EarlyCommand { argv: command(early), talk: 5 });
         Helper { name: "h".to_owned(), argv: command("/bin/sh"), early, ..Helper::default() }
     }
 

@@ -62,6 +62,7 @@ impl Job {
                 session: true,
                 keep_capabilities,
                 identity: command.identity,
+                secluded: command.secluded.as_ref(),
                 umask: 0o077,
                 ..Becoming::default()
             });

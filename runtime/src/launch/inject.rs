@@ -98,7 +98,7 @@ fn cover(making: &mut Making, path: &Path) -> Result<()> {
 
 fn helpers(engine: &EngineSpec) -> impl Iterator<Item = &Helper> {
     let rebuild = match &engine.restart {
-        Some(RestartStep::Rebuild { helper, .. }) => Some(helper),
+        Some(RestartStep::Rebuild { helper, .. }) => Some(&**helper),
         _ => None,
     };
     engine.needs.helpers.iter().chain(rebuild)

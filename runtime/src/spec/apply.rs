@@ -376,6 +376,17 @@ impl Check<'_> {
                 "it is taken, or not 3 to 1023",
             )?;
         }
+        if let Some(secluded) = &helper.secluded {
+            let what = format!("{what} secluded");
+            self.argv(&what, &secluded.argv)?;
+            self.place("a root", &secluded.root, true)?;
+            let fine = (3..1024).contains(&secluded.back) && numbers.insert(secluded.back);
+            self.possible(
+                fine,
+                || format!("{what} with descriptor {}", secluded.back),
+                "it is taken, or not 3 to 1023",
+            )?;
+        }
         if let Readiness::PathExists(path) = &helper.readiness {
             self.possible(path.is_absolute(), || what.clone(), "the path to wait for is not absolute")?;
         }

@@ -250,7 +250,7 @@ pub enum RestartStep {
     /// Let this helper make the processes, then adopt their root.
     Rebuild {
         /// The helper.
-        helper: stasis_plugin_api::plan::Helper,
+        helper: Box<stasis_plugin_api::plan::Helper>,
         /// How the root process is found.
         root: RestoredRoot,
         /// Everything else gets higher pids.

@@ -94,6 +94,7 @@ impl Capturing<'_, '_> {
         let left = self.host.time_left().saturating_sub(RESERVE).max(RESERVE);
         let output = self.host.run_inside(&RunInside {
             argv: launch::engine(&arguments),
+            secluded: Some(launch::secluded(&arguments)),
             env: launch::environment(),
             timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
             identity: Identity::Capable,

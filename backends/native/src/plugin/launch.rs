@@ -14,6 +14,8 @@ const WORK_SIZE: u64 = 1 << 20;
 const PRELOADED: &str = "/etc/ld.so.preload";
 /// Over which an engine that was started early tells that it is loaded, and is told that the root is there.
 const TALK: i32 = 3;
+/// The container's root, where the engine was loaded with another one. Far from whatever init has open when it starts it.
+const BACK: i32 = 899;
 /// The application's pid: far enough from those of init and its helpers.
 const FIRST_PID: i32 = 100;
 /// The libraries that the engine may be linked with; those that this process has are shown inside.
@@ -35,6 +37,14 @@ pub(super) fn engine(arguments: &[&str]) -> Vec<String> {
     let mut argv = vec![inside("ld.so"), "--library-path".to_owned(), INSIDE.to_owned(), inside("engine.so")];
     argv.extend(arguments.iter().map(|a| (*a).to_owned()));
     argv
+}
+
+/// The same where a loader finds nothing of the image's.
+pub(super) fn secluded(arguments: &[&str]) -> SecludedCommand {
+    let back = BACK.to_string();
+    let words = ["/ld.so", "--library-path", "/", "/engine.so", "--root", &back];
+    let argv = words.iter().chain(arguments).map(|word| (*word).to_owned()).collect();
+    SecludedCommand { root: INSIDE.into(), argv, back: BACK }
 }
 
 /// The same on the host, from what is shown inside, for a restart of the image in `directory`: it can be started before the

@@ -25,9 +25,11 @@ pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartP
     let lock = ["--lock", &lock_file.to_string_lossy()];
     if maps && options::copies_behind(host) {
         arguments.extend(lock);
+        let detach = [&["detach", "--pid-file", &file], &lock[..]].concat();
         needs.helpers.push(Helper {
             name: "native-detach".to_owned(),
-            argv: launch::engine(&[&["detach", "--pid-file", &file], &lock[..]].concat()),
+            argv: launch::engine(&detach),
+            secluded: Some(launch::secluded(&detach)),
             env: launch::environment(),
             readiness: Readiness::Started,
             identity: Identity::Capable,
@@ -37,7 +39,8 @@ pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartP
     let helper = Helper {
         name: "native".to_owned(),
         argv: launch::engine(&arguments),
-        early: launch::early(&needs, &arguments, &generation.directory).map(Box::new),
+        secluded: Some(launch::secluded(&arguments)),
+        early: launch::early(&needs, &arguments, &generation.directory),
         env: launch::environment(),
         readiness: Readiness::Succeeded,
         identity: Identity::Capable,
@@ -46,7 +49,7 @@ pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartP
     };
     Ok(RestartPlan::Rebuild {
         needs,
-        helper,
+        helper: helper.into(),
         root: RestoredRoot::PidFile(pid_file),
         reserve_pids_up_to: outside::free_above(&pids(generation), request.pid_max),
         verify_behind: if maps { memory(generation) } else { Vec::new() },

@@ -1,7 +1,7 @@
 //! Plans that fit, and all those that do not.
 
 use stasis_plugin_api::plan::{
-    Bind, Directory, EarlyCommand, FileToWrite, HelperDescriptor, Namespaces, SeccompRule,
+    Bind, Directory, EarlyCommand, FileToWrite, HelperDescriptor, Namespaces, SeccompRule, SecludedCommand,
 };
 
 use super::super::resolve::describe;
@@ -40,7 +40,7 @@ fn rebuild(
     change(&mut helper);
     let plan = RestartPlan::Rebuild {
         needs: Needs::default(),
-        helper,
+        helper: helper.into(),
         root,
         reserve_pids_up_to: reserve,
         verify_behind: Vec::new(),
@@ -136,11 +136,17 @@ fn what_cannot_be() {
     let socket = HelperDescriptor { number: 3, source: DescriptorSource::UnixListener("/tmp/s".into()) };
     insta::assert_snapshot!(wrong(|n| n.helpers.push(Helper { descriptors: vec![socket], ..helper() })), @r#"backend "b" asks for a socket at "/tmp/s", which is not a place below /.stasis"#);
     let early = |program: &str, talk| {
-        let early = Some(EarlyCommand { argv: vec![program.to_owned()], talk }.into());
+        let early = Some(EarlyCommand { argv: vec![program.to_owned()], talk });
         wrong(|n| n.helpers.push(Helper { descriptors: vec![twice(3)], early, ..helper() }))
     };
     insta::assert_snapshot!(early("h", 4), @r#"backend "b" asks for helper "h" started early, which cannot be: its program is not an absolute path"#);
     insta::assert_snapshot!(early("/h", 3), @r#"backend "b" asks for helper "h" started early with descriptor 3, which cannot be: it is taken, or not 3 to 1023"#);
+    let secluded = |root: &str, back| {
+        let secluded = Some(SecludedCommand { root: root.into(), argv: vec!["/h".to_owned()], back });
+        wrong(|n| n.helpers.push(Helper { descriptors: vec![twice(3)], secluded, ..helper() }))
+    };
+    insta::assert_snapshot!(secluded("/srv", 4), @r#"backend "b" asks for a root at "/srv", which is not a place below /.stasis"#);
+    insta::assert_snapshot!(secluded("/.stasis/h", 3), @r#"backend "b" asks for helper "h" secluded with descriptor 3, which cannot be: it is taken, or not 3 to 1023"#);
     let restart = |root, reserve| rebuild(|_| {}, root, reserve).unwrap_err().to_string();
     insta::assert_snapshot!(restart(RestoredRoot::Pid(1), 0), @r#"backend "b" asks for root pid 1, which cannot be: init has pid 1"#);
     insta::assert_snapshot!(restart(RestoredRoot::Pid(2), -1), @r#"backend "b" asks for pids up to -1, which cannot be: the kernel has no such pids"#);
