@@ -352,14 +352,16 @@ impl Check<'_> {
             self.possible(fine, || format!("{what} with variable {name:?}"), "it cannot be set")?;
         }
         let mut numbers = BTreeSet::new();
-        for descriptor in &helper.descriptors {
-            let number = descriptor.number;
+        let mut descriptor_of = |what: &str, number: i32| {
             let fine = (3..1024).contains(&number) && numbers.insert(number);
             self.possible(
                 fine,
                 || format!("{what} with descriptor {number}"),
                 "it is taken, or not 3 to 1023",
-            )?;
+            )
+        };
+        for descriptor in &helper.descriptors {
+            descriptor_of(&what, descriptor.number)?;
             if let DescriptorSource::UnixListener(path) = &descriptor.source {
                 self.place("a socket", path, true)?;
             }
@@ -369,23 +371,13 @@ impl Check<'_> {
             self.argv(&what, &early.argv)?;
             let absolute = early.argv.first().is_some_and(|program| program.starts_with('/'));
             self.possible(absolute, || what.clone(), "its program is not an absolute path")?;
-            let fine = (3..1024).contains(&early.talk) && numbers.insert(early.talk);
-            self.possible(
-                fine,
-                || format!("{what} with descriptor {}", early.talk),
-                "it is taken, or not 3 to 1023",
-            )?;
+            descriptor_of(&what, early.talk)?;
         }
         if let Some(secluded) = &helper.secluded {
             let what = format!("{what} secluded");
             self.argv(&what, &secluded.argv)?;
             self.place("a root", &secluded.root, true)?;
-            let fine = (3..1024).contains(&secluded.back) && numbers.insert(secluded.back);
-            self.possible(
-                fine,
-                || format!("{what} with descriptor {}", secluded.back),
-                "it is taken, or not 3 to 1023",
-            )?;
+            descriptor_of(&what, secluded.back)?;
         }
         if let Readiness::PathExists(path) = &helper.readiness {
             self.possible(path.is_absolute(), || what.clone(), "the path to wait for is not absolute")?;
