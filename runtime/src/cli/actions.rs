@@ -3,7 +3,7 @@
 
 use crate::cli::action_args::ActionArgs;
 use crate::cli::compat::CompatArgs;
-use crate::cli::engine::{self, Engine};
+use crate::cli::engine;
 use crate::cli::images::{self, sources};
 use crate::cli::teller::Terminal;
 use crate::cli::{Session, again, gpu, join, others, output, report};
@@ -24,9 +24,10 @@ use crate::spec::resolve::{self, Action, directories_to_make};
 use crate::spec::{ContainerSpec, SPEC_FORMAT};
 use crate::store::{CheckpointRecord, Generation, ImageIdentity};
 use crate::sys::terminal;
+use crate::worker::{Plugin, Worker};
 use clap::Args;
 use stasis_plugin_api::plan::StdioKind;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -174,6 +175,9 @@ pub fn restarted_line(from: &crate::monitor::control::RestartedFrom) -> String {
     format!("generation {} (saved {}) of {}", from.generation, output::age(&from.created), from.image)
 }
 
+/// A plugin, and the worker that loads it meanwhile.
+type Engine = (Plugin, Worker);
+
 /// What a restart goes back to.
 struct Back {
     generation: Generation,
@@ -203,11 +207,12 @@ pub fn plan(session: &Session, wanted: Wanted) -> Result<(MonitorOrder, Ready)> 
     let Considered { wanted, name, back, mut image, mut spec, first, engine } = consider(session, wanted)?;
     let size = (spec.stdio == StdioKind::Pty).then(|| terminal::size(std::io::stdin().as_fd())).flatten();
     let (ordered, engine) = match engine {
-        Some((Engine { order, plugin, worker }, identity)) => {
+        Some((engine, identity)) => {
             let checkpoint = checkpoint_name(&wanted).unwrap_or_default();
             let restart = back.as_ref().map(|b| b.generation.number());
-            let ordered = engine::order(session, &wanted.args, order, checkpoint, restart, identity)?;
-            (Some(ordered), Some((plugin, worker)))
+            let backend = engine.0.name.clone();
+            let ordered = engine::order(session, &wanted.args, backend, checkpoint, restart, identity)?;
+            (Some(ordered), Some(engine))
         }
         None => (None, None),
     };
@@ -273,8 +278,7 @@ fn consider(session: &Session, mut wanted: Wanted) -> Result<Considered> {
             let engine = early.map_or_else(
                 || {
                     let recorded = recorded(session, &wanted, back.as_ref())?;
-                    let chosen = engine::choose(session, recorded.as_ref(), &wanted.args)?;
-                    chosen.start(session, image.mount(), &scratch(session, &wanted, &name)?)
+                    start(session, recorded.as_ref(), &wanted, image.mount(), &name)
                 },
                 Ok,
             )?;
@@ -285,20 +289,29 @@ fn consider(session: &Session, mut wanted: Wanted) -> Result<Considered> {
     Ok(Considered { wanted, name, back, image, spec, first, engine })
 }
 
-/// What a restart needs is known before its image has been looked at: the container's first process and the engine's worker
-/// get ready meanwhile, which takes them as long. Both are lent a mounted image when they start, and have to wait for it. Why
-/// there is none is told when it is its turn.
+/// Chooses the engine, and starts a worker with it, to which a mounted image is lent.
+fn start(
+    session: &Session,
+    recorded: Option<&BackendName>,
+    wanted: &Wanted,
+    image: Option<BorrowedFd<'_>>,
+    name: &str,
+) -> Result<Engine> {
+    let plugin = engine::choose(session, recorded, &wanted.args)?;
+    let worker = Worker::spawn_with(&plugin, image, &scratch(session, wanted, name)?)?;
+    Ok((plugin, worker))
+}
+
+/// What a restart needs is known before its image has been looked at: the container's first process and the
+/// engine's worker get ready meanwhile, which takes them as long. Both are lent a mounted image when they start,
+/// and have to wait for it. Why there is none is told when it is its turn.
 fn early(session: &Session, wanted: &Wanted, back: &Back, name: &str) -> (Option<First>, Option<Engine>) {
     if back.spec.root.file.is_some() {
         return (None, None);
     }
     let streams = if wanted.name.is_some() { Streams::Left } else { Streams::Kept };
-    let engine = || {
-        let recorded = &back.record.backend.as_ref()?.name;
-        let chosen = engine::choose(session, Some(recorded), &wanted.args).ok()?;
-        chosen.start(session, None, &scratch(session, wanted, name).ok()?).ok()
-    };
-    let engine = engine();
+    let recorded = back.record.backend.as_ref().map(|bound| &bound.name);
+    let engine = recorded.and_then(|recorded| start(session, Some(recorded), wanted, None, name).ok());
     let first = (!wanted.args.dry_run).then(|| First::start(&back.spec, None, streams));
     (first, engine)
 }
@@ -478,7 +491,7 @@ fn kind_of(image: &Image) -> &'static str {
 /// What stands against it.
 pub fn show(session: &Session, wanted: Wanted) -> Result<()> {
     let Considered { wanted, back, spec, engine, .. } = consider(session, wanted)?;
-    let Some((Engine { mut worker, .. }, _)) = engine else { return output::line(resolve::describe(&spec)) };
+    let Some(((_, mut worker), _)) = engine else { return output::line(resolve::describe(&spec)) };
     let descriptor = worker.describe()?;
     let asked = ask::Asked {
         engine_name: &descriptor.engine,

@@ -8,7 +8,6 @@ use crate::image::Image;
 use crate::launch::userns;
 use crate::monitor::client;
 use crate::monitor::control::{Reply, Request};
-use crate::monitor::order::PluginOrder;
 use crate::name::{BackendName, CheckpointRef, InstanceName};
 use crate::registry;
 use crate::worker::{NoServices, Worker, engine as calls};
@@ -99,14 +98,7 @@ pub(super) fn ask(session: &Session, name: &str, image: Option<BorrowedFd<'_>>) 
     registry::select(None, Some(name), None, &settings)?;
     let located = registry::locate(&BackendName::new(name)?, &settings, &session.context)?;
     let library = located.path.display().to_string();
-    let order = PluginOrder {
-        name: name.to_owned(),
-        path: located.path,
-        version: located.version.map(|v| v.to_string()),
-        options: located.options,
-        flags: Vec::new(),
-    };
-    let plugin = engine::plugin(session, &order, located.file.into())?;
+    let plugin = engine::plugin(session, located, Vec::new())?;
     let mut worker = Worker::spawn_with(&plugin, image, &session.context.runtime_dir()?)?;
     let descriptor = worker.describe()?;
     Ok(Asked { worker, descriptor, library })

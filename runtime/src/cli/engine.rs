@@ -6,7 +6,7 @@ use crate::cli::report;
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::launch::userns;
-use crate::monitor::order::{EngineOrder, PluginOrder};
+use crate::monitor::order::EngineOrder;
 use crate::name::BackendName;
 use crate::registry::{self, Choice, Located};
 use crate::store::ImageIdentity;
@@ -15,53 +15,20 @@ use stasis_plugin_api::capability;
 use stasis_plugin_api::descriptor::Descriptor;
 use stasis_plugin_api::report::Probe;
 use stasis_plugin_api::request::ProbeRequest;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
 
-/// A chosen plugin.
-pub struct Chosen {
-    /// For the order.
-    pub plugin: PluginOrder,
-    /// Its library.
-    pub library: OwnedFd,
-}
-
-/// A plugin whose worker gets ready.
-pub struct Engine {
-    /// For the order.
-    pub order: PluginOrder,
-    /// As it is loaded.
-    pub plugin: Plugin,
-    /// The process that loads it.
-    pub worker: Worker,
-}
-
-impl Chosen {
-    /// Starts a worker with it, to which a mounted image is lent. `scratch` has to be there at its first call.
-    ///
-    /// # Errors
-    /// No process can be made.
-    pub fn start(self, session: &Session, image: Option<BorrowedFd<'_>>, scratch: &Path) -> Result<Engine> {
-        let plugin = plugin(session, &self.plugin, self.library)?;
-        let worker = Worker::spawn_with(&plugin, image, scratch)?;
-        Ok(Engine { order: self.plugin, plugin, worker })
-    }
-}
-
-/// The plugin as a worker takes it.
+/// What the registry found, as a worker takes it.
 ///
 /// # Errors
-/// When the descriptor cannot be copied.
-pub fn plugin(session: &Session, order: &PluginOrder, library: OwnedFd) -> Result<Plugin> {
-    let version_req = order.version.as_deref().map(semver::VersionReq::parse).transpose();
+/// There is no place for what it may keep.
+pub fn plugin(session: &Session, located: Located, flags: Vec<String>) -> Result<Plugin> {
     Ok(Plugin {
-        name: order.name.clone(),
-        path: order.path.clone(),
-        library,
-        version_req: version_req.map_err(|e| Error::new("a version requirement is broken").because(&e))?,
-        options: order.options.clone(),
-        option_flags: order.flags.clone(),
-        cache: Plugin::cache(&session.context.data_root()?, &order.name),
+        cache: Plugin::cache(&session.context.data_root()?, &located.name),
+        name: located.name,
+        path: located.path,
+        library: located.file.into(),
+        version_req: located.version,
+        options: located.options,
+        option_flags: flags,
     })
 }
 
@@ -69,7 +36,7 @@ pub fn plugin(session: &Session, order: &PluginOrder, library: OwnedFd) -> Resul
 ///
 /// # Errors
 /// An unknown, forbidden or contradicting name; a library that may not be loaded; none that works.
-pub fn choose(session: &Session, recorded: Option<&BackendName>, args: &ActionArgs) -> Result<Chosen> {
+pub fn choose(session: &Session, recorded: Option<&BackendName>, args: &ActionArgs) -> Result<Plugin> {
     let settings = session.settings()?;
     let flag = args.backend.as_ref().map(BackendName::as_str);
     let choice = registry::select(recorded, flag, session.context.var("STASIS_BACKEND"), &settings)?;
@@ -77,20 +44,9 @@ pub fn choose(session: &Session, recorded: Option<&BackendName>, args: &ActionAr
     let flags = args.backend_option.iter().map(|(k, v)| format!("{k}={v}")).chain(tcp);
     let flags: Vec<String> = flags.collect();
     match choice {
-        Choice::Named(name) => chosen(registry::locate(&name, &settings, &session.context)?, flags),
+        Choice::Named(name) => plugin(session, registry::locate(&name, &settings, &session.context)?, flags),
         Choice::Auto(names) => automatic(session, &settings, &names, &flags),
     }
-}
-
-fn chosen(located: Located, flags: Vec<String>) -> Result<Chosen> {
-    let plugin = PluginOrder {
-        name: located.name.to_string(),
-        path: located.path,
-        version: located.version.map(|v| v.to_string()),
-        options: located.options,
-        flags,
-    };
-    Ok(Chosen { plugin, library: located.file.into() })
 }
 
 /// The first that works here and leaves the user's uid alone. Why others were passed over is told.
@@ -99,11 +55,11 @@ fn automatic(
     settings: &Settings,
     names: &[BackendName],
     flags: &[String],
-) -> Result<Chosen> {
+) -> Result<Plugin> {
     let mut error = Error::new("no backend can be used here");
     for name in names {
         match fits(session, settings, name, flags) {
-            Ok(chosen) => return Ok(chosen),
+            Ok(plugin) => return Ok(plugin),
             Err(why) => {
                 report::verbose(format!("backend {name} is passed over: {why}"));
                 error = error.because(format!("{name}: {why}"));
@@ -113,10 +69,8 @@ fn automatic(
     Err(error.help("`stasis backend check` shows everything that was looked for"))
 }
 
-fn fits(session: &Session, settings: &Settings, name: &BackendName, flags: &[String]) -> Result<Chosen> {
-    let chosen = chosen(registry::locate(name, settings, &session.context)?, flags.to_vec())?;
-    let copy = chosen.library.try_clone().map_err(|e| Error::new("cannot copy a descriptor").because(&e))?;
-    let plugin = plugin(session, &chosen.plugin, copy)?;
+fn fits(session: &Session, settings: &Settings, name: &BackendName, flags: &[String]) -> Result<Plugin> {
+    let plugin = plugin(session, registry::locate(name, settings, &session.context)?, flags.to_vec())?;
     let mut worker = Worker::spawn(&plugin, &session.context.runtime_dir()?)?;
     let descriptor = worker.describe()?;
     let id_maps = userns::possible_maps(session.context.euid);
@@ -127,7 +81,7 @@ fn fits(session: &Session, settings: &Settings, name: &BackendName, flags: &[Str
         ));
     }
     match probe.usable {
-        true => Ok(chosen),
+        true => Ok(plugin),
         false => Err(Error::new(probe.reason.unwrap_or_else(|| "its engine cannot be used here".to_owned()))),
     }
 }
@@ -141,7 +95,7 @@ fn keeps_uid(descriptor: &Descriptor, probe: &Probe) -> bool {
 pub fn order(
     session: &Session,
     args: &ActionArgs,
-    plugin: PluginOrder,
+    backend: BackendName,
     checkpoint: String,
     restart: Option<u64>,
     identity: ImageIdentity,
@@ -151,7 +105,7 @@ pub fn order(
         None => session.settings()?.keep.map(|k| k.value),
     };
     Ok(EngineOrder {
-        plugin,
+        backend,
         checkpoint,
         restart,
         verify: args.verify.unwrap_or_default(),

@@ -2,12 +2,11 @@
 
 use crate::image::attach::Held;
 use crate::monitor::early::First;
+use crate::name::BackendName;
 use crate::spec::ContainerSpec;
 use crate::store::ImageIdentity;
 use crate::sys::terminal::Size;
 use crate::worker::{Plugin, Worker};
-use serde_json::Value;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
@@ -61,8 +60,8 @@ impl Ready {
 /// The engine and what it is to do.
 #[derive(Debug, Clone)]
 pub struct EngineOrder {
-    /// The plugin.
-    pub plugin: PluginOrder,
+    /// Of the plugin.
+    pub backend: BackendName,
     /// The checkpoint; made when it does not exist.
     pub checkpoint: String,
     /// Bring back this generation instead of starting the command.
@@ -96,19 +95,4 @@ pub enum Verify {
     Before,
     /// While the application runs on already; a difference ends it.
     Behind,
-}
-
-/// A plugin, found and checked by the registry. Its library travels as a descriptor.
-#[derive(Debug, Clone)]
-pub struct PluginOrder {
-    /// The backend's name.
-    pub name: String,
-    /// For messages.
-    pub path: PathBuf,
-    /// The versions accepted.
-    pub version: Option<String>,
-    /// As the administrator set them.
-    pub options: BTreeMap<String, Value>,
-    /// As typed: `K=V`.
-    pub flags: Vec<String>,
 }

@@ -35,7 +35,6 @@ impl<'a> Opened<'a> {
     pub(super) fn new(order: &MonitorOrder, wanted: &'a EngineOrder) -> Result<Self> {
         let name = CheckpointName::new(&wanted.checkpoint)?;
         let store = Store::open(&order.data_root)?;
-        let backend = BackendName::new(&wanted.plugin.name)?;
         let checkpoint = match store.exists(&name)? {
             true => store.checkpoint(&name)?,
             false if wanted.restart.is_some() => {
@@ -47,7 +46,7 @@ impl<'a> Opened<'a> {
             false => store.create(&name, None)?,
         };
         let record = checkpoint.record()?;
-        record.accepts(&name, &backend, &wanted.identity)?;
+        record.accepts(&name, &wanted.backend, &wanted.identity)?;
         let holder = Holder::here(&order.spec.name);
         let lock = if wanted.force {
             checkpoint.lock_live_forced(&holder)?

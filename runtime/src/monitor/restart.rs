@@ -34,12 +34,12 @@ pub fn open(
     let generation = checkpoint.generation(Some(number))?;
     generation.verify(Level::Metadata, &mut |_, _| {})?;
     let manifest = generation.manifest();
-    if manifest.backend.name.as_str() != wanted.plugin.name {
+    if manifest.backend.name != wanted.backend {
         return Err(Error::new(format!(
             "generation {number} of \"{}\" was saved by backend \"{}\", not by \"{}\"",
             checkpoint.name(),
             manifest.backend.name,
-            wanted.plugin.name
+            wanted.backend
         )));
     }
     same_machine(checkpoint, number, manifest)?;

@@ -19,6 +19,7 @@ pub use options::{OptionError, SetBy, check_options};
 pub use services::{NoServices, Services};
 pub(crate) use wire::ROLE;
 
+use crate::name::BackendName;
 use process::{Clock, Process};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -37,7 +38,7 @@ use wire::{Order, Report};
 #[derive(Debug)]
 pub struct Plugin {
     /// As configured.
-    pub name: String,
+    pub name: BackendName,
     /// For messages; loaded is `library`.
     pub path: PathBuf,
     /// Open for reading, checked.
@@ -55,8 +56,8 @@ pub struct Plugin {
 impl Plugin {
     /// The directory of a backend's own cache.
     #[must_use]
-    pub fn cache(data_root: &Path, name: &str) -> PathBuf {
-        data_root.join("cache").join(name)
+    pub fn cache(data_root: &Path, name: &BackendName) -> PathBuf {
+        data_root.join("cache").join(name.as_str())
     }
 }
 
@@ -100,11 +101,11 @@ impl Worker {
         image: Option<BorrowedFd<'_>>,
         scratch: &Path,
     ) -> Result<Self, WorkerError> {
-        let mut process = Process::start(&plugin.name, plugin.library.as_fd(), image)?;
+        let mut process = Process::start(plugin.name.as_str(), plugin.library.as_fd(), image)?;
         let load = Clock::new("load", engine::LOAD);
         process.send(&load, &Order::Load { shown: plugin.path.to_string_lossy().into_owned() }, None)?;
         Ok(Self {
-            name: plugin.name.clone(),
+            name: plugin.name.to_string(),
             path: plugin.path.clone(),
             version_req: plugin.version_req.clone(),
             from_file: plugin.options.clone(),

@@ -30,7 +30,7 @@ fn library() -> PathBuf {
 
 fn plugin_at(path: PathBuf, fault: &str) -> Plugin {
     Plugin {
-        name: "faulty".into(),
+        name: BackendName::new("faulty").unwrap(),
         library: File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).into(),
         path: "/opt/libfaulty.so".into(),
         version_req: None,
@@ -300,7 +300,7 @@ fn the_state_stays_when_a_call_fails() {
 fn the_plugin_has_to_be_the_configured_one() {
     let scratch = tempfile::tempdir().unwrap();
     let describe = |plugin: &Plugin| Worker::spawn(plugin, scratch.path()).unwrap().describe();
-    let other = Plugin { name: "toy".into(), ..plugin("none") };
+    let other = Plugin { name: BackendName::new("toy").unwrap(), ..plugin("none") };
     insta::assert_snapshot!(describe(&other).unwrap_err(), @r#"/opt/libfaulty.so is configured as backend "toy" but calls itself "faulty""#);
     let newer = Plugin { version_req: Some(semver::VersionReq::parse(">=7").unwrap()), ..plugin("none") };
     insta::assert_snapshot!(describe(&newer).unwrap_err(), @r#"backend "faulty" (/opt/libfaulty.so) has version 0.1.0, but plugins.toml demands >=7"#);
