@@ -39,8 +39,7 @@ pub fn start(
 ) -> Result<i32> {
     let log_name = log_name(&helper.name);
     let log = children::log(&log_name)?;
-    let (argv, output) = (helper.argv.as_slice(), log.as_fd());
-    let start = Start { argv, seccomp, keep_capabilities, output, talk: None };
+    let start = Start { seccomp, keep_capabilities, output: log.as_fd(), talk: None };
     let (pid, telling) = spawn(helper, listeners, &start)?;
     telling.wait()?;
     wait_until_ready(helper, pid, Path::new(stasis_plugin_api::plan::LOG_DIR).join(log_name))?;
@@ -53,12 +52,11 @@ fn log_name(helper: &str) -> String {
 
 /// What a helper is started with besides its plan.
 struct Start<'a> {
-    argv: &'a [String],
     seccomp: &'a [SeccompRule],
     keep_capabilities: bool,
     output: BorrowedFd<'a>,
-    /// A descriptor more, at this number.
-    talk: Option<(BorrowedFd<'a>, i32)>,
+    /// By which it is told that the container's root is there: its command for an early start is taken.
+    talk: Option<BorrowedFd<'a>>,
 }
 
 /// Answers when its program is started, or says why it is not, when `Telling` is waited for.
@@ -87,19 +85,20 @@ fn spawn(helper: &Helper, listeners: &mut Listeners, start: &Start<'_>) -> Resul
     let child = process::fork()
         .map_err(|e| Error::new(format!("cannot start the helper {}", helper.name)).because(e.desc()))?;
     let Some(pid) = child else {
+        let early = helper.early.as_ref().zip(start.talk);
         let listening = owned.iter().map(|(socket, number)| (socket.as_fd(), *number));
         let error = children::become_it(&Becoming {
-            argv: start.argv,
+            argv: early.map_or(&helper.argv, |(early, _)| &early.argv),
             env: &env,
             streams: Some([null.as_fd(), start.output, start.output]),
-            descriptors: listening.chain(start.talk).collect(),
+            descriptors: listening.chain(early.map(|(early, talk)| (talk, early.talk))).collect(),
             session: true,
             ignored: &helper.ignore_signals,
             seccomp: start.seccomp,
             keep_capabilities: start.keep_capabilities,
             identity: helper.identity,
             // One that is started early is loaded where the image is not there yet.
-            secluded: helper.secluded.as_ref().filter(|_| start.talk.is_none()),
+            secluded: helper.secluded.as_ref().filter(|_| early.is_none()),
             umask: 0o077,
             ..Becoming::default()
         });
@@ -122,7 +121,7 @@ impl Rebuilding {
     /// # Errors
     /// Why it could not be started.
     pub fn begin(helper: &Helper, listeners: &mut Listeners, keep_capabilities: bool) -> Result<Self> {
-        let (it, telling) = Self::spawned(helper, listeners, &helper.argv, keep_capabilities, None)?;
+        let (it, telling) = Self::spawned(helper, listeners, keep_capabilities, None)?;
         telling.wait()?;
         Ok(it)
     }
@@ -130,14 +129,13 @@ impl Rebuilding {
     fn spawned(
         helper: &Helper,
         listeners: &mut Listeners,
-        argv: &[String],
         keep_capabilities: bool,
-        talk: Option<(BorrowedFd<'_>, i32)>,
+        talk: Option<BorrowedFd<'_>>,
     ) -> Result<(Self, Telling)> {
         let failed = |e: &dyn std::error::Error| unfollowed(helper, e);
         let (read, write) = fd::pipe().map_err(|e| failed(&e))?;
         fd::set_nonblocking(read.as_fd(), true).map_err(|e| failed(&e))?;
-        let start = Start { argv, seccomp: &[], keep_capabilities, output: write.as_fd(), talk };
+        let start = Start { seccomp: &[], keep_capabilities, output: write.as_fd(), talk };
         let (pid, telling) = spawn(helper, listeners, &start)?;
         let ended = process::descriptor_of(pid.as_raw()).map_err(|e| failed(&e))?;
         Ok((Self { pid, ended, output: File::from(read) }, telling))
@@ -214,46 +212,53 @@ fn unfollowed(helper: &Helper, e: &dyn std::error::Error) -> Error {
 #[derive(Debug)]
 pub struct Early {
     it: Rebuilding,
-    telling: Option<Telling>,
+    telling: Telling,
+    talk: UnixStream,
+}
+
+/// One that needs nothing of the host's root any more, and waits for the container's.
+#[derive(Debug)]
+pub struct Loaded {
+    it: Rebuilding,
     talk: UnixStream,
 }
 
 impl Early {
     /// Starts it, where its plan has a command for that. Why it is not there is found out when it is its turn.
     pub fn begin(helper: &Helper, keep_capabilities: bool) -> Option<Self> {
-        let early = helper.early.as_ref().filter(|_| helper.descriptors.is_empty())?;
+        if helper.early.is_none() || !helper.descriptors.is_empty() {
+            return None;
+        }
         let (talk, theirs) = UnixStream::pair().ok()?;
-        let begun = Rebuilding::spawned(
-            helper,
-            &mut Listeners::new(),
-            &early.argv,
-            keep_capabilities,
-            Some((theirs.as_fd(), early.talk)),
-        );
+        let begun =
+            Rebuilding::spawned(helper, &mut Listeners::new(), keep_capabilities, Some(theirs.as_fd()));
         let (it, telling) = begun.inspect_err(|error| tracing::debug!(%error, "not started early")).ok()?;
-        Some(Self { it, telling: Some(telling), talk })
+        Some(Self { it, telling, talk })
     }
 
     /// Waits until it needs nothing of the host's root any more. `None` where it has not come so far.
-    pub fn loaded(mut self) -> Option<Self> {
-        let mut heard = || {
-            self.telling.take().map_or(Ok(()), Telling::wait)?;
+    pub fn loaded(self) -> Option<Loaded> {
+        let Self { it, telling, mut talk } = self;
+        let heard = || {
+            telling.wait()?;
             let mut word = [0];
             let broken =
                 |e: std::io::Error| Error::new("a helper that was started early is gone").because(&e);
-            self.talk.set_read_timeout(Some(PATIENCE)).map_err(broken)?;
-            self.talk.read_exact(&mut word).map_err(broken)
+            talk.set_read_timeout(Some(PATIENCE)).map_err(broken)?;
+            talk.read_exact(&mut word).map_err(broken)
         };
         if let Err(error) = heard() {
             tracing::debug!(%error, "not started early");
             // It has said why, and ended; or takes too long.
-            let _ = nix::sys::signal::kill(self.it.pid, nix::sys::signal::Signal::SIGKILL);
-            let _ = waitpid(self.it.pid, None);
+            let _ = nix::sys::signal::kill(it.pid, nix::sys::signal::Signal::SIGKILL);
+            let _ = waitpid(it.pid, None);
             return None;
         }
-        Some(self)
+        Some(Loaded { it, talk })
     }
+}
 
+impl Loaded {
     /// The container's root is there, and nothing of the host's.
     pub fn go(mut self) -> Rebuilding {
         // One that has ended meanwhile is found ended.
@@ -352,7 +357,7 @@ mod tests {
     fn one_whose_root_never_comes_sees_that() {
         assert!(alone(|| {
             let helper = helper("/bin/sh", SAYS);
-            let Some(Early { it, talk, .. }) = Early::begin(&helper, true).and_then(Early::loaded) else {
+            let Some(Loaded { it, talk }) = Early::begin(&helper, true).and_then(Early::loaded) else {
                 return false;
             };
             drop(talk);

@@ -63,11 +63,12 @@ fn run(channel: &Channel, image: Option<OwnedFd>) -> crate::error::Result<()> {
     let laid = laid?;
     // The kernel takes this from no process that is protected, and it counts for all that is started from here on.
     let clocks = clocks::go_on(&order.spec)?;
-    let mut early = serve::early(&order.spec);
-    let made = laid.complete(&order, || early = early.take().and_then(Early::loaded))?;
+    let early = serve::early(&order.spec);
+    let mut loaded = None;
+    let made = laid.complete(&order, || loaded = early.and_then(Early::loaded))?;
     // From here on nothing that the application could do reaches into this process.
     process::set_dumpable(false).map_err(|e| Error::new("init cannot protect itself").because(e.desc()))?;
-    match serve::Init::new(channel, order, made, (clocks, early))? {
+    match serve::Init::new(channel, order, made, (clocks, loaded))? {
         Some(mut init) => init.run(),
         None => Ok(()),
     }

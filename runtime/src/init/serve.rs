@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::init::app::{self, Application, Streams};
-use crate::init::helpers::{Early, Rebuilding, Rebuilt};
+use crate::init::helpers::{Early, Loaded, Rebuilding, Rebuilt};
 use crate::init::jobs::{Beside, Job};
 use crate::init::{children, helpers, survey, tmpfs};
 use crate::launch::protocol::{Ending, FromInit, Order, Target, ToInit};
@@ -71,8 +71,8 @@ fn gone(e: &std::io::Error) -> Error {
 }
 
 impl<'a> Init<'a> {
-    /// Starts helpers and application, or lets the helper go on that was started early; `clocks` is why those do not go on,
-    /// and only told. `None` when a generation could not be rebuilt, which was told.
+    /// Starts helpers and application, or lets the helper go on that was loaded early; `clocks` is why those do
+    /// not go on, and only told. `None` when a generation could not be rebuilt, which was told.
     ///
     /// # Errors
     /// What could not be started.
@@ -80,7 +80,7 @@ impl<'a> Init<'a> {
         channel: &'a Channel,
         order: Order,
         made: Made,
-        (clocks, early): (Option<String>, Option<Early>),
+        (clocks, loaded): (Option<String>, Option<Loaded>),
     ) -> Result<Option<Self>> {
         let children = signal::descriptor(&[Signal::SIGCHLD])
             .map_err(|e| Error::new("init cannot watch its children").because(e.desc()))?;
@@ -101,7 +101,7 @@ impl<'a> Init<'a> {
             jobs: Vec::new(),
             besides: HashMap::new(),
         };
-        let rebuilt = init.begin(made.listeners, &streams, early)?;
+        let rebuilt = init.begin(made.listeners, &streams, loaded)?;
         if let Some(failed) = rebuilt.as_ref().and_then(Rebuilt::failed) {
             rebuilt.iter().for_each(Rebuilt::log);
             channel.send(&FromInit::NotRebuilt(failed)).map_err(|e| gone(&e))?;
@@ -118,7 +118,7 @@ impl<'a> Init<'a> {
         &mut self,
         mut listeners: std::collections::BTreeMap<std::path::PathBuf, std::os::unix::net::UnixListener>,
         streams: &Streams,
-        early: Option<Early>,
+        loaded: Option<Loaded>,
     ) -> Result<Option<Rebuilt>> {
         let engine = self.spec.engine.clone();
         if let Some(content) = engine.as_ref().and_then(|e| e.needs.tmpfs_content.as_ref()) {
@@ -133,7 +133,7 @@ impl<'a> Init<'a> {
         if let Some(RestartStep::Rebuild { helper, root, reserve_pids_up_to }) =
             engine.as_ref().and_then(|e| e.restart.as_ref())
         {
-            let rebuilding = match early.map(Early::go) {
+            let rebuilding = match loaded.map(Loaded::go) {
                 Some(rebuilding) => rebuilding,
                 None => {
                     app::next_pid(reserve_pids_up_to + 1)?;
