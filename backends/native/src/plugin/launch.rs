@@ -34,21 +34,24 @@ pub(super) fn lock_file() -> PathBuf {
 /// The engine's command inside, with these arguments.
 pub(super) fn engine(arguments: &[&str]) -> Vec<String> {
     let inside = |name: &str| format!("{INSIDE}/{name}");
-    let mut argv = vec![inside("ld.so"), "--library-path".to_owned(), INSIDE.to_owned(), inside("engine.so")];
-    argv.extend(arguments.iter().map(|a| (*a).to_owned()));
-    argv
+    loaded(&inside("ld.so"), INSIDE, &inside("engine.so"), arguments)
+}
+
+/// `path` is where the loader looks for libraries.
+fn loaded(loader: &str, path: &str, engine: &str, arguments: &[&str]) -> Vec<String> {
+    let words = [loader, "--library-path", path, engine];
+    words.iter().chain(arguments).map(|word| (*word).to_owned()).collect()
 }
 
 /// The same where a loader finds nothing of the image's.
 pub(super) fn secluded(arguments: &[&str]) -> SecludedCommand {
     let back = BACK.to_string();
-    let words = ["/ld.so", "--library-path", "/", "/engine.so", "--root", &back];
-    let argv = words.iter().chain(arguments).map(|word| (*word).to_owned()).collect();
+    let argv = loaded("/ld.so", "/", "/engine.so", &[&["--root", &back], arguments].concat());
     SecludedCommand { root: INSIDE.into(), argv, back: BACK }
 }
 
-/// The same on the host, from what is shown inside, for a restart of the image in `directory`: it can be started before the
-/// container's root is there. `None` where the host's loader would bring more along.
+/// The same on the host, from what is shown inside, for a restart of the image in `directory`: it can be started
+/// before the container's root is there. `None` where the host's loader would bring more along.
 pub(super) fn early(needs: &Needs, arguments: &[&str], directory: &Path) -> Option<EarlyCommand> {
     if Path::new(PRELOADED).exists() {
         return None;
@@ -66,10 +69,21 @@ pub(super) fn early(needs: &Needs, arguments: &[&str], directory: &Path) -> Opti
     }
     let (loader, engine) = (source("ld.so")?.to_str()?, source("engine.so")?.to_str()?);
     let talk = TALK.to_string();
-    let words = [loader, "--library-path", &directories.join(":"), engine];
     let last = ["--talk", &talk, "--ahead", directory.to_str()?];
-    let argv = words.iter().chain(arguments).chain(&last).map(|word| (*word).to_owned()).collect();
+    let argv = loaded(loader, &directories.join(":"), engine, &[arguments, &last].concat());
     Some(EarlyCommand { argv, talk: TALK })
+}
+
+/// The engine as a helper of init's.
+pub(super) fn helper(name: &str, arguments: &[&str]) -> Helper {
+    Helper {
+        name: name.to_owned(),
+        argv: engine(arguments),
+        secluded: Some(secluded(arguments)),
+        env: environment(),
+        identity: Identity::Capable,
+        ..Helper::default()
+    }
 }
 
 /// Nothing of the caller's environment reaches the engine.

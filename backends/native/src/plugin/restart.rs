@@ -26,26 +26,14 @@ pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartP
     if maps && options::copies_behind(host) {
         arguments.extend(lock);
         let detach = [&["detach", "--pid-file", &file], &lock[..]].concat();
-        needs.helpers.push(Helper {
-            name: "native-detach".to_owned(),
-            argv: launch::engine(&detach),
-            secluded: Some(launch::secluded(&detach)),
-            env: launch::environment(),
-            readiness: Readiness::Started,
-            identity: Identity::Capable,
-            ..Helper::default()
-        });
+        let helper = launch::helper("native-detach", &detach);
+        needs.helpers.push(Helper { readiness: Readiness::Started, ..helper });
     }
     let helper = Helper {
-        name: "native".to_owned(),
-        argv: launch::engine(&arguments),
-        secluded: Some(launch::secluded(&arguments)),
         early: launch::early(&needs, &arguments, &generation.directory),
-        env: launch::environment(),
         readiness: Readiness::Succeeded,
-        identity: Identity::Capable,
         timeout_ms: outside::rebuild_timeout_ms(generation),
-        ..Helper::default()
+        ..launch::helper("native", &arguments)
     };
     Ok(RestartPlan::Rebuild {
         needs,
