@@ -149,14 +149,21 @@ pub(crate) fn copy_subjects(root: &Path) -> Result<()> {
 fn subjects(root: &Path) -> Result<()> {
     let place = root.join("opt/subjects/bin");
     copy_subjects(root)?;
-    let source = workspace()?.join("tests/subjects/idle.c");
-    let build = |compiler: &str, flag: &str, name: &str| {
-        run(Command::new(compiler).args(["-O1", "-Wall", flag, "-o"]).arg(place.join(name)).arg(&source))
+    let sources = workspace()?.join("tests/subjects");
+    let build = |compiler: &str, flags: &[&str], source: &str, name: &str| {
+        let mut build = Command::new(compiler);
+        run(build
+            .args(["-O1", "-Wall"])
+            .args(flags)
+            .arg("-o")
+            .arg(place.join(name))
+            .arg(sources.join(source)))
     };
-    build("gcc", "-pipe", "idle")?;
-    build("gcc", "-static", "idle-static")?;
+    build("gcc", &[], "idle.c", "idle")?;
+    build("gcc", &["-static"], "idle.c", "idle-static")?;
+    build("gcc", &["-shared", "-fPIC"], "preloaded.c", "preloaded.so")?;
     if on_path("musl-gcc") {
-        build("musl-gcc", "-pipe", "idle-musl")?;
+        build("musl-gcc", &[], "idle.c", "idle-musl")?;
         shell_in(root, "for l in /lib/ld-musl-*.so.1; do cp -L \"$l\" usr/lib/; done")?;
     }
     busy(&place)?;
