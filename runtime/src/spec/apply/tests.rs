@@ -31,6 +31,10 @@ fn helper() -> Helper {
     Helper { name: "h".to_owned(), argv: vec!["/.stasis/bin/h".to_owned()], ..Helper::default() }
 }
 
+fn secluded() -> SecludedCommand {
+    SecludedCommand { root: "/.stasis/bin".into(), argv: vec!["/h".to_owned()], back: 4 }
+}
+
 fn rebuild(
     change: impl FnOnce(&mut Helper),
     root: RestoredRoot,
@@ -58,6 +62,7 @@ fn a_launch() {
         n.env.insert("ENGINE_DIR".to_owned(), "/.stasis/capture".to_owned());
         n.env_remove.push("ENGINE_*".to_owned());
         n.helpers.push(helper());
+        n.helpers.push(Helper { secluded: Some(secluded()), ..helper() });
         n.first_pid = Some(1000);
         n.seccomp.push(SeccompRule { syscall: 425, argument: None, except: false, errno: 38 });
     });
@@ -73,6 +78,7 @@ fn a_launch() {
       file        /.stasis/etc/conf (0600)
       directory   /.stasis/run (0700, tmpfs of 4096 bytes)
       helper      h: /.stasis/bin/h
+      helper      h: /h, with the root /.stasis/bin
       seccomp     system call 425 answers errno 38
       unset       "ENGINE_*"
       set         ENGINE_DIR=/.stasis/capture
@@ -99,6 +105,17 @@ fn a_restart_of_either_shape() {
         made.engine.unwrap().restart,
         Some(RestartStep::Rebuild { reserve_pids_up_to: 100, .. })
     ));
+    let early = EarlyCommand { argv: vec!["/opt/engine/h".to_owned()], talk: 3 };
+    let early = |h: &mut Helper| (h.secluded, h.early) = (Some(secluded()), Some(early));
+    let text = describe(&rebuild(early, RestoredRoot::Pid(2), 100).unwrap());
+    let from = text.find("engine b").unwrap();
+    insta::assert_snapshot!(&text[from..text.find("process, ").unwrap()], @r"
+    engine b
+      bind        /s/staging on /.stasis/capture
+      bind        /s/7 on /.stasis/image, read-only
+      rebuild     h: /h, with the root /.stasis/bin
+      or early    h: /opt/engine/h, with the host's root
+    ");
     assert!(rebuild(|_| {}, RestoredRoot::PidFile("/.stasis/capture/pid".into()), 0).is_ok());
 }
 
@@ -142,7 +159,7 @@ fn what_cannot_be() {
     insta::assert_snapshot!(early("h", 4), @r#"backend "b" asks for helper "h" started early, which cannot be: its program is not an absolute path"#);
     insta::assert_snapshot!(early("/h", 3), @r#"backend "b" asks for helper "h" started early with descriptor 3, which cannot be: it is taken, or not 3 to 1023"#);
     let secluded = |root: &str, back| {
-        let secluded = Some(SecludedCommand { root: root.into(), argv: vec!["/h".to_owned()], back });
+        let secluded = Some(SecludedCommand { root: root.into(), back, ..secluded() });
         wrong(|n| n.helpers.push(Helper { descriptors: vec![twice(3)], secluded, ..helper() }))
     };
     insta::assert_snapshot!(secluded("/srv", 4), @r#"backend "b" asks for a root at "/srv", which is not a place below /.stasis"#);

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use stasis_plugin_api::plan::{IdMap, Needs, StdioKind};
+use stasis_plugin_api::plan::{Helper, IdMap, Needs, StdioKind};
 
 use crate::spec::{ContainerSpec, EngineSpec, IdSpec, Mount, RestartStep, RootMode, RootWrite};
 
@@ -73,7 +73,11 @@ fn describe_engine(out: &mut Lines, engine: &EngineSpec) {
     match &engine.restart {
         Some(RestartStep::Exec { argv }) => out.line(format!("  instead     {}", words(argv))),
         Some(RestartStep::Rebuild { helper, .. }) => {
-            out.line(format!("  rebuild     {}: {}", word(&helper.name), words(&helper.argv)));
+            out.line(format!("  rebuild     {}", command(helper)));
+            if let Some(early) = &helper.early {
+                let argv = words(&early.argv);
+                out.line(format!("  or early    {}: {argv}, with the host's root", word(&helper.name)));
+            }
         }
         None => {}
     }
@@ -92,7 +96,7 @@ fn describe_needs(out: &mut Lines, needs: &Needs) {
         out.line(format!("  directory   {} ({:04o}{tmpfs})", path(&dir.path), dir.mode));
     }
     for helper in &needs.helpers {
-        out.line(format!("  helper      {}: {}", word(&helper.name), words(&helper.argv)));
+        out.line(format!("  helper      {}", command(helper)));
     }
     for rule in &needs.seccomp {
         out.line(format!("  seccomp     system call {} answers errno {}", rule.syscall, rule.errno));
@@ -105,6 +109,17 @@ fn describe_needs(out: &mut Lines, needs: &Needs) {
     }
     if let Some(pid) = needs.first_pid {
         out.line(format!("  first pid   {pid}"));
+    }
+}
+
+/// As init starts it when its turn has come.
+fn command(helper: &Helper) -> String {
+    let name = word(&helper.name);
+    match &helper.secluded {
+        Some(secluded) => {
+            format!("{name}: {}, with the root {}", words(&secluded.argv), path(&secluded.root))
+        }
+        None => format!("{name}: {}", words(&helper.argv)),
     }
 }
 
