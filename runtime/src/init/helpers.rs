@@ -226,9 +226,7 @@ pub struct Loaded {
 impl Early {
     /// Starts it, where its plan has a command for that. Why it is not there is found out when it is its turn.
     pub fn begin(helper: &Helper, keep_capabilities: bool) -> Option<Self> {
-        if helper.early.is_none() || !helper.descriptors.is_empty() {
-            return None;
-        }
+        helper.early.as_ref()?;
         let (talk, theirs) = UnixStream::pair().ok()?;
         let begun =
             Rebuilding::spawned(helper, &mut Listeners::new(), keep_capabilities, Some(theirs.as_fd()));

@@ -57,11 +57,11 @@ fn send_with(channel: &Channel, message: &FromInit, master: Option<OwnedFd>) -> 
 /// Starts what rebuilds a generation while the root is made, where that can be.
 pub fn early(spec: &ContainerSpec) -> Option<Early> {
     let engine = spec.engine.as_ref()?;
-    let Some(RestartStep::Rebuild { helper, reserve_pids_up_to, .. }) = &engine.restart else { return None };
-    // Its pid is beyond all that are to come back. Others that are started before it would get those behind it.
-    if helper.early.is_none() || !engine.needs.helpers.is_empty() {
+    let Some(RestartStep::Rebuild { helper, reserve_pids_up_to, .. }) =
+        engine.restart.as_ref().filter(|_| engine.starts_early())
+    else {
         return None;
-    }
+    };
     app::next_pid(reserve_pids_up_to + 1).ok()?;
     Early::begin(helper, app::keeps_capabilities(spec))
 }

@@ -229,6 +229,16 @@ pub struct EngineSpec {
     pub clocks: Option<ClocksGoOn>,
 }
 
+impl EngineSpec {
+    /// Whether what rebuilds a generation can be started while the root is made. Its pid is beyond all that are to come
+    /// back: others that were started before it would get those behind it.
+    #[must_use]
+    pub fn starts_early(&self) -> bool {
+        let Some(RestartStep::Rebuild { helper, .. }) = &self.restart else { return false };
+        helper.early.is_some() && helper.descriptors.is_empty() && self.needs.helpers.is_empty()
+    }
+}
+
 /// How the clocks of what is brought back go on from where they were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClocksGoOn {
