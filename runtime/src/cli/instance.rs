@@ -224,14 +224,16 @@ fn spawn(session: &Session, wanted: Wanted) -> Result<Started> {
     }
 }
 
-/// The monitor. It plans, too: what is started on the way, a worker, has to be its own. So long it goes with the command.
+/// The monitor. It plans, too: what is started on the way, a worker and a first process, has to be its own. So long it
+/// goes with the command.
 fn plan_and_own(session: &Session, wanted: Wanted, command: Pid, channel: &Channel) -> Result<i32> {
-    let cannot = |e: Errno| Error::new("the command that starts the instance is gone").because(e.desc());
-    process::end_with(command).map_err(cannot)?;
+    let gone = |e: Errno| Error::new("the command that starts the instance is gone").because(e.desc());
+    process::end_with(command).map_err(gone)?;
     // The caller's own ways with signals are not the application's.
     signal::reset(&[libc::SIGPIPE]);
     let (order, ready) = actions::plan(session, wanted)?;
-    process::outlive_parent().map_err(cannot)?;
+    let tied = |e: Errno| Error::new("the monitor cannot outlive the command").because(e.desc());
+    process::outlive_parent().map_err(tied)?;
     monitor::main(channel, &order, ready).map_err(|error| others::named(session, &order, error))
 }
 

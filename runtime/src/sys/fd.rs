@@ -111,7 +111,7 @@ pub fn leave_streams() {
     }
 }
 
-/// A copy of `fd` at 512 or above, out of the way of numbers that a child is given. Close-on-exec.
+/// A copy of `fd` at 900 or above, out of the way of numbers that a child is given. Close-on-exec.
 ///
 /// # Errors
 /// What the kernel says.

@@ -14,7 +14,7 @@ const GRAIN: u64 = 0x1_0000;
 
 /// Empties the process; its scratch area stays.
 pub(super) fn clear(remote: &mut Remote, process: &Process) -> Result<()> {
-    let now = remote.places.clone();
+    let now = std::mem::take(&mut remote.places);
     let hole = hole(&now, process).ok_or_else(|| {
         BackendError::failed(format!("cannot rebuild process {}", process.pid))
             .because("its addresses leave no room for the engine")

@@ -24,7 +24,7 @@ pub(super) const ALL_BUT_TRAP: u64 = !(1 << (SIGTRAP - 1));
 pub(super) struct Remote {
     pub(super) pid: i32,
     memory: File,
-    /// Its mappings as it was taken.
+    /// Its mappings as it was taken, until it is emptied.
     pub(super) places: Vec<Place>,
     /// Where a `syscall` instruction is: in the vdso.
     pub(super) syscall: u64,
