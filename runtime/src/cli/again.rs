@@ -1,7 +1,7 @@
 //! A container that was saved, brought back as it was recorded.
 
 use crate::cli::action_args::ActionArgs;
-use crate::cli::actions::Wanted;
+use crate::cli::wanted::Wanted;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::spec::identity::HostFacts;

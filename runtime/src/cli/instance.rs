@@ -1,11 +1,12 @@
 //! `instance start|run|list|stop|logs`.
 
 use crate::cli::action_args::{ActionArgs, parse_duration, signal_number};
-use crate::cli::actions::{self, Wanted, restarted_line};
+use crate::cli::actions::restarted_line;
 use crate::cli::compat::CompatArgs;
 use crate::cli::images::sources;
 use crate::cli::teller::Terminal;
-use crate::cli::{Session, others, output, report};
+use crate::cli::wanted::Wanted;
+use crate::cli::{Session, considered, others, output, report};
 use crate::error::{Error, Result};
 use crate::instance::{Liveness, Record, Seen};
 use crate::monitor::control::{Reply, Request, Started};
@@ -182,7 +183,7 @@ fn start(session: &Session, args: StartArgs, runscript: bool) -> Result<()> {
     let wanted =
         Wanted { action, args: args.action, compat: args.compat, image: args.image, name: Some(name) };
     if wanted.args.dry_run {
-        return actions::show(session, wanted);
+        return considered::show(session, wanted);
     }
     let started = spawn(session, wanted)?;
     if let Some(file) = args.pid_file {
@@ -231,7 +232,7 @@ fn plan_and_own(session: &Session, wanted: Wanted, command: Pid, channel: &Chann
     process::end_with(command).map_err(gone)?;
     // The caller's own ways with signals are not the application's.
     signal::reset(&[libc::SIGPIPE]);
-    let (order, ready) = actions::plan(session, wanted)?;
+    let (order, ready) = considered::plan(session, wanted)?;
     let tied = |e: Errno| Error::new("the monitor cannot outlive the command").because(e.desc());
     process::outlive_parent().map_err(tied)?;
     monitor::main(channel, &order, ready).map_err(|error| others::named(session, &order, error))

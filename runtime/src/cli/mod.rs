@@ -3,10 +3,12 @@
 pub mod action_args;
 pub mod actions;
 mod again;
+mod back;
 pub mod backend;
 pub mod build;
 pub mod checkpoint;
 pub mod compat;
+mod considered;
 pub mod engine;
 pub mod generated;
 pub mod gpu;
@@ -18,6 +20,7 @@ pub mod others;
 pub mod output;
 pub mod report;
 pub mod teller;
+mod wanted;
 
 use crate::config::{Context, Settings};
 use crate::error::{Error, Result};
