@@ -13,7 +13,7 @@ pub mod tmpfs;
 
 use crate::error::Error;
 use crate::init::helpers::Early;
-use crate::launch::protocol::{FromInit, Ground};
+use crate::launch::protocol::{FromInit, Ground, Order};
 use crate::launch::start::INIT_CHANNEL;
 use crate::launch::{root, start};
 use crate::sys::channel::Channel;
@@ -51,19 +51,20 @@ fn run(channel: &Channel, image: Option<OwnedFd>) -> crate::error::Result<()> {
     for ignored in [Signal::SIGPIPE, Signal::SIGTTOU, Signal::SIGTTIN] {
         signal::ignore(ignored);
     }
-    let lay = |ground: &Ground| {
+    let lay = |ground: &Ground, look: &mut dyn FnMut()| {
         // Whatever else was open at this number is nobody's business here.
         let image = image.filter(|_| ground.root.is_mounted());
-        root::lay(ground, image.as_ref().map(AsFd::as_fd))
+        root::lay(ground, image.as_ref().map(AsFd::as_fd), look)
     };
-    let told = start::told(channel, lay);
-    let Some((laid, order)) = told.map_err(|e| Error::new("init cannot read its order").because(&e))? else {
-        return Ok(());
+    let begin = |order: &Order| {
+        // The kernel takes this from no process that is protected, and it counts for all that is started from here on.
+        let clocks = clocks::go_on(&order.spec)?;
+        Ok::<_, Error>((clocks, serve::early(&order.spec)))
     };
-    let laid = laid?;
-    // The kernel takes this from no process that is protected, and it counts for all that is started from here on.
-    let clocks = clocks::go_on(&order.spec)?;
-    let early = serve::early(&order.spec);
+    let told = start::told(channel, lay, begin);
+    let told = told.map_err(|e| Error::new("init cannot read its order").because(&e))?;
+    let Some((laid, order, begun)) = told else { return Ok(()) };
+    let (laid, (clocks, early)) = (laid?, begun?);
     let mut loaded = None;
     let made = laid.complete(&order, || loaded = early.and_then(Early::loaded))?;
     // From here on nothing that the application could do reaches into this process.

@@ -35,11 +35,11 @@ pub struct Laid {
     mode: RootMode,
 }
 
-/// Builds the root, as far as it can be built before an engine was asked.
+/// Builds the root, as far as it can be built before an engine was asked. `between` is done again and again meanwhile.
 ///
 /// # Errors
 /// The mount that failed and why.
-pub fn lay(ground: &Ground, image: Option<BorrowedFd<'_>>) -> Result<Laid> {
+pub fn lay(ground: &Ground, image: Option<BorrowedFd<'_>>, between: &mut dyn FnMut()) -> Result<Laid> {
     let slash = Path::new("/");
     // Everybody inside may use what is made here; the application gets its own mask later.
     nix::sys::stat::umask(Mode::S_IWGRP | Mode::S_IWOTH);
@@ -47,6 +47,7 @@ pub fn lay(ground: &Ground, image: Option<BorrowedFd<'_>>) -> Result<Laid> {
         .map_err(|e| cannot("separate the mounts of", slash, e))?;
     let workshop = workshop(&ground.mount_point)?;
     let image = content(ground, image, &workshop)?;
+    between();
     let Base { root, mode, done, rooms } = base(ground, image.as_fd(), &workshop)?;
     // A bind of everything below `/dev` or `/tmp` must not bring it along. Not before the overlay stands,
     // which has to clone it.
@@ -55,6 +56,7 @@ pub fn lay(ground: &Ground, image: Option<BorrowedFd<'_>>) -> Result<Laid> {
     let mut making = Making::new(root, workshop, rooms);
     for (index, mount) in ground.mounts.iter().enumerate() {
         if !done.contains(&index) {
+            between();
             making.mount(mount)?;
         }
     }

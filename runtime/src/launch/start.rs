@@ -206,7 +206,7 @@ pub fn become_application(order: &Order, ground: &Ground, image: Option<Borrowed
         true => userns::map(std::process::id(), &spec.ids),
         false => Ok(()),
     };
-    match mapped.and_then(|()| root::lay(ground, image)?.complete(order, || ())) {
+    match mapped.and_then(|()| root::lay(ground, image, &mut || ())?.complete(order, || ())) {
         Ok(_) => crate::init::app::become_application(spec),
         Err(error) => error,
     }
@@ -338,8 +338,8 @@ fn first_process(spec: &ContainerSpec, channel: &Channel, image: Option<Borrowed
     };
     let failed = match spec.init {
         true => become_init(channel, spec, image),
-        false => match told(channel, |ground| root::lay(ground, image)) {
-            Ok(Some((laid, order))) => match laid.and_then(|laid| laid.complete(&order, || ())) {
+        false => match told(channel, |ground, look| root::lay(ground, image, look), |_| ()) {
+            Ok(Some((laid, order, ()))) => match laid.and_then(|laid| laid.complete(&order, || ())) {
                 Ok(_) => crate::init::app::become_application(&order.spec),
                 Err(error) => error,
             },
@@ -351,18 +351,31 @@ fn first_process(spec: &ContainerSpec, channel: &Channel, image: Option<Borrowed
     255
 }
 
-/// In the new process: waits for ground and order, and uses the time between them. `None` where whoever made this process
-/// has changed its mind.
+/// In the new process: waits for ground and order, and uses the time between them. An order that comes while the ground is
+/// laid is found where that looks for it, and begun with at once. `None` where whoever made this process has changed its
+/// mind.
 ///
 /// # Errors
 /// What was sent cannot be read.
-pub(crate) fn told<T>(
+pub(crate) fn told<T, B>(
     channel: &Channel,
-    lay: impl FnOnce(&Ground) -> Result<T>,
-) -> std::io::Result<Option<(Result<T>, Order)>> {
+    lay: impl FnOnce(&Ground, &mut dyn FnMut()) -> Result<T>,
+    begin: impl Fn(&Order) -> B,
+) -> std::io::Result<Option<(Result<T>, Order, B)>> {
     let Some((ground, _)) = channel.recv::<Ground>()? else { return Ok(None) };
-    let laid = lay(&ground);
-    Ok(channel.recv::<Order>()?.map(|(order, _)| (laid, order)))
+    let take = || -> std::io::Result<_> {
+        Ok(channel.recv::<Order>()?.map(|(order, _)| {
+            let begun = begin(&order);
+            (order, begun)
+        }))
+    };
+    let mut taken = None;
+    let laid = lay(&ground, &mut || {
+        if taken.is_none() && channel.has_something() {
+            taken = Some(take());
+        }
+    });
+    Ok(taken.unwrap_or_else(take)?.map(|(order, begun)| (laid, order, begun)))
 }
 
 /// Starts our own binary again, before the root is left: a process that never did an exec in its user
