@@ -109,7 +109,6 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     objects::arm(&image, &made)?;
     // Pipes and connections end when their last holder does, which must not be this process.
     drop(made);
-    pinned.as_ref().inspect(|pinned| pinned.step_aside());
     release(&image)?;
     tree.released = true;
     let us = |end: std::time::Duration, start: std::time::Duration| (end - start).as_micros();

@@ -12,7 +12,6 @@ const MUCH: u64 = 64 << 20;
 #[derive(Debug)]
 pub(super) struct Pinned {
     usual: Vec<u64>,
-    only: Vec<u64>,
 }
 
 impl Pinned {
@@ -26,17 +25,7 @@ impl Pinned {
         let mut only = vec![0; usual.len()];
         *only.get_mut(here / 64)? = 1_u64 << (here % 64);
         task::set_affinity(0, &only).ok()?;
-        Some(Self { usual: usual.to_vec(), only })
-    }
-
-    /// Leaves the processor to what was built, which begins to run there and would push this process off it: it still has
-    /// to tell that it is done. The kernel moves nobody who was just there by itself.
-    pub(super) fn step_aside(&self) {
-        let others: Vec<u64> = self.usual.iter().zip(&self.only).map(|(usual, only)| usual & !only).collect();
-        if others.iter().any(|word| *word != 0) {
-            // Whoever stays is only slower.
-            let _ = task::set_affinity(0, &others);
-        }
+        Some(Self { usual: usual.to_vec() })
     }
 
     /// Lets a thread run wherever it might have run: by asking for all processors, where that comes to the same. From Linux
