@@ -140,9 +140,22 @@ fn locate(cache: &LdCache, name: &str) -> Option<PathBuf> {
 mod tests {
     use super::*;
 
+    /// A program that asks for one library beside glibc's.
+    fn program(directory: &Path) -> PathBuf {
+        let (source, made) = (directory.join("program.c"), directory.join("program"));
+        let text = "void *_Unwind_FindEnclosingFunction(void *);\n\
+                    int main(void) { return _Unwind_FindEnclosingFunction(main) == 0; }\n";
+        std::fs::write(&source, text).unwrap();
+        let mut cc = std::process::Command::new("cc");
+        cc.arg("-o").arg(&made).arg(&source).arg("-lgcc_s");
+        assert!(cc.status().unwrap().success());
+        made
+    }
+
     #[test]
     fn finds_what_a_program_needs_but_never_glibc() {
-        let own = std::env::current_exe().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let own = program(directory.path());
         let found = walk(&LdCache::of_host(), [(own.as_path(), true)].into_iter()).unwrap();
         let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["libgcc_s.so.1"]);
@@ -168,7 +181,8 @@ mod tests {
 
     #[test]
     fn an_image_gets_what_it_lacks_only() {
-        let own = std::env::current_exe().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let own = program(directory.path());
         let host = walk(&LdCache::of_host(), [(own.as_path(), true)].into_iter()).unwrap();
         let mut needs = Needs::default();
         needs.add(&elf::of(&own).unwrap());

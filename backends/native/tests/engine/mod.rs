@@ -94,22 +94,24 @@ pub fn again() -> Command {
 fn prepare(directory: &Path) {
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    let mapped = |name: &str| {
-        let path = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|p| p.ends_with(name));
-        PathBuf::from(path.unwrap_or_else(|| panic!("{name} is not mapped")))
+    let mapped = |part: &str| {
+        let path = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|p| p.contains(part));
+        path.map(PathBuf::from)
     };
-    let loader = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|p| p.contains("/ld-"));
+    let needed = |part: &str| mapped(part).unwrap_or_else(|| panic!("{part} is not mapped"));
+    // Linked in, unless somebody builds with flags of their own.
+    let unwinder = mapped("/libgcc_s.so.1").map(|library| (library, "libgcc_s.so.1"));
     let own = std::env::current_exe().unwrap();
     let engine = own.parent().unwrap().join("libstasis_native.so");
     let engine =
         if engine.exists() { engine } else { own.ancestors().nth(2).unwrap().join("libstasis_native.so") };
-    for (from, to) in [
-        (PathBuf::from(loader.unwrap()), "loader"),
-        (mapped("/libc.so.6"), "libc.so.6"),
-        (mapped("/libgcc_s.so.1"), "libgcc_s.so.1"),
+    let files = [
+        (needed("/ld-"), "loader"),
+        (needed("/libc.so.6"), "libc.so.6"),
         (engine, "engine.so"),
         (own, "test"),
-    ] {
+    ];
+    for (from, to) in files.into_iter().chain(unwinder) {
         // Not by ourselves: a file that is open for writing, in a child of another test just then, cannot be executed.
         assert!(Command::new("cp").arg(&from).arg(directory.join(to)).status().unwrap().success());
         fs::set_permissions(directory.join(to), fs::Permissions::from_mode(0o755)).unwrap();
