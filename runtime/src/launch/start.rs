@@ -405,3 +405,65 @@ fn become_init(channel: &Channel, spec: &ContainerSpec, image: Option<BorrowedFd
     let e = process::exec("/proc/self/exe".as_ref(), &argv, &[]);
     cannot("exec", e)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::resolve::tests::spec;
+
+    fn ground() -> Ground {
+        Ground::of(&spec(), false, false, PathBuf::from("/mnt"))
+    }
+
+    fn order() -> Order {
+        Order { spec: spec(), logs: None, fed: false, size: None }
+    }
+
+    #[test]
+    fn an_order_is_begun_with_as_soon_as_somebody_looks() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        ours.send(&ground()).unwrap();
+        let begun = std::cell::Cell::new(0);
+        let lay = |_: &Ground, look: &mut dyn FnMut()| {
+            look();
+            let before = begun.get();
+            ours.send(&order()).unwrap();
+            (0..3).for_each(|_| look());
+            Ok((before, begun.get()))
+        };
+        let (laid, order, number) = told(&theirs, lay, |_| begun.replace(begun.get() + 1)).unwrap().unwrap();
+        assert_eq!((laid.unwrap(), order.spec.name.as_str(), number, begun.get()), ((0, 1), "job", 0, 1));
+    }
+
+    #[test]
+    fn an_order_that_comes_later_is_waited_for() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        ours.send(&ground()).unwrap();
+        ours.send(&order()).unwrap();
+        let lay = |_: &Ground, _: &mut dyn FnMut()| Err::<(), _>(Error::new("no root"));
+        let (laid, _, begun) = told(&theirs, lay, |order| order.spec.name.clone()).unwrap().unwrap();
+        assert_eq!((laid.unwrap_err().what.as_str(), begun.as_str()), ("no root", "job"));
+    }
+
+    #[test]
+    fn no_order_is_no_error_and_nonsense_is() {
+        let begin = |_: &Order| ();
+        let (ours, theirs) = Channel::pair().unwrap();
+        ours.send(&ground()).unwrap();
+        let mut ours = Some(ours);
+        let lay = |_: &Ground, look: &mut dyn FnMut()| {
+            ours.take();
+            look();
+            Ok(())
+        };
+        assert!(told(&theirs, lay, begin).unwrap().is_none());
+        let (ours, theirs) = Channel::pair().unwrap();
+        ours.send(&ground()).unwrap();
+        ours.send(&7).unwrap();
+        let lay = |_: &Ground, look: &mut dyn FnMut()| {
+            look();
+            Ok(())
+        };
+        assert!(told(&theirs, lay, begin).is_err());
+    }
+}
