@@ -68,6 +68,24 @@ fn unknown_disabled_and_missing() {
 }
 
 #[test]
+fn what_is_wrong_with_the_configuration_is_told_once() {
+    need!(image, userns);
+    let env = Env::new(Who::User).unwrap();
+    env.configure("order = [\"nope\", \"native\"]\n[backends.native]\n").unwrap();
+    let small = image(&env, "small");
+    let words =
+        ["-v", "instance", "start", "--backend", "native", "--checkpoint", "kept", &small, "one", IDLE];
+    let run = env.ok(&words).unwrap();
+    insta::assert_snapshot!(env.told(&run), @"
+    exit 0
+    VERBOSE: $DIR/plugins.toml:3: `order` names nope, which no file defines; it is passed over
+    INFO:    instance started successfully
+    ");
+    env.ok(&["instance", "stop", "one"]).unwrap();
+    env.finish().unwrap();
+}
+
+#[test]
 fn a_checkpoint_is_bound_to_its_backend() {
     need!(image, userns, dmtcp);
     let env = saved(Who::User).unwrap();

@@ -95,8 +95,8 @@ pub(super) struct Asked {
 pub(super) fn ask(session: &Session, name: &str, image: Option<BorrowedFd<'_>>) -> Result<Asked> {
     let settings = session.settings()?;
     // The same refusals as at a start, for unknown and disabled ones.
-    registry::select(None, Some(name), None, &settings)?;
-    let located = registry::locate(&BackendName::new(name)?, &settings, &session.context)?;
+    registry::select(None, Some(name), None, settings)?;
+    let located = registry::locate(&BackendName::new(name)?, settings, &session.context)?;
     let library = located.path.display().to_string();
     let plugin = engine::plugin(session, located, Vec::new())?;
     let mut worker = Worker::spawn_with(&plugin, image, &session.context.runtime_dir()?)?;

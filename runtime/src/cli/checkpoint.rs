@@ -138,7 +138,7 @@ fn create(session: &Session, args: &CreateArgs) -> Result<()> {
     let backend = args.backend.as_deref().map(BackendName::new).transpose()?;
     if let Some(backend) = &backend {
         // The same refusals as at a start, for unknown and forbidden ones.
-        registry::select(None, Some(backend.as_str()), None, &session.settings()?)?;
+        registry::select(None, Some(backend.as_str()), None, session.settings()?)?;
     }
     session.store()?.create(&name, backend.as_ref())?;
     report::info(format!("Checkpoint \"{name}\" created."));

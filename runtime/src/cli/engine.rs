@@ -39,13 +39,13 @@ pub fn plugin(session: &Session, located: Located, flags: Vec<String>) -> Result
 pub fn choose(session: &Session, recorded: Option<&BackendName>, args: &ActionArgs) -> Result<Plugin> {
     let settings = session.settings()?;
     let flag = args.backend.as_ref().map(BackendName::as_str);
-    let choice = registry::select(recorded, flag, session.context.var("STASIS_BACKEND"), &settings)?;
+    let choice = registry::select(recorded, flag, session.context.var("STASIS_BACKEND"), settings)?;
     let tcp = args.tcp.iter().map(|word| format!("tcp={word}"));
     let flags = args.backend_option.iter().map(|(k, v)| format!("{k}={v}")).chain(tcp);
     let flags: Vec<String> = flags.collect();
     match choice {
-        Choice::Named(name) => plugin(session, registry::locate(&name, &settings, &session.context)?, flags),
-        Choice::Auto(names) => automatic(session, &settings, &names, &flags),
+        Choice::Named(name) => plugin(session, registry::locate(&name, settings, &session.context)?, flags),
+        Choice::Auto(names) => automatic(session, settings, &names, &flags),
     }
 }
 
@@ -102,7 +102,7 @@ pub fn order(
 ) -> Result<EngineOrder> {
     let keep = match args.keep {
         Some(n) => Some(n),
-        None => session.settings()?.keep.map(|k| k.value),
+        None => session.settings()?.keep.as_ref().map(|k| k.value),
     };
     Ok(EngineOrder {
         backend,

@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::instance::{Host, Instances};
 use crate::store::Store;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -154,19 +155,23 @@ pub struct Session {
     pub globals: Globals,
     /// Who and where we are.
     pub context: Context,
+    settings: OnceCell<Settings>,
 }
 
 impl Session {
-    /// The configuration.
+    /// The configuration, which is read once and the same for all of a command.
     ///
     /// # Errors
     /// What is wrong in a file.
-    pub fn settings(&self) -> Result<Settings> {
+    pub fn settings(&self) -> Result<&Settings> {
+        if let Some(settings) = self.settings.get() {
+            return Ok(settings);
+        }
         let settings = Settings::load(&self.context, self.globals.config.as_deref())?;
         for note in &settings.notes {
             report::verbose(note);
         }
-        Ok(settings)
+        Ok(self.settings.get_or_init(|| settings))
     }
 
     /// The checkpoints.
@@ -216,7 +221,8 @@ pub(crate) fn write_man_pages(dir: Option<&OsString>) -> i32 {
 }
 
 fn run(cli: Cli) -> Result<i32> {
-    let session = Session { globals: cli.globals, context: Context::from_process()? };
+    let session =
+        Session { globals: cli.globals, context: Context::from_process()?, settings: OnceCell::new() };
     match cli.command {
         Command::Exec(args) => actions::exec(&session, args),
         Command::Run(args) => actions::run(&session, args),
