@@ -12,6 +12,7 @@ use crate::monitor::order::{MonitorOrder, Ready};
 use crate::monitor::place;
 use crate::name::{BackendName, InstanceName};
 use crate::spec::ContainerSpec;
+use crate::spec::identity::HostFacts;
 use crate::spec::resolve::{self, directories_to_make};
 use crate::store::ImageIdentity;
 use crate::sys::terminal;
@@ -68,7 +69,7 @@ pub(super) fn plan(session: &Session, wanted: Wanted) -> Result<(MonitorOrder, R
 }
 
 fn consider(session: &Session, mut wanted: Wanted) -> Result<Considered> {
-    let facts = wanted.facts();
+    let facts = HostFacts::without_names();
     // Variables speak about containers in general; a restart listens to what was typed only.
     let typed = wanted.args.clone();
     for note in wanted.args.fill_from(&facts.env)? {
@@ -78,6 +79,8 @@ fn consider(session: &Session, mut wanted: Wanted) -> Result<Considered> {
     let engine = wanted.args.wants_engine();
     wanted.check()?;
     let back = back::back(session, &mut wanted)?;
+    // Who the user is was recorded with what is brought back.
+    let facts = if back.is_some() { facts } else { facts.named() };
     let name = wanted.container();
     let (first, early) = back.as_ref().map(|back| early(session, &wanted, back, &name)).unwrap_or_default();
     let image = match (&back, wanted.image.as_str()) {

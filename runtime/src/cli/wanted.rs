@@ -5,7 +5,6 @@ use crate::cli::compat::CompatArgs;
 use crate::error::{Error, Result};
 use crate::monitor::findings::accepts;
 use crate::name::InstanceName;
-use crate::spec::identity::HostFacts;
 use crate::spec::resolve::Action;
 
 /// What is to be started.
@@ -23,11 +22,6 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// What a container depends on. Who the user is was recorded with what is brought back.
-    pub(super) fn facts(&self) -> HostFacts {
-        if self.args.restart.is_some() { HostFacts::without_names() } else { HostFacts::from_process() }
-    }
-
     /// Refuses flags that do not go together.
     ///
     /// # Errors

@@ -67,33 +67,45 @@ impl HostFacts {
     /// The facts about this process. What cannot be found out gets the value that harms least.
     #[must_use]
     pub fn from_process() -> Self {
-        let name = |gid| Group::from_gid(gid).ok().flatten().map(|group| group.name);
-        Self::known(User::from_uid(Uid::effective()).ok().flatten().as_ref(), &name)
+        Self::without_names().named()
+    }
+
+    /// With what the host's user database knows of the user and the groups.
+    #[must_use]
+    pub fn named(mut self) -> Self {
+        if let Ok(Some(user)) = User::from_uid(Uid::from_raw(self.euid)) {
+            self.user_name = user.name;
+            self.gecos = user.gecos.to_string_lossy().into_owned();
+            self.shell = user.shell.to_string_lossy().into_owned();
+            if user.dir.is_absolute() {
+                self.home = user.dir;
+            }
+        }
+        for (gid, name) in &mut self.groups {
+            if let Ok(Some(group)) = Group::from_gid(Gid::from_raw(*gid)) {
+                *name = group.name;
+            }
+        }
+        self
     }
 
     /// The same for whoever needs nothing of the host's user database, which may be a service that is slow or away: numbers
     /// stand for names.
     #[must_use]
     pub fn without_names() -> Self {
-        Self::known(None, &|_| None)
-    }
-
-    fn known(user: Option<&User>, group: &dyn Fn(Gid) -> Option<String>) -> Self {
         let (euid, egid) = (Uid::effective(), Gid::effective());
         let env: BTreeMap<String, String> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        let fallback_home = || env.get("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
-        let home = user.map(|user| user.dir.clone()).filter(|home| home.is_absolute());
+        let home = env.get("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
         Self {
             euid: euid.as_raw(),
             egid: egid.as_raw(),
-            user_name: user.map_or_else(|| euid.to_string(), |user| user.name.clone()),
-            gecos: user.map(|user| user.gecos.to_string_lossy().into_owned()).unwrap_or_default(),
-            shell: user
-                .map_or_else(|| "/bin/sh".to_owned(), |user| user.shell.to_string_lossy().into_owned()),
-            groups: groups(egid, group),
-            home: home.or_else(fallback_home).unwrap_or_else(|| PathBuf::from("/")),
+            user_name: euid.to_string(),
+            gecos: String::new(),
+            shell: "/bin/sh".to_owned(),
+            groups: groups(egid),
+            home: home.unwrap_or_else(|| PathBuf::from("/")),
             cwd: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
             hostname: nix::unistd::gethostname()
                 .ok()
@@ -111,15 +123,9 @@ impl HostFacts {
     }
 }
 
-fn groups(egid: Gid, known: &dyn Fn(Gid) -> Option<String>) -> Vec<(u32, String)> {
-    let name = |gid: Gid| known(gid).unwrap_or_else(|| gid.to_string());
-    let mut all = vec![(egid.as_raw(), name(egid))];
-    for gid in nix::unistd::getgroups().unwrap_or_default() {
-        if gid != egid {
-            all.push((gid.as_raw(), name(gid)));
-        }
-    }
-    all
+fn groups(egid: Gid) -> Vec<(u32, String)> {
+    let others = nix::unistd::getgroups().unwrap_or_default().into_iter().filter(|gid| *gid != egid);
+    std::iter::once(egid).chain(others).map(|gid| (gid.as_raw(), gid.to_string())).collect()
 }
 
 /// Asking the kernel by umask(2) would change it for a moment. The line is among the first ones.
@@ -323,6 +329,8 @@ pub(crate) mod tests {
         let unnamed = HostFacts::without_names();
         assert_eq!(unnamed.user_name, facts.euid.to_string());
         assert_eq!(unnamed.groups[0], (facts.egid, facts.egid.to_string()));
-        assert_eq!((unnamed.env, unnamed.cwd, unnamed.umask), (facts.env, facts.cwd, facts.umask));
+        assert_eq!((&unnamed.env, &unnamed.cwd, unnamed.umask), (&facts.env, &facts.cwd, facts.umask));
+        let named = unnamed.named();
+        assert_eq!((named.user_name, named.home, named.groups), (facts.user_name, facts.home, facts.groups));
     }
 }
