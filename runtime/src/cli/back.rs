@@ -88,11 +88,14 @@ pub(super) fn back(session: &Session, wanted: &mut Wanted) -> Result<Option<Back
         ))
         .help("only the user who saved it can bring it back"));
     }
+    let with = || format!("bring it back with stasis {} or newer", manifest.stasis_version);
     let spec: ContainerSpec = manifest.spec.read().map_err(|e| {
-        Error::new(format!("{what} describes a container that this stasis does not understand")).because(&e)
+        let what = format!("{what} describes a container that this stasis does not understand");
+        Error::new(what).because(&e).help(with())
     })?;
     if spec.format > SPEC_FORMAT {
-        return Err(Error::new(format!("{what} was saved by a newer stasis ({})", manifest.stasis_version)));
+        let what = format!("{what} was saved by a newer stasis ({})", manifest.stasis_version);
+        return Err(Error::new(what).help(with()));
     }
     let record = checkpoint.record()?;
     Ok(Some(Back { generation, spec, record }))

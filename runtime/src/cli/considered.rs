@@ -86,7 +86,8 @@ fn consider(session: &Session, mut wanted: Wanted) -> Result<Considered> {
     let image = match (&back, wanted.image.as_str()) {
         (Some(back), "-") => back.image(session, wanted.args.unsquash)?,
         (None, "-") => {
-            return Err(Error::usage("\"-\" means the image of a saved state, and nothing is brought back"));
+            return Err(Error::usage("\"-\" means the image of a saved state, and nothing is brought back")
+                .help("name an image, or what is to be brought back: --restart NAME"));
         }
         (_, given) => images::open(session, given, wanted.args.unsquash)?,
     };

@@ -1,7 +1,7 @@
 //! Messages with descriptors over a unix stream socket: four bytes of length, one byte that counts
 //! the descriptors, then the message. Used between command, monitor, init and worker.
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::sys::fd;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
     socketpair,
@@ -108,8 +108,7 @@ impl Channel {
     /// Whether a message has begun to come, or the other end is closed: `recv` waits for no more than the message's end.
     #[must_use]
     pub fn has_something(&self) -> bool {
-        let mut watched = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
-        poll(&mut watched, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        fd::is_readable(self.stream.as_fd())
     }
 
     /// The next message; `None` when the other end closed.

@@ -2,6 +2,7 @@
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -109,6 +110,12 @@ pub fn leave_streams() {
         // A stream that cannot be replaced only keeps somebody waiting.
         let _ = place(null.as_fd(), number);
     }
+}
+
+/// Whether there is something to read, or the end of whoever held the other end; waits for neither.
+#[must_use]
+pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// A copy of `fd` at 900 or above, out of the way of numbers that a child is given. Close-on-exec.

@@ -7,7 +7,6 @@ use super::wire::{CANCEL, CHANNEL, IMAGE, LIBRARY, Order, PARENT, Report, WITH_I
 use crate::registry::load;
 use crate::sys::channel::Channel;
 use crate::sys::{fd, process, signal};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 use stasis_plugin_api::abi::abi_stable::prefix_type::PrefixTypeTrait as _;
 use stasis_plugin_api::abi::abi_stable::std_types::{RResult, RStr, RString};
@@ -152,9 +151,7 @@ fn refused(name: &str) -> BackendError {
 
 extern "C" fn cancelled(_: HostPointer) -> bool {
     let Some(link) = HOST.get() else { return false };
-    let mut pipe = [PollFd::new(link.cancel.as_fd(), PollFlags::POLLIN)];
-    // A byte, or the end of whoever held the other end.
-    matches!(poll(&mut pipe, PollTimeout::ZERO), Ok(1))
+    fd::is_readable(link.cancel.as_fd())
 }
 
 extern "C" fn keep_fd(_: HostPointer, name: RStr<'_>, number: i32) -> i32 {

@@ -47,9 +47,9 @@ struct Order {
     ahead: Option<PathBuf>,
 }
 
-/// `--dir DIR [--map | --copy] [--pid-file FILE] [--lock FILE] [--talk FD --ahead DIR]`. Copying is the rule: memory that is mapped
-/// from the image is not quite what it was. `madvise(MADV_DONTNEED)`, after which a program may count on zeros, brings the
-/// saved content back.
+/// `--dir DIR [--map | --copy] [--pid-file FILE] [--lock FILE] [--talk FD --ahead DIR]`. Copying is the rule: memory that
+/// is mapped from the image is not quite what it was. `madvise(MADV_DONTNEED)`, after which a program may count on zeros,
+/// brings the saved content back.
 fn order(arguments: &[String]) -> Result<Order> {
     let mut order = Order::default();
     let mut words = arguments.iter();
