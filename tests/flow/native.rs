@@ -7,9 +7,11 @@ use crate::env::{Env, Who};
 use crate::group::Processors;
 use crate::http::{get, post};
 use crate::need::need;
-use crate::running::Outcome;
+use crate::running::{Outcome, Run, Running};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const NATIVE: Engine = Engine("native");
@@ -251,6 +253,45 @@ fn libraries_that_the_image_preloads(who: Who) -> Outcome<()> {
     names.dedup();
     assert_eq!(names, ["dash", "sleep", "true"], "{text}");
     env.finish()
+}
+
+/// A service that is slow or away: whoever reads these files waits for ever. Nobody is granted ids by name.
+fn without_a_user_database(env: &Env, words: &[&str]) -> Outcome<Run> {
+    let fifo = env.path("fifo");
+    if !fifo.exists() {
+        nix::unistd::mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IRGRP | Mode::S_IROTH)?;
+    }
+    let typed = env.command(words);
+    let mut command = Command::new("unshare");
+    command.env_clear().envs(typed.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    // setpriv asks for names, and a shell that python3 may be.
+    let script = "for file in passwd group; do mount --bind \"$1\" /etc/$file; done; \
+                  for file in subuid subgid; do [ ! -e /etc/$file ] || mount --bind /dev/null /etc/$file; done; user=$2; shift 2; \
+                  exec chroot --userspec=\"+$user:+$user\" --groups= / \"$@\"";
+    command.args(["--mount", "--", "sh", "-ec", script, "view"]).arg(&fifo).arg(env.uid().to_string());
+    command.arg(&env.site.stasis).args(typed.get_args().skip_while(|word| *word != "--config"));
+    Running::start(command, false)?.wait()
+}
+
+fn a_restart_waits_for_no_user_database(who: Who) -> Outcome<()> {
+    let env = Env::new(who)?;
+    let small = env.site.image("small").to_string_lossy().into_owned();
+    let start =
+        ["instance", "start", "--backend", "native", "--resume", "job", &small, "job", "sleep", "1000"];
+    env.ok(&start)?;
+    for again in [&["--restart", "job", "-"], &["--resume", "job", &small]] {
+        env.ok(&["checkpoint", "instance", "--stop", "job"])?;
+        let run = without_a_user_database(&env, &[&["instance", "start"], &again[..], &["job"]].concat())?;
+        assert!(run.code == 0 && run.err.contains("generation "), "{again:?}: {}", run.err);
+    }
+    env.finish()
+}
+
+#[test]
+fn a_restart_asks_no_user_database() {
+    need!(root, image, userns);
+    a_restart_waits_for_no_user_database(Who::Myself).unwrap();
+    a_restart_waits_for_no_user_database(Who::User).unwrap();
 }
 
 /// Not where helpers are started before it, whose pids would be in its way.

@@ -6,6 +6,7 @@ use crate::sys::process::{self, Forked};
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use stasis_plugin_api::plan::IdMap;
+use std::cell::LazyCell;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
@@ -108,14 +109,16 @@ fn run_mapper(tool: &str, pid: u32, numbers: [u32; 6]) -> Result<()> {
         .because(String::from_utf8_lossy(&output.stderr).trim()))
 }
 
-/// The range granted to a user in `/etc/subuid` or `/etc/subgid`: its first id and their number.
+/// The range granted to a user in `/etc/subuid` or `/etc/subgid`: its first id and their number. The user's name is asked
+/// for where somebody is granted one by name.
 fn subordinate(file: &str, uid: u32) -> Option<(u32, u32)> {
-    let name = nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|u| u.name);
+    let name = LazyCell::new(|| nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|u| u.name));
     let text = fs::read_to_string(file).ok()?;
     text.lines().find_map(|line| {
         let mut parts = line.split(':');
         let who = parts.next()?;
-        let mine = who == uid.to_string() || name.as_deref() == Some(who);
+        let is_number = who.bytes().all(|byte| byte.is_ascii_digit());
+        let mine = if is_number { who == uid.to_string() } else { name.as_deref() == Some(who) };
         let first = parts.next()?.trim().parse().ok()?;
         let count = parts.next()?.trim().parse().ok()?;
         mine.then_some((first, count))
@@ -126,7 +129,7 @@ fn subordinate(file: &str, uid: u32) -> Option<(u32, u32)> {
 pub fn possible_maps(uid: u32) -> Vec<IdMap> {
     let found = |tool: &str| process::find_program(tool, &[]).is_some();
     let mut maps = vec![IdMap::Keep, IdMap::Root];
-    if uid == 0 || (has_subordinate_ids(uid) && found("newuidmap") && found("newgidmap")) {
+    if uid == 0 || (found("newuidmap") && found("newgidmap") && has_subordinate_ids(uid)) {
         maps.push(IdMap::KeepAndZero);
     }
     maps
