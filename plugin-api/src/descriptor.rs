@@ -1,5 +1,6 @@
 //! What a backend says about itself without touching the machine.
 
+use crate::plan::WaitingCommand;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -23,6 +24,9 @@ pub struct Descriptor {
     /// The options it takes. Every other option is refused before the backend is called.
     #[serde(default)]
     pub options: Vec<OptionSpec>,
+    /// What can get ready whenever a generation is to be brought back, before that is planned. The runtime need not start it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<WaitingCommand>,
 }
 
 /// How far the author of a backend trusts it.

@@ -244,6 +244,23 @@ pub struct EarlyCommand {
     pub talk: i32,
 }
 
+/// The command of a helper that gets ready before it is planned, while the engine is asked what it needs. It begins as an
+/// [`EarlyCommand`] does, and becomes the helper whose early command begins with this one and whose environment, identity
+/// and socket are the same: started with no more words than these, it reads the others from its socket, one line of JSON, a
+/// list of texts. From there on it goes as with an early command. Where another helper is planned, the socket ends.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WaitingCommand {
+    /// The first words of [`EarlyCommand::argv`].
+    pub argv: Vec<String>,
+    /// See [`EarlyCommand::talk`].
+    pub talk: i32,
+    /// See [`Helper::env`].
+    pub env: BTreeMap<String, String>,
+    /// See [`Helper::identity`].
+    pub identity: Identity,
+}
+
 /// A descriptor handed to a helper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HelperDescriptor {

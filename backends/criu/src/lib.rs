@@ -40,6 +40,7 @@ impl CheckpointBackend for CriuBackend {
             maturity: Maturity::Beta,
             capabilities: [capability::LEAVE_RUNNING, capability::ROOTLESS].map(str::to_owned).to_vec(),
             options: options::specs(),
+            waiting: None,
         }
     }
 

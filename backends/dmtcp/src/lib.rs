@@ -59,6 +59,7 @@ impl CheckpointBackend for Dmtcp {
                     "directories in which DMTCP is installed; the newest that fits the image is taken",
                 ),
             ],
+            waiting: None,
         }
     }
 

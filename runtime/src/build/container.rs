@@ -146,7 +146,7 @@ pub(super) fn run(
     let argv = [shell, "-e", "-x", SCRIPT].map(str::to_owned).to_vec();
     let spec = spec(argv, &image, write, *facts, options);
     let ground = Ground::of(&spec, false, false, mount_point(&options.runtime_dir)?);
-    let code = carry_out(&Order { spec, logs: None, fed: false, size: None }, ground);
+    let code = carry_out(Order { spec, logs: None, fed: false, size: None }, ground);
     let removed = tree.remove(SCRIPT).and_then(|()| tree.remove(APT));
     match code? {
         Ending::Exit(0) => removed,
@@ -158,7 +158,7 @@ pub(super) fn run(
 }
 
 /// Waits for its end. When we are interrupted everything in it is killed.
-fn carry_out(order: &Order, ground: Ground) -> Result<Ending> {
+fn carry_out(order: Order, ground: Ground) -> Result<Ending> {
     let before =
         nix::sys::signal::SigSet::thread_get_mask().unwrap_or_else(|_| nix::sys::signal::SigSet::empty());
     let signals = serve::signals(false)?;

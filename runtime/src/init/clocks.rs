@@ -2,7 +2,7 @@
 
 use crate::clocks::Clocks;
 use crate::error::{Error, Result};
-use crate::spec::ContainerSpec;
+use crate::spec::{ClocksGoOn, ContainerSpec};
 
 /// Gives the processes that are started from here on clocks of their own. Returns why they do not go on from where they
 /// were, where that does no harm or is accepted.
@@ -11,7 +11,7 @@ use crate::spec::ContainerSpec;
 /// A clock would go back.
 pub fn go_on(spec: &ContainerSpec) -> Result<Option<String>> {
     let Some(engine) = &spec.engine else { return Ok(None) };
-    let Some(ordered) = engine.clocks else {
+    let Some(clocks) = engine.clocks else {
         let wanted = engine.needs.namespaces.time.then(|| Clocks::default().for_children());
         return match wanted {
             Some(Err(why)) => {
@@ -20,6 +20,14 @@ pub fn go_on(spec: &ContainerSpec) -> Result<Option<String>> {
             _ => Ok(None),
         };
     };
+    ordered(clocks)
+}
+
+/// The same where it is known how they go on.
+///
+/// # Errors
+/// A clock would go back.
+pub fn ordered(ordered: ClocksGoOn) -> Result<Option<String>> {
     let refused = ordered.offset.for_children().err();
     let Some(why) = refused.as_ref().filter(|_| ordered.offset.is_ahead() && !ordered.may_go_back) else {
         return Ok(refused);

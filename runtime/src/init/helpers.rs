@@ -12,16 +12,16 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// A helper that does not stand after this time has failed, unless it says another.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Of the output of a helper that rebuilds a generation the last so many bytes are kept.
 const OUTPUT_LIMIT: usize = 64 << 10;
 
-type Listeners = BTreeMap<PathBuf, UnixListener>;
+pub(super) type Listeners = BTreeMap<PathBuf, UnixListener>;
 
 fn patience(helper: &Helper) -> Duration {
     if helper.timeout_ms == 0 { PATIENCE } else { Duration::from_millis(helper.timeout_ms) }
@@ -110,9 +110,9 @@ fn spawn(helper: &Helper, listeners: &mut Listeners, start: &Start<'_>) -> Resul
 /// A helper that rebuilds a generation, under way.
 #[derive(Debug)]
 pub struct Rebuilding {
-    pid: Pid,
+    pub(super) pid: Pid,
     ended: OwnedFd,
-    output: File,
+    pub(super) output: File,
 }
 
 impl Rebuilding {
@@ -126,7 +126,11 @@ impl Rebuilding {
         Ok(it)
     }
 
-    fn spawned(
+    /// The same, without waiting for it: by its command for an early start where it gets a socket to talk over.
+    ///
+    /// # Errors
+    /// Why it could not be made.
+    pub(super) fn spawned(
         helper: &Helper,
         listeners: &mut Listeners,
         keep_capabilities: bool,
@@ -139,6 +143,13 @@ impl Rebuilding {
         let (pid, telling) = spawn(helper, listeners, &start)?;
         let ended = process::descriptor_of(pid.as_raw()).map_err(|e| failed(&e))?;
         Ok((Self { pid, ended, output: File::from(read) }, telling))
+    }
+
+    /// Ends it.
+    pub(super) fn end(self) {
+        // It may have ended by itself.
+        let _ = nix::sys::signal::kill(self.pid, nix::sys::signal::Signal::SIGKILL);
+        let _ = waitpid(self.pid, None);
     }
 
     /// Waits for its end.
@@ -181,7 +192,7 @@ pub struct Rebuilt {
     name: String,
     status: WaitStatus,
     timed_out: bool,
-    said: Vec<u8>,
+    pub(super) said: Vec<u8>,
 }
 
 impl Rebuilt {
@@ -206,63 +217,6 @@ impl Rebuilt {
 
 fn unfollowed(helper: &Helper, e: &dyn std::error::Error) -> Error {
     Error::new(format!("cannot follow the engine's {}", helper.name)).because(e)
-}
-
-/// A helper that rebuilds a generation and was started before the container's root was there.
-#[derive(Debug)]
-pub struct Early {
-    it: Rebuilding,
-    telling: Telling,
-    talk: UnixStream,
-}
-
-/// One that needs nothing of the host's root any more, and waits for the container's.
-#[derive(Debug)]
-pub struct Loaded {
-    it: Rebuilding,
-    talk: UnixStream,
-}
-
-impl Early {
-    /// Starts it, where its plan has a command for that. Why it is not there is found out when it is its turn.
-    pub fn begin(helper: &Helper, keep_capabilities: bool) -> Option<Self> {
-        helper.early.as_ref()?;
-        let (talk, theirs) = UnixStream::pair().ok()?;
-        let begun =
-            Rebuilding::spawned(helper, &mut Listeners::new(), keep_capabilities, Some(theirs.as_fd()));
-        let (it, telling) = begun.inspect_err(|error| tracing::debug!(%error, "not started early")).ok()?;
-        Some(Self { it, telling, talk })
-    }
-
-    /// Waits until it needs nothing of the host's root any more. `None` where it has not come so far.
-    pub fn loaded(self) -> Option<Loaded> {
-        let Self { it, telling, mut talk } = self;
-        let heard = || {
-            telling.wait()?;
-            let mut word = [0];
-            let broken =
-                |e: std::io::Error| Error::new("a helper that was started early is gone").because(&e);
-            talk.set_read_timeout(Some(PATIENCE)).map_err(broken)?;
-            talk.read_exact(&mut word).map_err(broken)
-        };
-        if let Err(error) = heard() {
-            tracing::debug!(%error, "not started early");
-            // It has said why, and ended; or takes too long.
-            let _ = nix::sys::signal::kill(it.pid, nix::sys::signal::Signal::SIGKILL);
-            let _ = waitpid(it.pid, None);
-            return None;
-        }
-        Some(Loaded { it, talk })
-    }
-}
-
-impl Loaded {
-    /// The container's root is there, and nothing of the host's.
-    pub fn go(mut self) -> Rebuilding {
-        // One that has ended meanwhile is found ended.
-        let _ = self.talk.write_all(b"g");
-        self.it
-    }
 }
 
 /// Takes what the pipe holds; false at its end.
@@ -305,61 +259,5 @@ fn wait_until_ready(helper: &Helper, pid: Pid, log: PathBuf) -> Result<()> {
             return failed(format!("it took more than {} seconds", patience(helper).as_secs()));
         }
         std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use stasis_plugin_api::plan::EarlyCommand;
-
-    const SAYS: &str = "echo l >&5; read word <&5; echo \"$0 $word\"";
-
-    fn helper(early: &str, says: &str) -> Helper {
-        let command = |program: &str| [program, "-c", says, program].map(str::to_owned).to_vec();
-        let early = Some(EarlyCommand { argv: command(early), talk: 5 });
-        Helper { name: "h".to_owned(), argv: command("/bin/sh"), early, ..Helper::default() }
-    }
-
-    /// In a fork: what starts a helper has one thread.
-    fn alone(check: impl FnOnce() -> bool) -> bool {
-        let ended = process::fork_with(&[], || i32::from(!check())).map(process::reap);
-        ended.is_ok_and(|ended| ended.is_ok_and(|status| status.success()))
-    }
-
-    #[test]
-    fn one_that_was_started_early_waits_for_its_word() {
-        assert!(alone(|| {
-            let helper = helper("/bin/sh", SAYS);
-            let early = Early::begin(&helper, true).and_then(Early::loaded).unwrap();
-            let mut said = Vec::new();
-            let mut output = early.it.output.try_clone().unwrap();
-            std::thread::sleep(Duration::from_millis(100));
-            assert!(drain(&mut output, &mut said) && said.is_empty());
-            early.go().follow(&helper).is_ok_and(|rebuilt| rebuilt.said == b"/bin/sh g\n")
-        }));
-    }
-
-    #[test]
-    fn one_that_is_not_there_early_is_started_in_time() {
-        assert!(alone(|| {
-            let wrong = [("/nowhere/sh", SAYS), ("/bin/sh", "exit 127"), ("/bin/sh", "exec 5>&-; sleep 60")];
-            wrong.iter().all(|(program, says)| {
-                Early::begin(&helper(program, says), true).is_some_and(|early| early.loaded().is_none())
-            })
-        }));
-        assert!(alone(|| Early::begin(&Helper { early: None, ..helper("/bin/sh", SAYS) }, true).is_none()));
-    }
-
-    #[test]
-    fn one_whose_root_never_comes_sees_that() {
-        assert!(alone(|| {
-            let helper = helper("/bin/sh", SAYS);
-            let Some(Loaded { it, talk }) = Early::begin(&helper, true).and_then(Early::loaded) else {
-                return false;
-            };
-            drop(talk);
-            it.follow(&helper).is_ok_and(|rebuilt| rebuilt.said == b"/bin/sh \n")
-        }));
     }
 }

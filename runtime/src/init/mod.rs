@@ -2,9 +2,11 @@
 //! the engine's helpers and the application, runs commands on request, and ends with everything when
 //! the monitor is gone. It never loads a plugin and has one thread.
 
+pub mod ahead;
 pub mod app;
 pub mod children;
 pub mod clocks;
+pub mod early;
 pub mod helpers;
 pub mod jobs;
 pub mod serve;
@@ -12,10 +14,11 @@ pub mod survey;
 pub mod tmpfs;
 
 use crate::error::Error;
-use crate::init::helpers::Early;
-use crate::launch::protocol::{FromInit, Ground, Order};
+use crate::init::ahead::{Ahead, Begun};
+use crate::init::early::Early;
+use crate::launch::protocol::{FromInit, Ground};
 use crate::launch::start::INIT_CHANNEL;
-use crate::launch::{root, start};
+use crate::launch::{hear, root};
 use crate::sys::channel::Channel;
 use crate::sys::{fd, process, signal};
 use nix::sys::signal::Signal;
@@ -56,15 +59,11 @@ fn run(channel: &Channel, image: Option<OwnedFd>) -> crate::error::Result<()> {
         let image = image.filter(|_| ground.root.is_mounted());
         root::lay(ground, image.as_ref().map(AsFd::as_fd), look)
     };
-    let begin = |order: &Order| {
-        // The kernel takes this from no process that is protected, and it counts for all that is started from here on.
-        let clocks = clocks::go_on(&order.spec)?;
-        Ok::<_, Error>((clocks, serve::early(&order.spec)))
-    };
-    let told = start::told(channel, lay, begin);
+    let mut ahead = Ahead::default();
+    let told = hear::told(channel, lay, |said| ahead.hear(said));
     let told = told.map_err(|e| Error::new("init cannot read its order").because(&e))?;
-    let Some((laid, order, begun)) = told else { return Ok(()) };
-    let (laid, (clocks, early)) = (laid?, begun?);
+    let Some((laid, (order, begun))) = told else { return Ok(()) };
+    let (laid, Begun { clocks, early }) = (laid?, begun?);
     let mut loaded = None;
     let made = laid.complete(&order, || loaded = early.and_then(Early::loaded))?;
     // From here on nothing that the application could do reaches into this process.

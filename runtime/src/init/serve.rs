@@ -2,7 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::init::app::{self, Application, Streams};
-use crate::init::helpers::{Early, Loaded, Rebuilding, Rebuilt};
+use crate::init::early::Loaded;
+use crate::init::helpers::{Rebuilding, Rebuilt};
 use crate::init::jobs::{Beside, Job};
 use crate::init::{children, helpers, survey, tmpfs};
 use crate::launch::protocol::{Ending, FromInit, Order, Target, ToInit};
@@ -52,18 +53,6 @@ impl std::fmt::Debug for Init<'_> {
 fn send_with(channel: &Channel, message: &FromInit, master: Option<OwnedFd>) -> Result<()> {
     let handed: Vec<_> = master.iter().map(AsFd::as_fd).collect();
     channel.send_with(message, &handed).map_err(|e| gone(&e))
-}
-
-/// Starts what rebuilds a generation while the root is made, where that can be.
-pub fn early(spec: &ContainerSpec) -> Option<Early> {
-    let engine = spec.engine.as_ref()?;
-    let Some(RestartStep::Rebuild { helper, reserve_pids_up_to, .. }) =
-        engine.restart.as_ref().filter(|_| engine.starts_early())
-    else {
-        return None;
-    };
-    app::next_pid(reserve_pids_up_to + 1).ok()?;
-    Early::begin(helper, app::keeps_capabilities(spec))
 }
 
 fn gone(e: &std::io::Error) -> Error {

@@ -1,6 +1,7 @@
 //! Makes containers out of specs: namespaces, root file system, mounts, and the words that monitor and
 //! init exchange. Decides nothing that the spec has decided.
 
+pub(crate) mod hear;
 pub mod inject;
 pub(crate) mod making;
 pub mod protocol;

@@ -1,10 +1,11 @@
 //! What monitor and init say to each other.
 
 use crate::error::Error;
-use crate::spec::{ContainerSpec, Mount, RootMode, RootSpec};
+use crate::spec::{ClocksGoOn, ContainerSpec, Mount, RootMode, RootSpec};
 use crate::sys::terminal::Size;
 use serde::{Deserialize, Serialize};
 use stasis_plugin_api::host::{RunInside, RunOutput, TmpfsSaved};
+use stasis_plugin_api::plan::WaitingCommand;
 use stasis_plugin_api::request::FailedHelper;
 use stasis_plugin_api::survey::Survey;
 use std::path::PathBuf;
@@ -55,6 +56,27 @@ pub struct Order {
     pub fed: bool,
     /// The terminal's first size when the streams are a terminal.
     pub size: Option<Size>,
+}
+
+/// What a first process is told when it has its ground. The last of it is the order.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ToFirst {
+    /// Something that can get ready for the order.
+    Ahead(Ahead),
+    /// What to do.
+    Order(Box<Order>),
+}
+
+/// What is going to rebuild a generation, as far as that is known before it is planned.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ahead {
+    /// What is to be started.
+    pub command: WaitingCommand,
+    /// How the clocks of what is brought back go on, which it has to be started with.
+    pub clocks: Option<ClocksGoOn>,
+    /// See [`Becoming`](crate::init::children::Becoming).
+    pub keep_capabilities: bool,
 }
 
 /// How a process ended.

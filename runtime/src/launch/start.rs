@@ -2,13 +2,15 @@
 //! parent, and the first words with that one.
 
 use crate::error::{Error, Result};
-use crate::launch::protocol::{FromInit, Ground, Order};
+use crate::launch::hear::told;
+use crate::launch::protocol::{Ahead, FromInit, Ground, Order, ToFirst};
 use crate::launch::{root, userns};
 use crate::spec::{ContainerSpec, IdSpec, RootMode};
+use crate::sys::apart::Apart;
 use crate::sys::channel::Channel;
 use crate::sys::fd;
 use crate::sys::process::{self, Forked};
-use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::sched::CloneFlags;
 use nix::unistd::Pid;
 use stasis_plugin_api::request::FailedHelper;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -31,40 +33,6 @@ pub struct Container {
     made_as: Shape,
     ground: Option<Ground>,
     apart: Option<Apart>,
-}
-
-/// A first process that gets ready on another processor than its maker's: left alone, it is woken on that one by every word it
-/// is sent, and both take turns where they could work beside each other.
-#[derive(Debug)]
-struct Apart {
-    usual: CpuSet,
-}
-
-impl Apart {
-    /// Moves it. `None` where there is no other processor.
-    fn keep(pid: i32) -> Option<Self> {
-        let usual = sched_getaffinity(Pid::from_raw(0)).ok()?;
-        let mut others = usual;
-        others.unset(sched_getcpu().ok()?).ok()?;
-        sched_setaffinity(Pid::from_raw(pid), &others).ok()?;
-        Some(Self { usual })
-    }
-
-    /// Lets it run wherever its maker may: by asking for all processors, where that comes to the same. From Linux 6.2 on
-    /// the kernel remembers what was asked for, also for what is started from there, and whoever has asked for some
-    /// gets none of those that a control group is given later.
-    fn end(&self, pid: i32) {
-        let pid = Pid::from_raw(pid);
-        let mut all = CpuSet::new();
-        for number in 0..CpuSet::count() {
-            let _ = all.set(number);
-        }
-        // The processors may have changed meanwhile; then the kernel has moved it already.
-        let _ = sched_setaffinity(pid, &all);
-        if sched_getaffinity(pid) != Ok(self.usual) {
-            let _ = sched_setaffinity(pid, &self.usual);
-        }
-    }
 }
 
 /// What of a spec counts when a first process is made.
@@ -172,7 +140,7 @@ pub fn start(spec: &ContainerSpec, image: Option<BorrowedFd<'_>>, streams: Strea
         Forked::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
     };
     drop(theirs);
-    let apart = Apart::keep(pid);
+    let apart = Apart::keep(Pid::from_raw(pid));
     let container = Container { pid, pidfd, channel: ours, made_as: Shape::of(spec), ground: None, apart };
     let ready = match spec.namespaces.user {
         true => userns::map(pid.unsigned_abs(), &spec.ids),
@@ -231,13 +199,32 @@ impl Container {
         Ok(())
     }
 
+    /// Lets something get ready, where the ground is laid. What goes wrong with it is found out when it is its turn.
+    ///
+    /// # Errors
+    /// It is gone. So is the container.
+    pub fn ahead(&mut self, ahead: Ahead) -> Result<()> {
+        if self.ground.is_none() {
+            return Ok(());
+        }
+        self.free();
+        self.tell(&ToFirst::Ahead(ahead))
+    }
+
+    /// What it starts runs wherever there is room.
+    fn free(&mut self) {
+        if let Some(apart) = self.apart.take() {
+            apart.end();
+        }
+    }
+
     /// Tells the first process what to do on the ground that it has been given.
     ///
     /// # Errors
     /// It is gone. So is the container.
-    pub fn order(&self, order: &Order) -> Result<()> {
-        self.apart.iter().for_each(|apart| apart.end(self.pid));
-        self.tell(order)
+    pub fn order(&mut self, order: Order) -> Result<()> {
+        self.free();
+        self.tell(&ToFirst::Order(order.into()))
     }
 
     fn tell(&self, message: &impl serde::Serialize) -> Result<()> {
@@ -338,8 +325,8 @@ fn first_process(spec: &ContainerSpec, channel: &Channel, image: Option<Borrowed
     };
     let failed = match spec.init {
         true => become_init(channel, spec, image),
-        false => match told(channel, |ground, look| root::lay(ground, image, look), |_| ()) {
-            Ok(Some((laid, order, ()))) => match laid.and_then(|laid| laid.complete(&order, || ())) {
+        false => match told(channel, |ground, look| root::lay(ground, image, look), order_of) {
+            Ok(Some((laid, order))) => match laid.and_then(|laid| laid.complete(&order, || ())) {
                 Ok(_) => crate::init::app::become_application(&order.spec),
                 Err(error) => error,
             },
@@ -351,31 +338,12 @@ fn first_process(spec: &ContainerSpec, channel: &Channel, image: Option<Borrowed
     255
 }
 
-/// In the new process: waits for ground and order, and uses the time between them. An order that comes while the ground is
-/// laid is found where that looks for it, and begun with at once. `None` where whoever made this process has changed its
-/// mind.
-///
-/// # Errors
-/// What was sent cannot be read.
-pub(crate) fn told<T, B>(
-    channel: &Channel,
-    lay: impl FnOnce(&Ground, &mut dyn FnMut()) -> Result<T>,
-    begin: impl Fn(&Order) -> B,
-) -> std::io::Result<Option<(Result<T>, Order, B)>> {
-    let Some((ground, _)) = channel.recv::<Ground>()? else { return Ok(None) };
-    let take = || -> std::io::Result<_> {
-        Ok(channel.recv::<Order>()?.map(|(order, _)| {
-            let begun = begin(&order);
-            (order, begun)
-        }))
-    };
-    let mut taken = None;
-    let laid = lay(&ground, &mut || {
-        if taken.is_none() && channel.has_something() {
-            taken = Some(take());
-        }
-    });
-    Ok(taken.unwrap_or_else(take)?.map(|(order, begun)| (laid, order, begun)))
+/// Nothing is started beside an application without an init.
+fn order_of(said: ToFirst) -> Option<Box<Order>> {
+    match said {
+        ToFirst::Ahead(_) => None,
+        ToFirst::Order(order) => Some(order),
+    }
 }
 
 /// Starts our own binary again, before the root is left: a process that never did an exec in its user
@@ -404,66 +372,4 @@ fn become_init(channel: &Channel, spec: &ContainerSpec, image: Option<BorrowedFd
     let argv = ["stasis", crate::init::ROLE].map(str::to_owned);
     let e = process::exec("/proc/self/exe".as_ref(), &argv, &[]);
     cannot("exec", e)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::spec::resolve::tests::spec;
-
-    fn ground() -> Ground {
-        Ground::of(&spec(), false, false, PathBuf::from("/mnt"))
-    }
-
-    fn order() -> Order {
-        Order { spec: spec(), logs: None, fed: false, size: None }
-    }
-
-    #[test]
-    fn an_order_is_begun_with_as_soon_as_somebody_looks() {
-        let (ours, theirs) = Channel::pair().unwrap();
-        ours.send(&ground()).unwrap();
-        let begun = std::cell::Cell::new(0);
-        let lay = |_: &Ground, look: &mut dyn FnMut()| {
-            look();
-            let before = begun.get();
-            ours.send(&order()).unwrap();
-            (0..3).for_each(|_| look());
-            Ok((before, begun.get()))
-        };
-        let (laid, order, number) = told(&theirs, lay, |_| begun.replace(begun.get() + 1)).unwrap().unwrap();
-        assert_eq!((laid.unwrap(), order.spec.name.as_str(), number, begun.get()), ((0, 1), "job", 0, 1));
-    }
-
-    #[test]
-    fn an_order_that_comes_later_is_waited_for() {
-        let (ours, theirs) = Channel::pair().unwrap();
-        ours.send(&ground()).unwrap();
-        ours.send(&order()).unwrap();
-        let lay = |_: &Ground, _: &mut dyn FnMut()| Err::<(), _>(Error::new("no root"));
-        let (laid, _, begun) = told(&theirs, lay, |order| order.spec.name.clone()).unwrap().unwrap();
-        assert_eq!((laid.unwrap_err().what.as_str(), begun.as_str()), ("no root", "job"));
-    }
-
-    #[test]
-    fn no_order_is_no_error_and_nonsense_is() {
-        let begin = |_: &Order| ();
-        let (ours, theirs) = Channel::pair().unwrap();
-        ours.send(&ground()).unwrap();
-        let mut ours = Some(ours);
-        let lay = |_: &Ground, look: &mut dyn FnMut()| {
-            ours.take();
-            look();
-            Ok(())
-        };
-        assert!(told(&theirs, lay, begin).unwrap().is_none());
-        let (ours, theirs) = Channel::pair().unwrap();
-        ours.send(&ground()).unwrap();
-        ours.send(&7).unwrap();
-        let lay = |_: &Ground, look: &mut dyn FnMut()| {
-            look();
-            Ok(())
-        };
-        assert!(told(&theirs, lay, begin).is_err());
-    }
 }

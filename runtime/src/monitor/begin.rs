@@ -139,6 +139,7 @@ fn make(
     };
     let mut kept = None;
     if let Some(prepared) = &mut prepared {
+        prepared.ahead(&spec)?.into_iter().for_each(|ahead| first.ahead(ahead));
         let planned = prepared.plan(&spec, &order.data_root, teller)?;
         planned.notes.iter().for_each(|note| teller.note(note));
         spec = planned.spec;
@@ -146,9 +147,8 @@ fn make(
     }
     let ground = ground(order, &spec, mount_point);
     let logs = ground.inject.then(|| claim.logs());
-    let container = first.take(&spec, ground, mount)?;
-    let init_order = Order { spec: spec.clone(), logs: logs.clone(), fed: order.fed, size: order.size };
-    container.order(&init_order)?;
+    let mut container = first.take(&spec, ground, mount)?;
+    container.order(Order { spec: spec.clone(), logs: logs.clone(), fed: order.fed, size: order.size })?;
     // Made while the container is.
     let stood = listen(runtime).and_then(|listener| {
         let stood = stand(order, spec, prepared, teller, runtime, logs, &container)?;

@@ -2,7 +2,7 @@
 //! ready beside what is looked at meanwhile, as the worker does, which the planning starts.
 
 use crate::error::Result;
-use crate::launch::protocol::Ground;
+use crate::launch::protocol::{Ahead, Ground};
 use crate::launch::start::{self, Container, Streams};
 use crate::spec::ContainerSpec;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -33,6 +33,13 @@ impl First {
         }
         if self.0.as_mut().is_some_and(|container| container.lay(ground).is_err()) {
             // It is gone, and another one is made when it is its turn.
+            self.0 = None;
+        }
+    }
+
+    /// Lets something get ready for what is planned meanwhile.
+    pub(super) fn ahead(&mut self, ahead: Ahead) {
+        if self.0.as_mut().is_some_and(|container| container.ahead(ahead).is_err()) {
             self.0 = None;
         }
     }

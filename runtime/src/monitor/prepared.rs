@@ -2,13 +2,15 @@
 //! container.
 
 use crate::error::{Error, Result};
+use crate::init::app::keeps_capabilities;
+use crate::launch::protocol::Ahead;
 use crate::launch::start::NotStood;
 use crate::monitor::ask::{Asked, Planned, ask};
 use crate::monitor::live::{EngineLive, Live, lock};
 use crate::monitor::order::{EngineOrder, MonitorOrder, Verify};
 use crate::monitor::{Teller, restart, verify};
 use crate::name::{BackendName, CheckpointName};
-use crate::spec::ContainerSpec;
+use crate::spec::{ContainerSpec, apply};
 use crate::store::{BackendStamp, Checkpoint, CheckpointRecord, Generation, Holder, LiveLock, Store};
 use crate::worker::{NoServices, Plugin, Worker, engine};
 use stasis_plugin_api::descriptor::Descriptor;
@@ -107,6 +109,20 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
+    /// What can get ready while the engine is asked.
+    ///
+    /// # Errors
+    /// It cannot be started at all, or the clocks cannot be read.
+    pub(super) fn ahead(&self, spec: &ContainerSpec) -> Result<Option<Ahead>> {
+        let EngineLive { descriptor, order, .. } = &self.live;
+        let (Some(generation), Some(command)) = (&self.generation, descriptor.waiting.clone()) else {
+            return Ok(None);
+        };
+        apply::waiting(&command, &descriptor.name)?;
+        let clocks = restart::clocks(generation, &order.accept_loss)?;
+        Ok(Some(Ahead { command, clocks, keep_capabilities: keeps_capabilities(spec) }))
+    }
+
     /// Asks the engine: usable, nothing against it, and what it needs.
     ///
     /// # Errors

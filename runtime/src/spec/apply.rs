@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use stasis_plugin_api::plan::{
-    CAPTURE_DIR, DescriptorSource, Helper, IMAGE_DIR, INJECT, IdMap, LaunchPlan, Needs, Readiness,
-    RestartPlan, RestoredRoot, StdioKind,
+    CAPTURE_DIR, DescriptorSource, EarlyCommand, Helper, IMAGE_DIR, INJECT, IdMap, LaunchPlan, Needs,
+    Readiness, RestartPlan, RestoredRoot, StdioKind, WaitingCommand,
 };
 
 use super::env::is_name;
@@ -104,6 +104,17 @@ pub fn launch(
         clocks: None,
     };
     merge(spec, engine)
+}
+
+/// Looks at what is to be started before it is planned.
+///
+/// # Errors
+/// It cannot be.
+pub fn waiting(command: &WaitingCommand, backend: &str) -> Result<(), ApplyError> {
+    let WaitingCommand { argv, talk, env, identity } = command.clone();
+    let early = Some(EarlyCommand { argv: argv.clone(), talk });
+    let helper = Helper { name: "waiting".to_owned(), argv, env, identity, early, ..Helper::default() };
+    Check { backend }.helper(&helper)
 }
 
 /// The spec of a container in which `backend` brings `generation`, a directory of the host, back to life.

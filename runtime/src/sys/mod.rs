@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code, reason = "system calls that nix has no safe wrapper for")]
 
+pub mod apart;
 pub mod channel;
 pub mod fd;
 pub mod loop_device;

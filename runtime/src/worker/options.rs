@@ -120,6 +120,7 @@ mod tests {
             maturity: Maturity::Beta,
             capabilities: vec![],
             options,
+            waiting: None,
         }
     }
 

@@ -63,6 +63,7 @@ impl CheckpointBackend for Faulty {
                 )
                 .default_value("none"),
             ],
+            waiting: None,
         }
     }
 

@@ -50,28 +50,78 @@ pub(super) fn secluded(arguments: &[&str]) -> SecludedCommand {
     SecludedCommand { root: INSIDE.into(), argv, back: BACK }
 }
 
-/// The same on the host, from what is shown inside, for a restart of the image in `directory`: it can be started
-/// before the container's root is there. `None` where the host's loader would bring more along.
-pub(super) fn early(needs: &Needs, arguments: &[&str], directory: &Path) -> Option<EarlyCommand> {
-    if Path::new(PRELOADED).exists() {
-        return None;
+/// This process, which has loaded the engine and what that needs.
+pub(super) struct Own {
+    maps: String,
+}
+
+impl Own {
+    /// As it is now.
+    pub(super) fn read() -> Result<Self> {
+        Ok(Self { maps: crate::proc::own("maps")? })
     }
-    let source = |name: &str| {
-        let shown = needs.binds.iter().find(|bind| bind.target == Path::new(INSIDE).join(name))?;
-        Some(shown.source.as_path())
-    };
-    let libraries = LIBRARIES.iter().filter_map(|name| source(name)?.parent());
-    let mut directories: Vec<&str> = libraries.map(Path::to_str).collect::<Option<_>>()?;
-    directories.dedup();
-    // The loader would take these for separators and variables.
-    if directories.iter().any(|directory| directory.contains([':', ';', '$'])) {
-        return None;
+
+    /// Mounts, ids, streams. The same at a launch and at a restart.
+    pub(super) fn needs(&self, host: &Host<'_>) -> Result<Needs> {
+        let mut binds = libraries(&self.maps)?;
+        binds.push(bind(&host.context().library, "engine.so"));
+        Ok(Needs {
+            binds,
+            directories: vec![Directory { path: WORK.into(), mode: 0o1777, tmpfs: Some(WORK_SIZE) }],
+            id_map: IdMap::Keep,
+            first_pid: Some(FIRST_PID),
+            // One tree is saved; a daemon would leave it.
+            subreaper: true,
+            // Every other stream ends outside of what is saved.
+            stdio: vec![StdioKind::File],
+            ..Needs::default()
+        })
     }
-    let (loader, engine) = (source("ld.so")?.to_str()?, source("engine.so")?.to_str()?);
-    let talk = TALK.to_string();
-    let last = ["--talk", &talk, "--ahead", directory.to_str()?];
-    let argv = loaded(loader, &directories.join(":"), engine, &[arguments, &last].concat());
-    Some(EarlyCommand { argv, talk: TALK })
+
+    /// The beginning of a restart's command, with the host's names: it can be started before the container's root is there,
+    /// and before it is known what is to come back. `None` where the host's loader would bring more along.
+    pub(super) fn waiting(&self) -> Option<WaitingCommand> {
+        if Path::new(PRELOADED).exists() {
+            return None;
+        }
+        let binds = libraries(&self.maps).ok()?;
+        let source = |name: &str| {
+            let shown = binds.iter().find(|bind| bind.target == Path::new(INSIDE).join(name))?;
+            Some(shown.source.as_path())
+        };
+        let libraries = LIBRARIES.iter().filter_map(|name| source(name)?.parent());
+        let mut directories: Vec<&str> = libraries.map(Path::to_str).collect::<Option<_>>()?;
+        directories.dedup();
+        // The loader would take these for separators and variables.
+        if directories.iter().any(|directory| directory.contains([':', ';', '$'])) {
+            return None;
+        }
+        let (loader, engine) =
+            (source("ld.so")?.to_str()?, holder(&self.maps, (holder as *const ()).addr())?);
+        let talk = TALK.to_string();
+        let argv = loaded(loader, &directories.join(":"), engine, &["restore", "--talk", &talk]);
+        Some(WaitingCommand { argv, talk: TALK, env: environment(), identity: Identity::Capable })
+    }
+
+    /// The whole of it, for a restart of the image in `directory` with these words.
+    pub(super) fn early(&self, words: &[&str], directory: &Path) -> Option<EarlyCommand> {
+        let WaitingCommand { mut argv, talk, .. } = self.waiting()?;
+        let ahead = ["--ahead", directory.to_str()?];
+        argv.extend(words.iter().chain(&ahead).map(|word| (*word).to_owned()));
+        Some(EarlyCommand { argv, talk })
+    }
+}
+
+/// The file that is mapped where this address is. `None` where it has no name any more.
+fn holder(maps: &str, address: usize) -> Option<&str> {
+    let hex = |text| usize::from_str_radix(text, 16).ok();
+    let line = maps.lines().find(|line| {
+        let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+        let range = range.and_then(|(from, to)| Some(hex(from)?..hex(to)?));
+        range.is_some_and(|range| range.contains(&address))
+    })?;
+    let path = line.get(line.find('/')?..)?;
+    Path::new(path).exists().then_some(path)
 }
 
 /// The engine as a helper of init's.
@@ -89,23 +139,6 @@ pub(super) fn helper(name: &str, arguments: &[&str]) -> Helper {
 /// Nothing of the caller's environment reaches the engine.
 pub(super) fn environment() -> BTreeMap<String, String> {
     BTreeMap::new()
-}
-
-/// Mounts, ids, streams. The same at a launch and at a restart.
-pub(super) fn needs(host: &Host<'_>) -> Result<Needs> {
-    let mut binds = libraries(&crate::proc::own("maps")?)?;
-    binds.push(bind(&host.context().library, "engine.so"));
-    Ok(Needs {
-        binds,
-        directories: vec![Directory { path: WORK.into(), mode: 0o1777, tmpfs: Some(WORK_SIZE) }],
-        id_map: IdMap::Keep,
-        first_pid: Some(FIRST_PID),
-        // One tree is saved; a daemon would leave it.
-        subreaper: true,
-        // Every other stream ends outside of what is saved.
-        stdio: vec![StdioKind::File],
-        ..Needs::default()
-    })
 }
 
 fn bind(source: &Path, name: &str) -> Bind {
@@ -179,9 +212,25 @@ mod tests {
 
     #[test]
     fn this_process_has_them() {
-        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        for bind in libraries(&maps).unwrap() {
+        let own = Own::read().unwrap();
+        for bind in libraries(&own.maps).unwrap() {
             assert!(bind.source.is_file(), "{}", bind.source.display());
         }
+    }
+
+    #[test]
+    fn a_restart_begins_as_what_waits_for_it() {
+        let own = Own::read().unwrap();
+        let waiting = own.waiting().unwrap();
+        let program = std::env::current_exe().unwrap();
+        assert_eq!(waiting.argv.get(3).map(String::as_str), program.to_str());
+        let early = own.early(&["--dir", "/d"], Path::new("/g")).unwrap();
+        let rest = early.argv.strip_prefix(&waiting.argv[..]).unwrap();
+        assert_eq!((rest.join(" ").as_str(), early.talk), ("--dir /d --ahead /g", waiting.talk));
+        assert_eq!(
+            holder(MAPS, 0x7f00),
+            Some("/lib/x86_64-linux-gnu/libc.so.6").filter(|p| Path::new(p).exists())
+        );
+        assert_eq!((holder(MAPS, 0x7f06), holder(MAPS, 0x7f08), holder(MAPS, 1)), (None, None, None));
     }
 }

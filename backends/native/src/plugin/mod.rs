@@ -36,6 +36,7 @@ impl CheckpointBackend for NativeBackend {
             maturity: Maturity::Experimental,
             capabilities: can.map(str::to_owned).to_vec(),
             options: options::specs(),
+            waiting: launch::Own::read().ok().and_then(|own| own.waiting()),
         }
     }
 
@@ -53,7 +54,7 @@ impl CheckpointBackend for NativeBackend {
     }
 
     fn plan_launch(&self, host: &mut Host<'_>, _: &LaunchRequest) -> Result<LaunchPlan> {
-        Ok(LaunchPlan { needs: launch::needs(host)?, wrap: Vec::new(), notes: Vec::new() })
+        Ok(LaunchPlan { needs: launch::Own::read()?.needs(host)?, wrap: Vec::new(), notes: Vec::new() })
     }
 
     fn ready(&self, host: &mut Host<'_>, instance: &InstanceView) -> Result<ReadyReport> {

@@ -15,7 +15,7 @@ pub(super) fn probe(host: &mut Host<'_>, _: &ProbeRequest) -> Result<Probe> {
         accepts: "*".to_owned(),
         ..Probe::default()
     };
-    if let Err(error) = launch::needs(host) {
+    if let Err(error) = launch::Own::read().and_then(|own| own.needs(host)) {
         refuse(&mut probe, &error.to_string(), error.help.as_deref().unwrap_or_default());
     }
     if std::env::consts::ARCH != "x86_64" {

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartPlan> {
     let generation = &request.generation;
     outside::of_the_same_kind_of_user(request)?;
-    let mut needs = launch::needs(host)?;
+    let own = launch::Own::read()?;
+    let mut needs = own.needs(host)?;
     if generation.flag("tmpfs") {
         needs.tmpfs_content = Some(Path::new(IMAGE_DIR).join(TMPFS));
     }
@@ -20,20 +21,20 @@ pub(super) fn plan(host: &Host<'_>, request: &RestartRequest) -> Result<RestartP
     let file = pid_file.to_string_lossy();
     let maps = maps(host, generation);
     let how = if maps { "--map" } else { "--copy" };
-    let mut arguments = vec!["restore", "--dir", IMAGE_DIR, "--pid-file", &file, how];
+    let mut words = vec!["--dir", IMAGE_DIR, "--pid-file", &file, how];
     let lock_file = launch::lock_file();
     let lock = ["--lock", &lock_file.to_string_lossy()];
     if maps && options::copies_behind(host) {
-        arguments.extend(lock);
+        words.extend(lock);
         let detach = [&["detach", "--pid-file", &file], &lock[..]].concat();
         let helper = launch::helper("native-detach", &detach);
         needs.helpers.push(Helper { readiness: Readiness::Started, ..helper });
     }
     let helper = Helper {
-        early: launch::early(&needs, &arguments, &generation.directory),
+        early: own.early(&words, &generation.directory),
         readiness: Readiness::Succeeded,
         timeout_ms: outside::rebuild_timeout_ms(generation),
-        ..launch::helper("native", &arguments)
+        ..launch::helper("native", &[&["restore"], &words[..]].concat())
     };
     Ok(RestartPlan::Rebuild {
         needs,

@@ -15,6 +15,7 @@ mod remote;
 pub(crate) mod skeleton;
 mod surroundings;
 mod table;
+mod talk;
 mod threads;
 
 use crate::lock::{self, Lock};
@@ -27,9 +28,9 @@ use readers::Crew;
 use remote::Remote;
 use serde_json::json;
 use stasis_plugin_api::prelude::*;
-use std::io::{Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
+use talk::Talk;
 
 const SIGKILL: i32 = 9;
 const SIGSTOP: i32 = 19;
@@ -45,6 +46,13 @@ struct Order {
     talk: Option<i32>,
     /// Where the image is before that.
     ahead: Option<PathBuf>,
+}
+
+impl Order {
+    /// Nothing is said yet of what is to come back.
+    fn is_to_come(&self) -> bool {
+        self.dir.as_os_str().is_empty()
+    }
 }
 
 /// `--dir DIR [--map | --copy] [--pid-file FILE] [--lock FILE] [--talk FD --ahead DIR]`. Copying is the rule: memory that
@@ -70,16 +78,28 @@ fn order(arguments: &[String]) -> Result<Order> {
             other => return Err(BackendError::failed(format!("restore knows no {other:?}"))),
         }
     }
-    if order.dir.as_os_str().is_empty() {
-        return Err(missing("--dir"));
-    }
     Ok(order)
+}
+
+/// The whole order. What was started before it was known what is to come back hears that.
+fn told(order: Order) -> Result<(Order, Option<Talk>)> {
+    let mut talk = order.talk.map(Talk::over).transpose()?;
+    let order = match &mut talk {
+        Some(talk) if order.is_to_come() => self::order(&talk.words()?)?,
+        _ => order,
+    };
+    if order.is_to_come() {
+        Err(BackendError::failed("restore: --dir takes a path"))
+    } else {
+        Ok((order, talk))
+    }
 }
 
 /// Rebuilds what a directory holds. The answer tells how long each part took.
 pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
-    let order = order(arguments)?;
-    let ahead = order.talk.map(|fd| ahead(fd, order.ahead.as_deref())).transpose()?.flatten();
+    let (order, talk) = told(order(arguments)?)?;
+    let (early, waited) = (talk.is_some(), talk.as_ref().is_some_and(Talk::was_waiting));
+    let ahead = talk.map(|talk| talk.ahead(order.ahead.as_deref())).transpose()?.flatten();
     let understood = ahead.is_some();
     let _lock = order.lock.as_deref().map(|path| Lock::take(path, lock::PATIENCE)).transpose()?;
     let began = Instant::now();
@@ -115,7 +135,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
     let whole = began.elapsed();
     Ok(json!({
         "mode": if how == How::Map { "map" } else { "copy" },
-        "early": order.talk.is_some(),
+        "early": early,
+        "waited": waited,
         "ahead": understood,
         "check_us": us(checked, std::time::Duration::ZERO),
         "objects_us": us(opened, checked),
@@ -124,21 +145,6 @@ pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
         "finish_us": us(whole, filled),
         "restart_us": whole.as_micros(),
     }))
-}
-
-/// Waits for the container's root, where this engine was started before, and understands the image meanwhile, if it can be
-/// read already.
-fn ahead(fd: i32, dir: Option<&Path>) -> Result<Option<Image>> {
-    let failed =
-        |why: &dyn std::fmt::Display| BackendError::failed("the container's root did not come").because(why);
-    let told = crate::sys::fd::inherited(fd).map_err(|e| failed(&e.desc()))?;
-    let mut told = std::fs::File::from(told);
-    let text = dir.and_then(|dir| check::text(dir).ok());
-    told.write_all(b"l").map_err(|e| failed(&e))?;
-    let image = text.map(|text| check::parse(&text).and_then(fitting)).transpose();
-    told.read_exact(&mut [0]).map_err(|e| failed(&e))?;
-    std::env::set_current_dir("/").map_err(|e| failed(&e))?;
-    image
 }
 
 /// An image that can be rebuilt by this process on this machine.
@@ -304,17 +310,17 @@ mod tests {
 
     #[test]
     fn words_of_the_command() {
-        let told = |words: &[&str]| {
+        let outcome = |words: &[&str]| {
             let words: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
-            match order(&words) {
-                Ok(o) => format!("{} {:?} {:?}", o.dir.display(), o.pid_file, o.how),
+            match order(&words).and_then(told) {
+                Ok((o, _)) => format!("{} {:?} {:?}", o.dir.display(), o.pid_file, o.how),
                 Err(error) => error.to_string(),
             }
         };
-        assert_eq!(told(&["--dir", "/d", "--copy", "--pid-file", "/p"]), "/d Some(\"/p\") Some(Copy)");
-        insta::assert_snapshot!(told(&["--talk", "x"]), @"restore: --talk takes a number");
-        insta::assert_snapshot!(told(&["--dir"]), @"restore: --dir takes a path");
-        insta::assert_snapshot!(told(&["--fast"]), @r#"restore knows no "--fast""#);
-        insta::assert_snapshot!(told(&[]), @"restore: --dir takes a path");
+        assert_eq!(outcome(&["--dir", "/d", "--copy", "--pid-file", "/p"]), "/d Some(\"/p\") Some(Copy)");
+        insta::assert_snapshot!(outcome(&["--talk", "x"]), @"restore: --talk takes a number");
+        insta::assert_snapshot!(outcome(&["--dir"]), @"restore: --dir takes a path");
+        insta::assert_snapshot!(outcome(&["--fast"]), @r#"restore knows no "--fast""#);
+        insta::assert_snapshot!(outcome(&[]), @"restore: --dir takes a path");
     }
 }

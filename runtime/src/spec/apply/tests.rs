@@ -158,6 +158,13 @@ fn what_cannot_be() {
     };
     insta::assert_snapshot!(early("h", 4), @r#"backend "b" asks for helper "h" started early, which cannot be: its program is not an absolute path"#);
     insta::assert_snapshot!(early("/h", 3), @r#"backend "b" asks for helper "h" started early with descriptor 3, which cannot be: it is taken, or not 3 to 1023"#);
+    let waiting = |argv: &[&str], talk| {
+        let argv = argv.iter().map(|word| (*word).to_owned()).collect();
+        waiting(&WaitingCommand { argv, talk, ..WaitingCommand::default() }, "b").unwrap_err().to_string()
+    };
+    insta::assert_snapshot!(waiting(&[], 3), @r#"backend "b" asks for helper "waiting" without a command, which cannot be: there is nothing to execute"#);
+    insta::assert_snapshot!(waiting(&["h"], 3), @r#"backend "b" asks for helper "waiting", which cannot be: its program is not an absolute path"#);
+    insta::assert_snapshot!(waiting(&["/h"], 2), @r#"backend "b" asks for helper "waiting" started early with descriptor 2, which cannot be: it is taken, or not 3 to 1023"#);
     let secluded = |root: &str, back| {
         let secluded = Some(SecludedCommand { root: root.into(), back, ..secluded() });
         wrong(|n| n.helpers.push(Helper { descriptors: vec![twice(3)], secluded, ..helper() }))
