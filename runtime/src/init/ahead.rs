@@ -32,7 +32,7 @@ impl Ahead {
     pub fn hear(&mut self, said: ToFirst) -> Option<(Order, Result<Begun>)> {
         match said {
             ToFirst::Ahead(ahead) => {
-                self.begin(&ahead);
+                self.begin(*ahead);
                 None
             }
             ToFirst::Order(order) => {
@@ -43,11 +43,11 @@ impl Ahead {
     }
 
     /// Starts what is going to rebuild a generation. Its pid is as high as can be, where nobody's is that comes back.
-    fn begin(&mut self, ahead: &protocol::Ahead) {
+    fn begin(&mut self, ahead: protocol::Ahead) {
         self.clocks = ahead.clocks.map(clocks::ordered);
         let clocks = !matches!(self.clocks, Some(Err(_)));
         if clocks && app::next_pid(process::pid_max() - 1).is_ok() {
-            self.waiting = Waiting::begin(&ahead.command, ahead.keep_capabilities);
+            self.waiting = Waiting::begin(ahead.helper, ahead.keep_capabilities);
         }
     }
 

@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::init::children::Telling;
 use crate::init::helpers::{Listeners, PATIENCE, Rebuilding};
 use crate::sys::apart::Apart;
-use stasis_plugin_api::plan::{EarlyCommand, Helper, WaitingCommand};
+use stasis_plugin_api::plan::Helper;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -30,30 +30,27 @@ pub struct Loaded {
 #[derive(Debug)]
 pub struct Waiting {
     it: Option<Early>,
-    command: WaitingCommand,
+    helper: Helper,
     keep_capabilities: bool,
 }
 
 impl Waiting {
     /// Starts it. Why it is not there does not matter: another one is started when it is its turn.
-    pub fn begin(command: &WaitingCommand, keep_capabilities: bool) -> Option<Self> {
-        let WaitingCommand { argv, talk, env, identity } = command.clone();
-        let early = Some(EarlyCommand { argv, talk });
-        let helper = Helper { name: "waiting".to_owned(), env, identity, early, ..Helper::default() };
+    pub fn begin(helper: Helper, keep_capabilities: bool) -> Option<Self> {
         let it = Some(Early::begin(&helper, keep_capabilities)?);
-        Some(Self { it, command: command.clone(), keep_capabilities })
+        Some(Self { it, helper, keep_capabilities })
     }
 
     /// Makes it the helper that was planned. `None` where it cannot be that one, or where its pid is one of those `up_to`
     /// which something may come back.
-    pub fn planned(mut self, helper: &Helper, keep_capabilities: bool, up_to: i32) -> Option<Early> {
-        let Self { command, .. } = &self;
-        let early = helper.early.as_ref().filter(|early| early.talk == command.talk)?;
-        let words = early.argv.strip_prefix(&command.argv[..])?;
-        let same = command.env == helper.env
-            && command.identity == helper.identity
-            && helper.ignore_signals.is_empty()
-            && helper.descriptors.is_empty()
+    pub fn planned(mut self, planned: &Helper, keep_capabilities: bool, up_to: i32) -> Option<Early> {
+        let (is, early) = (&self.helper, planned.early.as_ref()?);
+        let waits = is.early.as_ref().filter(|waits| waits.talk == early.talk)?;
+        let words = early.argv.strip_prefix(&waits.argv[..])?;
+        let same = is.env == planned.env
+            && is.identity == planned.identity
+            && is.ignore_signals == planned.ignore_signals
+            && is.descriptors == planned.descriptors
             && keep_capabilities == self.keep_capabilities;
         let it = self.it.as_mut().filter(|early| same && early.it.pid.as_raw() > up_to)?;
         // One that has ended meanwhile does not listen.
@@ -126,7 +123,7 @@ mod tests {
     use crate::sys::process;
     use nix::errno::Errno;
     use nix::sys::wait::waitpid;
-    use stasis_plugin_api::plan::Identity;
+    use stasis_plugin_api::plan::{EarlyCommand, Identity};
     use std::time::Duration;
 
     const SAYS: &str = "echo l >&5; read word <&5; echo \"$0 $word\"";
@@ -178,10 +175,7 @@ mod tests {
             early.argv.extend(words.iter().map(|word| (*word).to_owned()));
             helper
         };
-        let waiting = || {
-            let EarlyCommand { argv, talk } = planned(&[]).early.unwrap();
-            Waiting::begin(&WaitingCommand { argv, talk, ..WaitingCommand::default() }, true).unwrap()
-        };
+        let waiting = || Waiting::begin(planned(&[]), true).unwrap();
         assert!(alone(|| {
             let helper = planned(&["--dir", "a \"b\""]);
             let early = waiting().planned(&helper, true, 1).and_then(Early::loaded).unwrap();
@@ -195,7 +189,9 @@ mod tests {
         assert!(alone(|| {
             let right = planned(&[]);
             let env = [("A".to_owned(), "b".to_owned())].into();
+            let other_talk = right.early.clone().map(|early| EarlyCommand { talk: 6, ..early });
             let others = [
+                Helper { early: other_talk, ..right.clone() },
                 Helper { early: None, ..right.clone() },
                 helper("/bin/dash", WAITS),
                 Helper { env, ..right.clone() },
@@ -207,11 +203,9 @@ mod tests {
                 && ended(waiting(), &right, true, i32::MAX)
         }));
         assert!(alone(|| {
-            let gone =
-                WaitingCommand { argv: vec!["/nowhere/sh".to_owned()], talk: 5, ..WaitingCommand::default() };
-            let helper =
-                Helper { early: Some(EarlyCommand { argv: gone.argv.clone(), talk: 5 }), ..planned(&[]) };
-            let early = Waiting::begin(&gone, true).and_then(|waiting| waiting.planned(&helper, true, 1));
+            let gone = helper("/nowhere/sh", WAITS);
+            let early =
+                Waiting::begin(gone.clone(), true).and_then(|waiting| waiting.planned(&gone, true, 1));
             early.and_then(Early::loaded).is_none()
         }));
     }

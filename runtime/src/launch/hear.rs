@@ -44,6 +44,7 @@ mod tests {
     use crate::error::Error;
     use crate::launch::protocol::{Ahead, Order};
     use crate::spec::resolve::tests::spec;
+    use stasis_plugin_api::plan::Helper;
     use std::cell::RefCell;
     use std::path::PathBuf;
 
@@ -56,7 +57,7 @@ mod tests {
     }
 
     fn ahead() -> ToFirst {
-        ToFirst::Ahead(Ahead { command: Default::default(), clocks: None, keep_capabilities: false })
+        ToFirst::Ahead(Ahead { helper: Helper::default(), clocks: None, keep_capabilities: false }.into())
     }
 
     /// The name of an order's container; everything is written down.

@@ -5,7 +5,7 @@ use crate::spec::{ClocksGoOn, ContainerSpec, Mount, RootMode, RootSpec};
 use crate::sys::terminal::Size;
 use serde::{Deserialize, Serialize};
 use stasis_plugin_api::host::{RunInside, RunOutput, TmpfsSaved};
-use stasis_plugin_api::plan::WaitingCommand;
+use stasis_plugin_api::plan::Helper;
 use stasis_plugin_api::request::FailedHelper;
 use stasis_plugin_api::survey::Survey;
 use std::path::PathBuf;
@@ -63,16 +63,16 @@ pub struct Order {
 #[serde(rename_all = "kebab-case")]
 pub enum ToFirst {
     /// Something that can get ready for the order.
-    Ahead(Ahead),
+    Ahead(Box<Ahead>),
     /// What to do.
     Order(Box<Order>),
 }
 
 /// What is going to rebuild a generation, as far as that is known before it is planned.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Ahead {
-    /// What is to be started.
-    pub command: WaitingCommand,
+    /// What is to be started, by its command for an early start.
+    pub helper: Helper,
     /// How the clocks of what is brought back go on, which it has to be started with.
     pub clocks: Option<ClocksGoOn>,
     /// See [`Becoming`](crate::init::children::Becoming).

@@ -208,7 +208,7 @@ impl Container {
             return Ok(());
         }
         self.free();
-        self.tell(&ToFirst::Ahead(ahead))
+        self.tell(&ToFirst::Ahead(ahead.into()))
     }
 
     /// What it starts runs wherever there is room.

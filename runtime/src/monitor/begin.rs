@@ -139,7 +139,9 @@ fn make(
     };
     let mut kept = None;
     if let Some(prepared) = &mut prepared {
-        prepared.ahead(&spec)?.into_iter().for_each(|ahead| first.ahead(ahead));
+        if let Some(ahead) = prepared.ahead(&spec)? {
+            first.ahead(ahead);
+        }
         let planned = prepared.plan(&spec, &order.data_root, teller)?;
         planned.notes.iter().for_each(|note| teller.note(note));
         spec = planned.spec;

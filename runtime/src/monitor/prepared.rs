@@ -112,15 +112,15 @@ impl Prepared {
     /// What can get ready while the engine is asked.
     ///
     /// # Errors
-    /// It cannot be started at all, or the clocks cannot be read.
+    /// What is to be started cannot be, or the clocks cannot be read.
     pub(super) fn ahead(&self, spec: &ContainerSpec) -> Result<Option<Ahead>> {
         let EngineLive { descriptor, order, .. } = &self.live;
         let (Some(generation), Some(command)) = (&self.generation, descriptor.waiting.clone()) else {
             return Ok(None);
         };
-        apply::waiting(&command, &descriptor.name)?;
+        let helper = apply::waiting(command, &descriptor.name)?;
         let clocks = restart::clocks(generation, &order.accept_loss)?;
-        Ok(Some(Ahead { command, clocks, keep_capabilities: keeps_capabilities(spec) }))
+        Ok(Some(Ahead { helper, clocks, keep_capabilities: keeps_capabilities(spec) }))
     }
 
     /// Asks the engine: usable, nothing against it, and what it needs.

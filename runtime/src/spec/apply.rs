@@ -106,15 +106,16 @@ pub fn launch(
     merge(spec, engine)
 }
 
-/// Looks at what is to be started before it is planned.
+/// The helper that is started before it is planned.
 ///
 /// # Errors
 /// It cannot be.
-pub fn waiting(command: &WaitingCommand, backend: &str) -> Result<(), ApplyError> {
-    let WaitingCommand { argv, talk, env, identity } = command.clone();
+pub fn waiting(command: WaitingCommand, backend: &str) -> Result<Helper, ApplyError> {
+    let WaitingCommand { argv, talk, env, identity } = command;
     let early = Some(EarlyCommand { argv: argv.clone(), talk });
     let helper = Helper { name: "waiting".to_owned(), argv, env, identity, early, ..Helper::default() };
-    Check { backend }.helper(&helper)
+    Check { backend }.helper(&helper)?;
+    Ok(helper)
 }
 
 /// The spec of a container in which `backend` brings `generation`, a directory of the host, back to life.

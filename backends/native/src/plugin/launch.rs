@@ -1,6 +1,7 @@
 //! What a container needs so that the engine can run in it: the library itself and the C library that it was built
 //! for, shown at a place of ours. The container's own libraries play no part.
 
+use crate::proc::maps::{self, Mapping};
 use stasis_plugin_api::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ const TALK: i32 = 3;
 const BACK: i32 = 899;
 /// The application's pid: far enough from those of init and its helpers.
 const FIRST_PID: i32 = 100;
+/// The loader's name inside.
+const LOADER: &str = "ld.so";
 /// The libraries that the engine may be linked with; those that this process has are shown inside.
 const LIBRARIES: [&str; 5] = ["libc.so.6", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "libdl.so.2"];
 
@@ -34,7 +37,7 @@ pub(super) fn lock_file() -> PathBuf {
 /// The engine's command inside, with these arguments.
 pub(super) fn engine(arguments: &[&str]) -> Vec<String> {
     let inside = |name: &str| format!("{INSIDE}/{name}");
-    loaded(&inside("ld.so"), INSIDE, &inside("engine.so"), arguments)
+    loaded(&inside(LOADER), INSIDE, &inside("engine.so"), arguments)
 }
 
 /// `path` is where the loader looks for libraries.
@@ -51,19 +54,18 @@ pub(super) fn secluded(arguments: &[&str]) -> SecludedCommand {
 }
 
 /// This process, which has loaded the engine and what that needs.
-pub(super) struct Own {
-    maps: String,
-}
+pub(super) struct Own(Vec<Mapping>);
 
 impl Own {
     /// As it is now.
     pub(super) fn read() -> Result<Self> {
-        Ok(Self { maps: crate::proc::own("maps")? })
+        Ok(Self(maps::parse(&crate::proc::own("maps")?)?))
     }
 
     /// Mounts, ids, streams. The same at a launch and at a restart.
     pub(super) fn needs(&self, host: &Host<'_>) -> Result<Needs> {
-        let mut binds = libraries(&self.maps)?;
+        let libraries = libraries(&self.0)?;
+        let mut binds: Vec<Bind> = libraries.iter().map(|(name, path)| bind(path, name)).collect();
         binds.push(bind(&host.context().library, "engine.so"));
         Ok(Needs {
             binds,
@@ -84,20 +86,16 @@ impl Own {
         if Path::new(PRELOADED).exists() {
             return None;
         }
-        let binds = libraries(&self.maps).ok()?;
-        let source = |name: &str| {
-            let shown = binds.iter().find(|bind| bind.target == Path::new(INSIDE).join(name))?;
-            Some(shown.source.as_path())
-        };
-        let libraries = LIBRARIES.iter().filter_map(|name| source(name)?.parent());
-        let mut directories: Vec<&str> = libraries.map(Path::to_str).collect::<Option<_>>()?;
+        let mut libraries = libraries(&self.0).ok()?;
+        let loader = libraries.remove(LOADER)?;
+        let found = libraries.values().filter_map(|path| path.parent());
+        let mut directories: Vec<&str> = found.map(Path::to_str).collect::<Option<_>>()?;
         directories.dedup();
         // The loader would take these for separators and variables.
         if directories.iter().any(|directory| directory.contains([':', ';', '$'])) {
             return None;
         }
-        let (loader, engine) =
-            (source("ld.so")?.to_str()?, holder(&self.maps, (holder as *const ()).addr())?);
+        let (loader, engine) = (loader.to_str()?, file_at(&self.0, (file_at as *const ()).addr() as u64)?);
         let talk = TALK.to_string();
         let argv = loaded(loader, &directories.join(":"), engine, &["restore", "--talk", &talk]);
         Some(WaitingCommand { argv, talk: TALK, env: environment(), identity: Identity::Capable })
@@ -113,15 +111,9 @@ impl Own {
 }
 
 /// The file that is mapped where this address is. `None` where it has no name any more.
-fn holder(maps: &str, address: usize) -> Option<&str> {
-    let hex = |text| usize::from_str_radix(text, 16).ok();
-    let line = maps.lines().find(|line| {
-        let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
-        let range = range.and_then(|(from, to)| Some(hex(from)?..hex(to)?));
-        range.is_some_and(|range| range.contains(&address))
-    })?;
-    let path = line.get(line.find('/')?..)?;
-    Path::new(path).exists().then_some(path)
+fn file_at(mappings: &[Mapping], address: u64) -> Option<&str> {
+    let there = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&address))?;
+    Some(there.name.as_str()).filter(|name| name.starts_with('/') && !there.deleted())
 }
 
 /// The engine as a helper of init's.
@@ -145,26 +137,25 @@ fn bind(source: &Path, name: &str) -> Bind {
     Bind { source: source.to_owned(), target: Path::new(INSIDE).join(name), writable: false }
 }
 
-/// The loader and the libraries with which this very process runs.
-fn libraries(maps: &str) -> Result<Vec<Bind>> {
-    let mut found: BTreeMap<&str, &Path> = BTreeMap::new();
-    for line in maps.lines() {
-        let Some(path) = line.find('/').and_then(|at| line.get(at..)) else { continue };
-        let Some(name) = Path::new(path).file_name().and_then(|name| name.to_str()) else { continue };
+/// The loader and the libraries with which this very process runs, by the names under which they are shown inside.
+fn libraries(mappings: &[Mapping]) -> Result<BTreeMap<&'static str, &Path>> {
+    let mut found = BTreeMap::new();
+    for path in mappings.iter().map(|mapping| Path::new(&mapping.name)).filter(|path| path.is_absolute()) {
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         if name.starts_with("ld-linux") || (name.starts_with("ld-2.") && name.ends_with(".so")) {
-            found.insert("ld.so", Path::new(path));
+            found.insert(LOADER, path);
         } else if let Some(name) = LIBRARIES.iter().find(|l| **l == name || old_name(name, l)) {
-            found.insert(name, Path::new(path));
+            found.insert(name, path);
         }
     }
-    for needed in ["ld.so", "libc.so.6"] {
+    for needed in [LOADER, "libc.so.6"] {
         if !found.contains_key(needed) {
             return Err(BackendError::new(kind::UNUSABLE, "the native engine cannot be shown inside")
                 .because(format!("this process has no {needed} of the GNU C library"))
                 .help("take a stasis that was built for the GNU C library, or another backend"));
         }
     }
-    Ok(found.iter().map(|(name, path)| bind(path, name)).collect())
+    Ok(found)
 }
 
 /// Before glibc 2.34 the files had their version in the name: `libc-2.31.so` is libc.so.6.
@@ -187,10 +178,8 @@ mod tests {
 ";
 
     fn told(maps: &str) -> String {
-        match libraries(maps) {
-            Ok(binds) => {
-                binds.iter().map(|b| format!("{} at {}\n", b.source.display(), b.target.display())).collect()
-            }
+        match libraries(&maps::parse(maps).unwrap()) {
+            Ok(found) => found.iter().map(|(name, path)| format!("{name}: {}\n", path.display())).collect(),
             Err(error) => format!("{error}"),
         }
     }
@@ -198,14 +187,14 @@ mod tests {
     #[test]
     fn the_libraries_of_this_process_are_shown_inside() {
         insta::assert_snapshot!(told(MAPS), @"
-        /lib64/ld-linux-x86-64.so.2 at /.stasis/native/ld.so
-        /lib/x86_64-linux-gnu/libc.so.6 at /.stasis/native/libc.so.6
-        /lib/x86_64-linux-gnu/libgcc_s.so.1 at /.stasis/native/libgcc_s.so.1
+        ld.so: /lib64/ld-linux-x86-64.so.2
+        libc.so.6: /lib/x86_64-linux-gnu/libc.so.6
+        libgcc_s.so.1: /lib/x86_64-linux-gnu/libgcc_s.so.1
         ");
         insta::assert_snapshot!(told(&MAPS.replace("libc.so.6", "libc-2.31.so")), @"
-        /lib64/ld-linux-x86-64.so.2 at /.stasis/native/ld.so
-        /lib/x86_64-linux-gnu/libc-2.31.so at /.stasis/native/libc.so.6
-        /lib/x86_64-linux-gnu/libgcc_s.so.1 at /.stasis/native/libgcc_s.so.1
+        ld.so: /lib64/ld-linux-x86-64.so.2
+        libc.so.6: /lib/x86_64-linux-gnu/libc-2.31.so
+        libgcc_s.so.1: /lib/x86_64-linux-gnu/libgcc_s.so.1
         ");
         insta::assert_snapshot!(told(""), @"the native engine cannot be shown inside: this process has no ld.so of the GNU C library");
     }
@@ -213,8 +202,8 @@ mod tests {
     #[test]
     fn this_process_has_them() {
         let own = Own::read().unwrap();
-        for bind in libraries(&own.maps).unwrap() {
-            assert!(bind.source.is_file(), "{}", bind.source.display());
+        for path in libraries(&own.0).unwrap().values() {
+            assert!(path.is_file(), "{}", path.display());
         }
     }
 
@@ -227,10 +216,13 @@ mod tests {
         let early = own.early(&["--dir", "/d"], Path::new("/g")).unwrap();
         let rest = early.argv.strip_prefix(&waiting.argv[..]).unwrap();
         assert_eq!((rest.join(" ").as_str(), early.talk), ("--dir /d --ahead /g", waiting.talk));
-        assert_eq!(
-            holder(MAPS, 0x7f00),
-            Some("/lib/x86_64-linux-gnu/libc.so.6").filter(|p| Path::new(p).exists())
-        );
-        assert_eq!((holder(MAPS, 0x7f06), holder(MAPS, 0x7f08), holder(MAPS, 1)), (None, None, None));
+    }
+
+    #[test]
+    fn a_file_is_found_by_what_is_mapped_of_it() {
+        let mappings = maps::parse(&MAPS.replace("libgcc_s.so.1", "libgcc_s.so.1 (deleted)")).unwrap();
+        let at = |address| file_at(&mappings, address);
+        assert_eq!(at(0x7f00), Some("/lib/x86_64-linux-gnu/libc.so.6"));
+        assert_eq!([at(0x7f01), at(0x7f02), at(0x7f06), at(0x7f08)], [None; 4]);
     }
 }

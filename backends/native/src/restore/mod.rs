@@ -97,8 +97,10 @@ fn told(order: Order) -> Result<(Order, Option<Talk>)> {
 
 /// Rebuilds what a directory holds. The answer tells how long each part took.
 pub(crate) fn run(arguments: &[String]) -> Result<serde_json::Value> {
-    let (order, talk) = told(order(arguments)?)?;
-    let (early, waited) = (talk.is_some(), talk.as_ref().is_some_and(Talk::was_waiting));
+    let order = order(arguments)?;
+    let waited = order.is_to_come();
+    let (order, talk) = told(order)?;
+    let early = talk.is_some();
     let ahead = talk.map(|talk| talk.ahead(order.ahead.as_deref())).transpose()?.flatten();
     let understood = ahead.is_some();
     let _lock = order.lock.as_deref().map(|path| Lock::take(path, lock::PATIENCE)).transpose()?;

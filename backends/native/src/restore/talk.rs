@@ -10,11 +10,7 @@ use std::path::Path;
 
 /// The other end is in init.
 #[derive(Debug)]
-pub(super) struct Talk {
-    there: File,
-    /// It was started before it was known what is to come back.
-    waiting: bool,
-}
+pub(super) struct Talk(File);
 
 fn failed(why: &dyn Display) -> BackendError {
     BackendError::failed("the container's root did not come").because(why)
@@ -24,17 +20,16 @@ impl Talk {
     /// Over this descriptor.
     pub(super) fn over(fd: i32) -> Result<Self> {
         let there = crate::sys::fd::inherited(fd).map_err(|e| failed(&e.desc()))?;
-        Ok(Self { there: File::from(there), waiting: false })
+        Ok(Self(File::from(there)))
     }
 
     /// Waits until it is known what is to come back.
     pub(super) fn words(&mut self) -> Result<Vec<String>> {
-        self.waiting = true;
         let mut line = Vec::new();
         // The other side says no more before it hears something.
         while line.last() != Some(&b'\n') {
             let mut part = [0; 4096];
-            let read = self.there.read(&mut part).map_err(|e| failed(&e))?;
+            let read = self.0.read(&mut part).map_err(|e| failed(&e))?;
             if read == 0 {
                 return Err(failed(&"nothing is to come back"));
             }
@@ -43,16 +38,12 @@ impl Talk {
         serde_json::from_slice(&line).map_err(|e| failed(&e))
     }
 
-    pub(super) fn was_waiting(&self) -> bool {
-        self.waiting
-    }
-
     /// Waits for the root, and understands the image meanwhile, if it can be read already.
     pub(super) fn ahead(mut self, dir: Option<&Path>) -> Result<Option<Image>> {
         let text = dir.and_then(|dir| check::text(dir).ok());
-        self.there.write_all(b"l").map_err(|e| failed(&e))?;
+        self.0.write_all(b"l").map_err(|e| failed(&e))?;
         let image = text.map(|text| check::parse(&text).and_then(fitting)).transpose();
-        self.there.read_exact(&mut [0]).map_err(|e| failed(&e))?;
+        self.0.read_exact(&mut [0]).map_err(|e| failed(&e))?;
         std::env::set_current_dir("/").map_err(|e| failed(&e))?;
         image
     }

@@ -160,7 +160,7 @@ fn what_cannot_be() {
     insta::assert_snapshot!(early("/h", 3), @r#"backend "b" asks for helper "h" started early with descriptor 3, which cannot be: it is taken, or not 3 to 1023"#);
     let waiting = |argv: &[&str], talk| {
         let argv = argv.iter().map(|word| (*word).to_owned()).collect();
-        waiting(&WaitingCommand { argv, talk, ..WaitingCommand::default() }, "b").unwrap_err().to_string()
+        waiting(WaitingCommand { argv, talk, ..WaitingCommand::default() }, "b").unwrap_err().to_string()
     };
     insta::assert_snapshot!(waiting(&[], 3), @r#"backend "b" asks for helper "waiting" without a command, which cannot be: there is nothing to execute"#);
     insta::assert_snapshot!(waiting(&["h"], 3), @r#"backend "b" asks for helper "waiting", which cannot be: its program is not an absolute path"#);

@@ -74,7 +74,7 @@ fn describe_engine(out: &mut Lines, engine: &EngineSpec) {
         Some(RestartStep::Exec { argv }) => out.line(format!("  instead     {}", words(argv))),
         Some(RestartStep::Rebuild { helper, .. }) => {
             out.line(format!("  rebuild     {}", command(helper)));
-            if let Some(early) = helper.early.as_ref().filter(|_| engine.starts_early()) {
+            if let Some(early) = helper.early.as_ref().filter(|_| helper.descriptors.is_empty()) {
                 let argv = words(&early.argv);
                 out.line(format!("  or early    {}: {argv}, with the host's root", word(&helper.name)));
             }
